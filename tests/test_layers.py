@@ -1,0 +1,199 @@
+"""
+The layers of the package, read from its imports.
+
+    commands -> views -> account -> kernel -> errors, units
+                                 -> pages  -> units
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "memlens"
+LINES_AT_MOST = 400
+
+# What a layer may import besides itself.  A layer is a directory, or a module beside them.
+MAY_IMPORT = {
+    "commands": {"views", "account", "errors", "units", "pages"},
+    "views": {"account", "errors", "units", "pages"},
+    "account": {"kernel", "pages", "errors", "units"},
+    "kernel": {"errors", "units"},
+    "pages": {"units"},
+    "errors": set(),
+    "units": set(),
+    "__init__": {"account", "kernel", "pages", "errors", "units"},
+    "__main__": {"commands", "errors"},
+}
+
+# Libraries by the places that may import them; "" is everywhere.
+LIBRARIES = {
+    "numpy": ("",),
+    "click": ("commands/", "__main__.py"),
+    "rich": ("commands/", "views/"),
+    "psutil": ("kernel/", "commands/"),
+    "pyarrow": ("account/snapshot.py",),
+    "duckdb": ("account/query.py",),
+    "textual": ("views/tui.py",),
+    "starlette": ("views/web.py",),
+    "uvicorn": ("views/web.py",),
+    "prometheus_client": ("views/exporter.py",),
+}
+# Makes the system calls and opens the kernel's files.
+SYSTEM_CALLS = {"ctypes", "fcntl", "mmap"}
+# The demo makes memory of every kind.
+BUILDS_MEMORY = {"commands/demo.py"}
+
+
+def module_paths() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def short(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def module_name(path: Path) -> str:
+    parts = ("memlens", *path.relative_to(SOURCE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> str:
+    """Return ``kernel`` for ``memlens.kernel.maps`` and ``memlens`` for the root."""
+    return module.partition(".")[2].partition(".")[0] or "memlens"
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield line and full name of every module that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            yield from _imports_from(path, node)
+
+
+def _imports_from(path: Path, node: ast.ImportFrom) -> Iterator[tuple[int, str]]:
+    base = node.module or ""
+    if node.level:
+        package = module_name(path).split(".")
+        if path.name != "__init__.py":
+            package = package[:-1]
+        package = package[: len(package) - node.level + 1]
+        base = ".".join([*package, base]).rstrip(".")
+    for alias in node.names:
+        full = f"{base}.{alias.name}"
+        yield node.lineno, full if full in MODULES else base
+
+
+MODULES = {module_name(path) for path in module_paths()}
+
+
+def own_layer(path: Path) -> str:
+    parts = path.relative_to(SOURCE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_imports_follow_the_arrows(path: Path) -> None:
+    layer = own_layer(path)
+    allowed = MAY_IMPORT[layer] | {layer}
+    wrong = [
+        f"{short(path)}:{line} imports {name}"
+        for line, name in imports_of(path)
+        if name.split(".")[0] == "memlens" and layer_of(name) not in allowed
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_imports_name_modules_that_exist(path: Path) -> None:
+    wrong = [
+        f"{short(path)}:{line} imports {name}"
+        for line, name in imports_of(path)
+        if name.split(".")[0] == "memlens" and name not in MODULES
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_heavy_libraries_stay_in_their_modules(path: Path) -> None:
+    wrong = [
+        f"{short(path)}:{line} imports {name}"
+        for line, name in imports_of(path)
+        if (places := LIBRARIES.get(name.split(".")[0])) is not None
+        and not short(path).startswith(places)
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_only_the_kernel_layer_makes_system_calls(path: Path) -> None:
+    if own_layer(path) == "kernel" or short(path) in BUILDS_MEMORY:
+        return
+    wrong = [
+        f"{short(path)}:{line} imports {name}"
+        for line, name in imports_of(path)
+        if name.split(".")[0] in SYSTEM_CALLS
+    ]
+    assert not wrong, wrong
+
+
+def test_no_import_cycles() -> None:
+    graph = {
+        module_name(path): {name for _, name in imports_of(path) if name in MODULES}
+        for path in module_paths()
+    }
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " -> ".join((*trail, module))
+        if module not in done:
+            for target in sorted(graph[module]):
+                visit(target, (*trail, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_modules_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= LINES_AT_MOST
+
+
+def test_only_the_root_re_exports() -> None:
+    """A package's __init__ that holds code invites imports that hide where things are."""
+    for path in SOURCE.rglob("*/__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert all(isinstance(node, ast.Expr) for node in body), short(path)
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_no_assert_in_the_package(path: Path) -> None:
+    """`python -O` removes them."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    assert not [node.lineno for node in nodes if isinstance(node, ast.Assert)]
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_every_module_and_public_name_is_documented(path: Path) -> None:
+    if not path.read_text().strip():
+        return
+    tree = ast.parse(path.read_text())
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    missing = [
+        f"{short(path)}:{node.lineno} {node.name}"
+        for node in tree.body
+        if isinstance(node, kinds)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
+    if ast.get_docstring(tree) is None:
+        missing.append(f"{short(path)}: the module")
+    assert not missing, missing
+
+
+def test_two_levels_deep() -> None:
+    assert all(len(path.relative_to(SOURCE).parts) <= 2 for path in module_paths())
