@@ -15,10 +15,14 @@ from memlens.pages.runs import (
     count_runs,
     decode_runs,
     encode_runs,
+    fill_runs,
     merge_runs,
     replace_runs,
+    restrict_runs,
     select_runs,
+    shift_runs,
     sort_runs,
+    window_runs,
 )
 
 CLASSES = len(PageClass)
@@ -126,3 +130,35 @@ def test_a_cut_loses_and_doubles_no_page(plain: list[int], cut: int) -> None:
     low, high = clip_runs(runs, 0, cut), clip_runs(runs, cut, len(plain))
     counts = count_runs(low, CLASSES) + count_runs(high, CLASSES)
     assert counts.tolist() == count_runs(runs, CLASSES).tolist()
+
+
+@given(pages_with_gaps, pages_with_gaps)
+def test_restrict_keeps_the_pages_that_both_hold(plain: list[int], within: list[int]) -> None:
+    inside = [*within, *[GAP] * len(plain)]
+    kept = [GAP if inside[number] == GAP else value for number, value in enumerate(plain)]
+    restricted = restrict_runs(runs_of(plain), runs_of(within))
+    assert list(restricted) == list(runs_of(kept))
+
+
+@given(pages_with_gaps, values, st.integers(0, 5))
+def test_fill_leaves_no_gap(plain: list[int], fill: int, more: int) -> None:
+    filled = fill_runs(runs_of(plain), 0, len(plain) + more, fill)
+    expected = [fill if value == GAP else value for value in plain] + [fill] * more
+    assert list(filled) == list(runs_of(expected))
+
+
+@given(pages_with_gaps, firsts)
+def test_shift_moves_and_changes_nothing_else(plain: list[int], by: int) -> None:
+    assert list(shift_runs(runs_of(plain), by)) == list(runs_of(plain, first=by))
+
+
+@given(pages_with_gaps, st.integers(1, 8))
+def test_windows_cover_the_runs_and_no_wide_gap(plain: list[int], gap: int) -> None:
+    windows = window_runs(runs_of(plain), gap)
+    covered = {number for low, high in windows for number in range(low, high)}
+    held = {number for number, value in enumerate(plain) if value != GAP}
+    assert held <= covered
+    assert all(low in held and high - 1 in held for low, high in windows)
+    assert all(after[0] - before[1] >= gap for before, after in pairwise(windows))
+    in_windows = [sorted(n for n in held if low <= n < high) for low, high in windows]
+    assert all(b - a - 1 < gap for inside in in_windows for a, b in pairwise(inside))

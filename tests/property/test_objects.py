@@ -1,0 +1,144 @@
+"""
+An object's verdicts, whatever its pages are and whichever interfaces are missing.
+
+The object is a page cache in plain Python: a state per page, and the answers that the kernel
+gives for each.  What the real kernel answers is asked in tests/kernel.
+"""
+
+import errno
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memlens.account.objects import ObjectReader
+from memlens.pages.classes import PageClass, verdict_class
+from memlens.pages.runs import decode_runs
+
+INTERFACES = ("seek_data", "cachestat", "mincore")
+# Per state: the class, and whether it is data, resident, in the page cache, evicted.
+SHMEM = {
+    "written": (PageClass.CACHED, True, True, True, False),
+    "on zram": (PageClass.SWAPPED, True, False, False, True),
+    "in the swap cache": (PageClass.SWAP_CACHED, True, True, False, True),
+    "fallocated": (PageClass.PREALLOCATED, False, False, True, False),
+    "hole": (PageClass.NONE, False, False, False, False),
+}
+FILE = {
+    "cached": (PageClass.CACHED, True, True, True, False),
+    "hole, read": (PageClass.CACHED, False, True, True, False),
+    "on disk": (PageClass.ON_DISK, True, False, False, False),
+    "on disk, once here": (PageClass.ON_DISK, True, False, False, True),
+    "hole": (PageClass.NONE, False, False, False, False),
+    "hole, once read": (PageClass.NONE, False, False, False, True),
+}
+STATES = {"shmem": SHMEM, "file": FILE}
+
+
+class PlainObject:
+    """Answers as the kernel does for pages of known states."""
+
+    def __init__(self, kind: str, states: list[str]) -> None:
+        self.kind = kind
+        self.rows = [STATES[kind][state] for state in states]
+        self.is_writable = True
+        self.path = ""
+        self.calls = 0
+
+    def size_pages(self) -> int:
+        return len(self.rows)
+
+    def data_extents(self, first: int, stop: int) -> np.ndarray:
+        self.calls += 1
+        is_data = [False, *(row[1] for row in self.rows[first:stop]), False]
+        edges = np.flatnonzero(np.diff(np.array(is_data, np.int8)))
+        return (edges + first).reshape(-1, 2)
+
+    def cachestat(self, first: int, pages: int) -> tuple[int, int]:
+        self.calls += 1
+        rows = self.rows[first : first + pages]
+        return sum(row[3] for row in rows), sum(row[4] for row in rows)
+
+    def mincore(self, first: int, pages: int) -> np.ndarray:
+        self.calls += 1
+        return np.array([row[2] for row in self.rows[first : first + pages]], bool)
+
+
+class ForeignObject(PlainObject):
+    """An object that this reader may not write: cachestat refuses and mincore lies."""
+
+    def cachestat(self, first: int, pages: int) -> tuple[int, int]:
+        raise PermissionError(errno.EPERM, "not yours")
+
+    def mincore(self, first: int, pages: int) -> np.ndarray:
+        return np.ones(pages, bool)
+
+
+def stretches(kind: str) -> st.SearchStrategy[list[str]]:
+    """Return lists of states in which runs are common and blocks of cachestat differ."""
+    stretch = st.tuples(st.sampled_from(sorted(STATES[kind])), st.integers(1, 700))
+    return st.lists(stretch, max_size=8).map(
+        lambda rows: [state for state, pages in rows for _ in range(pages)]
+    )
+
+
+def classes_of(item: PlainObject, disabled: Iterable[str], pages: int) -> list[PageClass]:
+    reader = ObjectReader(item, frozenset(disabled), has_cachestat=True)  # type: ignore[arg-type]
+    verdicts = decode_runs(reader.verdicts(0, pages), pages, fill=255)
+    return [verdict_class(int(verdict)) for verdict in verdicts]
+
+
+@pytest.mark.parametrize("kind", STATES)
+@given(data=st.data())
+def test_every_page_gets_its_class(kind: str, data: st.DataObject) -> None:
+    states = data.draw(stretches(kind))
+    expected = [STATES[kind][state][0] for state in states]
+    assert classes_of(PlainObject(kind, states), (), len(states)) == expected
+
+
+@pytest.mark.parametrize("kind", STATES)
+@given(data=st.data(), disabled=st.sets(st.sampled_from(INTERFACES), min_size=1))
+def test_without_an_interface_a_class_is_right_or_unknown(
+    kind: str, data: st.DataObject, disabled: set[str]
+) -> None:
+    states = data.draw(stretches(kind))
+    expected = [STATES[kind][state][0] for state in states]
+    found = classes_of(PlainObject(kind, states), disabled, len(states))
+    wrong = [
+        (number, states[number], kind_found)
+        for number, kind_found in enumerate(found)
+        if kind_found not in (expected[number], PageClass.UNKNOWN)
+    ]
+    assert not wrong
+
+
+@given(states=stretches("shmem"), lacks=st.sampled_from(["seek_data", "mincore"]))
+def test_cachestat_and_one_other_are_enough_for_most(states: list[str], lacks: str) -> None:
+    """What stays open without SEEK_DATA or mincore is what their difference alone shows."""
+    found = classes_of(PlainObject("shmem", states), [lacks], len(states))
+    open_states = {"on zram", "in the swap cache"} if lacks == "mincore" else set()
+    unknown = {states[number] for number, kind in enumerate(found) if kind == PageClass.UNKNOWN}
+    assert unknown <= open_states
+
+
+@given(states=stretches("shmem"), more=st.integers(1, 50))
+def test_pages_past_the_end(states: list[str], more: int) -> None:
+    found = classes_of(PlainObject("shmem", states), (), len(states) + more)
+    assert found[len(states) :] == [PageClass.BEYOND_END] * more
+
+
+@given(states=stretches("shmem"), more=st.integers(0, 9))
+def test_who_may_not_write_learns_only_the_size(states: list[str], more: int) -> None:
+    found = classes_of(ForeignObject("shmem", states), (), len(states) + more)
+    assert found == [PageClass.UNKNOWN] * len(states) + [PageClass.BEYOND_END] * more
+
+
+def test_a_vast_hole_costs_few_calls() -> None:
+    item = PlainObject("shmem", [])
+    item.size_pages = lambda: 1 << 28  # type: ignore[method-assign]
+    reader = ObjectReader(item, frozenset(), has_cachestat=True)  # type: ignore[arg-type]
+    runs = list(reader.verdicts(0, 1 << 28))
+    assert runs == [(0, 1 << 28, PageClass.NONE)]
+    assert item.calls < 10
