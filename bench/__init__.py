@@ -1,0 +1,1 @@
+"""What a scan costs, as ratios measured in one run: ``python -m bench``."""

@@ -1,0 +1,1 @@
+"""What the scenarios share: programs built, processes talked to, rows to report."""

@@ -1,0 +1,88 @@
+"""
+Build the C programs: ours, and the kernel's own page-types.
+
+page-types comes from Debian's package of kernel sources; only the few files it needs are
+kept.  It is a peer to compare with: without it, its rows say why they are empty.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+KERNEL_SOURCE = "linux-source-6.12"
+KERNEL_FILES = (
+    "*/tools/mm/page-types.c",
+    "*/tools/include",
+    "*/tools/lib/*.c",
+    "*/tools/lib/api",
+    "*/include/uapi/linux/magic.h",
+    "*/include/uapi/linux/kernel-page-flags.h",
+)
+PAGE_TYPES_SOURCES = (
+    "tools/mm/page-types.c",
+    "tools/lib/api/fs/fs.c",
+    "tools/lib/api/debug.c",
+    "tools/lib/str_error_r.c",
+)
+PAGE_TYPES_INCLUDES = ("tools/lib", "tools/lib/api", "tools/include")
+
+
+def build_program(source: Path, build: Path) -> Path:
+    """Return the program built from one C file, building it if the file is newer."""
+    program = build / source.stem
+    build.mkdir(parents=True, exist_ok=True)
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        warnings = ["-Wall", "-Wextra"]
+        _run(["cc", "-O2", *warnings, "-pthread", "-o", str(program), str(source)])
+    return program
+
+
+def build_page_types(build: Path) -> Path | str:
+    """Return the program, or one line that says why it cannot be had."""
+    program = build / "page-types"
+    if program.exists():
+        return program
+    tree = build / "linux"
+    try:
+        _extract(_find_archive(build), tree)
+        includes = [f"-I{tree / name}" for name in PAGE_TYPES_INCLUDES]
+        sources = [str(tree / name) for name in PAGE_TYPES_SOURCES]
+        _run(["cc", "-O2", "-w", "-D_GNU_SOURCE", *includes, "-o", str(program), *sources])
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"page-types could not be built: {_first_line(error)}"
+    return program
+
+
+def _find_archive(build: Path) -> list[str]:
+    """Return the command that writes the sources, as .tar.xz, to stdout."""
+    installed = Path("/usr/src") / f"{KERNEL_SOURCE}.tar.xz"
+    if installed.exists():
+        return ["cat", str(installed)]
+    download = build / "download"
+    download.mkdir(parents=True, exist_ok=True)
+    if not list(download.glob("*.deb")):
+        _run(["apt-get", "download", KERNEL_SOURCE], cwd=download)
+    package = next(download.glob("*.deb"), None)
+    if package is None:
+        raise FileNotFoundError(f"no package {KERNEL_SOURCE}")
+    inner = f"./usr/src/{KERNEL_SOURCE}.tar.xz"
+    unpack = 'dpkg-deb --fsys-tarfile "$1" | tar --extract --to-stdout "$2"'
+    return ["sh", "-c", unpack, "sh", str(package), inner]
+
+
+def _extract(archive: list[str], tree: Path) -> None:
+    tree.mkdir(parents=True, exist_ok=True)
+    untar = ["tar", "--extract", "--xz", "--strip-components=1", f"--directory={tree}"]
+    with subprocess.Popen(archive, stdout=subprocess.PIPE) as source:
+        _run([*untar, "--wildcards", *KERNEL_FILES], stdin=source.stdout)
+    shutil.rmtree(tree.parent / "download", ignore_errors=True)
+
+
+def _run(command: list[str], **options: object) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+
+
+def _first_line(error: OSError | subprocess.CalledProcessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError) and error.stderr:
+        return f"{error.cmd[0]}: {str(error.stderr).strip().splitlines()[-1]}"
+    return str(error)

@@ -1,0 +1,69 @@
+"""Child processes that answer each line on stdin with one line of JSON."""
+
+import json
+import select
+import subprocess
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+ANSWER_WITHIN_S = 300
+
+
+class BenchError(Exception):
+    """A program of the benchmark failed, or gave a wrong answer."""
+
+
+class LineProcess:
+    """
+    A child process, from its first line until the end of the ``with`` block.
+
+    :param command: program and arguments.
+    :raises BenchError: if it ends, or does not answer in time.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.command = list(command)
+        self._child = subprocess.Popen(
+            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+        )
+        self.ready = self._read()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._child.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+
+    def ask(self, command: str = "run") -> dict[str, Any]:
+        """Send one line and return the answer."""
+        if self._child.stdin is None:
+            raise BenchError(f"{self.command[0]}: no stdin")
+        try:
+            self._child.stdin.write(f"{command}\n".encode())
+        except BrokenPipeError as error:
+            raise BenchError(f"{' '.join(self.command)}: ended") from error
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        stdout = self._child.stdout
+        if stdout is None or not select.select([stdout], [], [], ANSWER_WITHIN_S)[0]:
+            self._child.kill()
+            raise BenchError(f"{' '.join(self.command)}: no answer in {ANSWER_WITHIN_S} s")
+        line = stdout.readline()
+        if not line:
+            raise BenchError(f"{' '.join(self.command)}: ended, exit code {self._child.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer

@@ -1,0 +1,1 @@
+"""One module per scenario: ``TITLE``, and ``run(ctx)`` that yields rows."""

@@ -1,0 +1,69 @@
+"""
+How long a scan makes its target wait.
+
+A reader of the page tables holds the target's mmap lock, and a thread that maps or unmaps
+waits for it.  The target measures its own mmap+munmap, with real-time priority where that
+is allowed, so that the wait for a CPU is not counted as the scan's.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+
+from bench.harness.context import GIB, Context, SkipError, Target
+from bench.harness.rows import Row
+
+TITLE = "worst mmap+munmap of a process with 4 GiB while it is scanned in a loop"
+
+
+def run(ctx: Context) -> Iterator[Row]:
+    """Yield the worst latency without a reader, with the library, and with its peers."""
+    size = ctx.scale(4 * GIB)
+    with ctx.target("private", size, needs_bytes=size) as target:
+        yield watch(ctx, target, "no scan", lambda: time.sleep(0.1))
+        with ctx.library(target) as library:
+            library.scan()
+            yield watch(ctx, target, "library", library.scan, 4.0)
+        yield from watch_peers(ctx, target)
+
+
+def watch_peers(ctx: Context, target: Target) -> Iterator[Row]:
+    """Yield the worst latency while other readers are at work."""
+    with ctx.floor(target, f"pagemap:{target.addresses}") as floor:
+        yield watch(ctx, target, "floor (pagemap in 64 KiB pieces)", floor.ask)
+    with ctx.floor(target, "smaps") as smaps:
+        yield watch(ctx, target, "reading smaps", smaps.ask)
+    with ctx.floor(target, f"scan:{target.addresses}") as scan:
+        yield watch(ctx, target, "one PAGEMAP_SCAN over all", scan.ask)
+    figure = "the kernel's page-types -p PID"
+    try:
+        command = [ctx.program("page-types"), "-p", str(target.pid)]
+    except SkipError as reason:
+        yield Row(figure, None, "ms", note=str(reason))
+        return
+    yield watch(ctx, target, figure, lambda: _run_quietly(command))
+
+
+def watch(
+    ctx: Context,
+    target: Target,
+    figure: str,
+    once: Callable[[], object],
+    limit_ms: float | None = None,
+) -> Row:
+    """Return the target's worst latency while something is done over and over."""
+    target.ask("watch")
+    until = time.monotonic() + ctx.watch_s
+    rounds = 0
+    while time.monotonic() < until:
+        once()
+        rounds += 1
+    worst = target.ask("worst")
+    note = f"{worst['loops']} times, {rounds} scans"
+    if not worst["realtime"]:
+        note += ", without real-time priority"
+    return Row(figure, worst["worst_ns"] / 1e6, "ms", limit_ms, note)
+
+
+def _run_quietly(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

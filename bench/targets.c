@@ -1,0 +1,270 @@
+/*
+ * The processes that the benchmarks look at.
+ *
+ *     targets small
+ *     targets private BYTES             touched private memory in base pages
+ *     targets shared BYTES SHAPE        shared memory, all of it allocated, half of it not
+ *                                       mapped here: the upper "half", every second 2 MiB
+ *                                       "block", or every second "page"
+ *     targets sparse BYTES STRIDE       private reservation, one page touched per STRIDE
+ *     targets reserved BYTES            private reservation, never touched
+ *     targets many COUNT                COUNT mappings of 4 pages of one memfd, none mapped
+ *
+ * Prints one line of JSON when it is ready: its PID, the ranges it made, and the pages of
+ * each class that are true of them.  Then obeys lines on stdin, one line of JSON each:
+ *
+ *     watch    start over measuring the latency of mmap+munmap in a second thread
+ *     watch realtime    the same at real-time priority
+ *     worst    stop, and say the worst
+ *
+ * and ends when stdin does.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#define BLOCK_BYTES (2ul << 20)
+#define MANY_PAGES 4
+#define WATCH_PAUSE_NS 20000
+#define WATCH_BYTES 65536
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+static size_t page_size_bytes;
+
+static void die(const char *what)
+{
+	fprintf(stderr, "targets: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
+}
+
+/* ---- the memory -------------------------------------------------------------------- */
+
+static char *reserve(size_t size, int flags)
+{
+	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    flags | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (memory == MAP_FAILED)
+		die("mmap");
+	/* Base pages, whatever the machine prefers; fails where there are no huge ones. */
+	madvise(memory, size, MADV_NOHUGEPAGE);
+	return memory;
+}
+
+static void touch(char *memory, size_t size)
+{
+	if (madvise(memory, size, MADV_POPULATE_WRITE) == 0)
+		return;
+	if (errno != EINVAL)
+		die("MADV_POPULATE_WRITE");
+	for (size_t at = 0; at < size; at += page_size_bytes)
+		memory[at] = 1;
+}
+
+static void unmap_every_second(char *memory, size_t size, size_t step)
+{
+	for (size_t at = step; at < size; at += 2 * step)
+		if (madvise(memory + at, step, MADV_DONTNEED))
+			die("MADV_DONTNEED");
+}
+
+static void say_ready(const char *memory, size_t size, const char *pages)
+{
+	printf("{\"pid\": %d, \"start\": %llu, \"stop\": %llu, \"pages\": {%s}}\n", getpid(),
+	       (unsigned long long)(uintptr_t)memory,
+	       (unsigned long long)(uintptr_t)memory + size, pages);
+	fflush(stdout);
+}
+
+static void make_private(size_t size)
+{
+	char *memory = reserve(size, MAP_PRIVATE), pages[64];
+
+	touch(memory, size);
+	snprintf(pages, sizeof(pages), "\"present\": %zu", size / page_size_bytes);
+	say_ready(memory, size, pages);
+}
+
+static void make_shared(size_t size, const char *shape)
+{
+	char *memory = reserve(size, MAP_SHARED), pages[96];
+	size_t half = size / page_size_bytes / 2, step = size / 2;
+
+	if (!strcmp(shape, "block"))
+		step = BLOCK_BYTES;
+	else if (!strcmp(shape, "page"))
+		step = page_size_bytes;
+	touch(memory, size);
+	unmap_every_second(memory, size, step);
+	snprintf(pages, sizeof(pages), "\"present\": %zu, \"cached\": %zu", half, half);
+	say_ready(memory, size, pages);
+}
+
+static void make_sparse(size_t size, size_t stride)
+{
+	char *memory = reserve(size, MAP_PRIVATE), pages[96];
+	size_t touched = size / stride;
+
+	for (size_t at = 0; at < size; at += stride)
+		memory[at] = 1;
+	snprintf(pages, sizeof(pages), "\"present\": %zu, \"none\": %zu", touched,
+		 size / page_size_bytes - touched);
+	say_ready(memory, size, pages);
+}
+
+static void make_reserved(size_t size)
+{
+	char *memory = reserve(size, MAP_PRIVATE), pages[64];
+
+	snprintf(pages, sizeof(pages), "\"none\": %zu", size / page_size_bytes);
+	say_ready(memory, size, pages);
+}
+
+/* Neighbours show offsets that run backwards, so that the kernel cannot merge them. */
+static void make_many(size_t count)
+{
+	size_t step = MANY_PAGES * page_size_bytes, size = count * step;
+	char *memory = reserve(size, MAP_PRIVATE), *zeros = calloc(1, step), pages[64];
+	int fd = memfd_create("many", MFD_CLOEXEC);
+
+	if (fd < 0 || !zeros)
+		die("memfd_create");
+	for (size_t i = 0; i < count; i++) {
+		off_t offset = (count - 1 - i) * step;
+
+		if (pwrite(fd, zeros, step, offset) != (ssize_t)step)
+			die("pwrite");
+		if (mmap(memory + i * step, step, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_FIXED, fd, offset) == MAP_FAILED)
+			die("mmap");
+	}
+	snprintf(pages, sizeof(pages), "\"cached\": %zu", count * MANY_PAGES);
+	say_ready(memory, size, pages);
+}
+
+static size_t number(char **argv, int argc, int i)
+{
+	if (i >= argc) {
+		fprintf(stderr, "targets: too few arguments\n");
+		exit(2);
+	}
+	return strtoull(argv[i], NULL, 0);
+}
+
+static void make(int argc, char **argv)
+{
+	const char *kind = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(kind, "small"))
+		make_private(16 * page_size_bytes);
+	else if (!strcmp(kind, "private"))
+		make_private(number(argv, argc, 2));
+	else if (!strcmp(kind, "shared") && argc > 3)
+		make_shared(number(argv, argc, 2), argv[3]);
+	else if (!strcmp(kind, "sparse"))
+		make_sparse(number(argv, argc, 2), number(argv, argc, 3));
+	else if (!strcmp(kind, "reserved"))
+		make_reserved(number(argv, argc, 2));
+	else if (!strcmp(kind, "many"))
+		make_many(number(argv, argc, 2));
+	else {
+		fprintf(stderr, "targets: unknown kind '%s'\n", kind);
+		exit(2);
+	}
+}
+
+/* ---- the latency of its own mmap and munmap ------------------------------------------ */
+
+static atomic_bool is_watching;
+static uint64_t worst_ns, loops;
+
+static void *watch(void *unused)
+{
+	struct timespec pause = { .tv_nsec = WATCH_PAUSE_NS };
+
+	(void)unused;
+	while (atomic_load(&is_watching)) {
+		uint64_t began = now_ns(), took;
+		void *memory = mmap(NULL, WATCH_BYTES, PROT_READ | PROT_WRITE,
+				    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (memory == MAP_FAILED || munmap(memory, WATCH_BYTES))
+			die("mmap, munmap");
+		took = now_ns() - began;
+		worst_ns = took > worst_ns ? took : worst_ns;
+		loops++;
+		nanosleep(&pause, NULL);
+	}
+	return NULL;
+}
+
+/*
+ * At real-time priority other processes do not count, but the kernel also hands the lock
+ * over at once, while others wait until the readers leave a gap, or for 4 ms
+ * (RWSEM_WAIT_TIMEOUT).  The pauses keep the thread far below the limit for real-time tasks.
+ */
+static int raise_priority(pthread_t thread)
+{
+	struct sched_param priority = { .sched_priority = 1 };
+
+	return pthread_setschedparam(thread, SCHED_FIFO, &priority);
+}
+
+static void obey(void)
+{
+	char line[64];
+	pthread_t watcher;
+
+	while (fgets(line, sizeof(line), stdin)) {
+		int is_realtime = !strcmp(line, "watch realtime\n");
+
+		if (is_realtime || !strcmp(line, "watch\n")) {
+			worst_ns = loops = 0;
+			atomic_store(&is_watching, true);
+			if (pthread_create(&watcher, NULL, watch, NULL))
+				die("pthread_create");
+			if (is_realtime && raise_priority(watcher))
+				die("SCHED_FIFO");
+			puts("{}");
+		} else if (!strcmp(line, "worst\n") && atomic_load(&is_watching)) {
+			atomic_store(&is_watching, false);
+			pthread_join(watcher, NULL);
+			printf("{\"worst_ns\": %llu, \"loops\": %llu}\n",
+			       (unsigned long long)worst_ns, (unsigned long long)loops);
+		} else {
+			puts("{\"error\": \"not a command\"}");
+		}
+		fflush(stdout);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	page_size_bytes = sysconf(_SC_PAGESIZE);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	make(argc, argv);
+	obey();
+	return 0;
+}
