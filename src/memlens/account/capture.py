@@ -1,0 +1,388 @@
+"""
+The order of reads for one process; what changed meanwhile is read again.
+
+    mappings -> in batches: page table -> objects of what it leaves open -> page table
+    -> mappings again; those that changed are read anew, a few times
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from memlens.account.mapping import (
+    KERNEL_HALF,
+    MappingReader,
+    Verdicts,
+    is_object_class,
+    object_label,
+)
+from memlens.account.model import (
+    Cost,
+    Kernel,
+    MappingPages,
+    Process,
+    ProcessMap,
+    UnknownRun,
+    Words,
+)
+from memlens.account.pagetable import PageTable, Stopped
+from memlens.account.settle import Settler
+from memlens.errors import ProcessGone
+from memlens.kernel import features
+from memlens.kernel.maps import Mapping
+from memlens.kernel.opening import Opener
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import Meter
+from memlens.pages.classes import REASONS, PageClass, Reason, Verdict
+from memlens.pages.runs import (
+    Runs,
+    concat_runs,
+    merge_runs,
+    one_run,
+)
+from memlens.units import format_size
+
+# A batch goes through all reads before the next begins: mappings up to so many pages
+# together, and of one vast mapping so many pages at a time.
+_BATCH_PAGES = 1 << 20
+_BATCH_MAPPINGS = 2000
+_PART_PAGES = 1 << 24
+# Times that mappings which changed under the scan are read anew.
+_ROUNDS = 3
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Pages ``[first, stop)`` of a mapping."""
+
+    mapping: Mapping
+    first: int
+    stop: int
+
+
+def map_process(
+    pid: int,
+    *,
+    start: int | None = None,
+    stop: int | None = None,
+    words: bool = False,
+    proc: str = "/proc",
+    on_progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> ProcessMap:
+    """
+    Return where every page of a process is.
+
+    >>> import os
+    >>> result = map_process(os.getpid())
+    >>> sum(mapping.pages for mapping in result.mappings) == int(result.counts().sum())
+    True
+
+    :param pid: a live process, as ``proc`` numbers it.
+    :param start: first address to look at, in bytes; rounded down to a page.
+    :param stop: address after the last, in bytes; rounded up to a page.
+    :param words: whether to keep the raw pagemap words.
+    :param proc: root of the /proc to read.
+    :param on_progress: called with pages done and pages in all.
+    :param should_stop: asked between pieces; True ends the scan, and the rest is
+        ``unknown``.
+    :raises ProcessGone: if there is no such process, or it ends or executes another
+        program meanwhile.
+    :raises AccessDenied: if this user may not read it.
+    :raises Unsupported: for a kernel thread, or if ``proc`` is none.
+    :raises ValueError: if the range is empty or MEMLENS_DISABLE is malformed.
+
+    Each verdict was true at some moment of the scan, not all at one moment.
+    """
+    size = features.page_size_bytes()
+    low, high = (start or 0) // size, -(-(stop if stop is not None else 1 << 64) // size)
+    if low >= high:
+        raise ValueError("empty range of addresses")
+    meter = Meter()
+    with ProcessDir(pid, proc, meter) as process:
+        # Before the mappings: a program executed in between leaves this table empty.
+        pagemap = Pagemap(process.open("pagemap"), size, meter, f"{process.path}/pagemap")
+        try:
+            capture = _Capture(process, pagemap, words, on_progress, should_stop)
+            return capture.run(low, high)
+        except (ProcessGone, EOFError) as error:
+            raise process.gone_error() from error
+        finally:
+            pagemap.close()
+
+
+@dataclass(slots=True)
+class _Capture:
+    process: ProcessDir
+    pagemap: Pagemap
+    keep_words: bool
+    on_progress: Progress | None
+    should_stop: Callable[[], bool] | None
+    disabled: frozenset[str] = field(default_factory=features.read_disabled)
+    notes: list[str] = field(default_factory=list)
+    is_complete: bool = True
+    _done: int = 0
+    _total: int = 0
+
+    def run(self, low: int, high: int) -> ProcessMap:
+        identity = self.process.identity()
+        reader = self._reader()
+        results = self._read_all(reader, low, high)
+        meter = self.process.meter
+        return ProcessMap(
+            kernel=Kernel(os.uname().release, self.pagemap.page_size_bytes),
+            process=Process(identity.pid, identity.name, identity.cmdline, identity.started_at),
+            evidence=self._evidence(reader),
+            mappings=tuple(results),
+            cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+            is_complete=self.is_complete,
+            notes=tuple(self.notes),
+        )
+
+    def _reader(self) -> MappingReader:
+        size = self.pagemap.page_size_bytes
+        use_scan = "pagemap_scan" not in self.disabled and features.has_pagemap_scan()
+        table = PageTable(
+            self.pagemap,
+            use_scan=use_scan,
+            zero_pfn=0 if use_scan else features.zero_pfn(),
+            keep_words=self.keep_words,
+            should_stop=self.should_stop,
+        )
+        return MappingReader(
+            table=table,
+            opener=Opener(self.process, self.disabled, size),
+            settler=Settler(self.process, size, "smaps" not in self.disabled),
+            disabled=self.disabled,
+            has_cachestat="cachestat" not in self.disabled and features.has_cachestat(),
+        )
+
+    def _evidence(self, reader: MappingReader) -> dict[str, bool]:
+        used = self.process.meter.used
+        names = ("pagemap_scan", "pagemap", "map_files", "seek_data", "cachestat", "mincore")
+        evidence = {name: name in used for name in names}
+        evidence["pagemap_scan"] = reader.table.use_scan
+        evidence["cachestat"] = reader.has_cachestat
+        evidence["seek_data"] = "seek_data" not in self.disabled
+        evidence["mincore"] = "mincore" not in self.disabled
+        evidence["smaps"] = "smaps" in used
+        evidence["pfns_visible"] = features.is_pfn_visible()
+        return evidence
+
+    def _read_all(self, reader: MappingReader, low: int, high: int) -> list[MappingPages]:
+        wanted = self.process.read_maps()
+        kept: dict[Mapping, MappingPages] = {}
+        for attempt in range(_ROUNDS):
+            spans = self._spans(wanted, low, high)
+            self._total = self._done + sum(span.stop - span.first for span in spans)
+            for result, mapping in self._read_spans(reader, spans):
+                kept[mapping] = result
+            if not self.is_complete:
+                break
+            now = self.process.read_maps()
+            if not now and kept:
+                raise self.process.gone_error()
+            wanted = self._changed(kept, now, is_last=attempt == _ROUNDS - 1)
+            if not wanted:
+                break
+        return sorted(kept.values(), key=lambda mapping: mapping.start)
+
+    def _changed(
+        self, kept: dict[Mapping, MappingPages], now: list[Mapping], is_last: bool
+    ) -> list[Mapping]:
+        """Drop mappings that are no more and return those that took their place."""
+        current = set(now)
+        gone = [mapping for mapping in kept if mapping not in current]
+        if is_last:
+            for mapping in gone:
+                self.notes.append(f"{mapping.name} kept changing during the scan")
+                kept[mapping] = _without_object(kept[mapping])
+            return []
+        for mapping in gone:
+            self.notes.append(f"{mapping.name} changed or vanished during the scan")
+            del kept[mapping]
+        return [
+            mapping
+            for mapping in now
+            if mapping not in kept
+            and any(mapping.start < old.stop and old.start < mapping.stop for old in gone)
+        ]
+
+    def _spans(self, mappings: Iterable[Mapping], low: int, high: int) -> list[_Span]:
+        size = self.pagemap.page_size_bytes
+        spans = []
+        for mapping in mappings:
+            base = mapping.start // size
+            first = max(low - base, 0)
+            stop = min(high - base, (mapping.stop - mapping.start) // size)
+            if first < stop:
+                spans.append(_Span(mapping, first, stop))
+        return spans
+
+    def _read_spans(
+        self, reader: MappingReader, spans: list[_Span]
+    ) -> Iterable[tuple[MappingPages, Mapping]]:
+        for batch in _batches(spans):
+            if not self.is_complete:
+                yield from ((self._stopped(span), span.mapping) for span in batch)
+                continue
+            try:
+                results = self._read_batch(reader, batch)
+            except Stopped:
+                self.is_complete = False
+                self.notes.append("stopped early: the rest was not scanned")
+                results = [self._stopped(span) for span in batch]
+            yield from zip(results, (span.mapping for span in batch), strict=True)
+
+    def _read_batch(self, reader: MappingReader, batch: list[_Span]) -> list[MappingPages]:
+        entries = self._batch_entries(reader, batch)
+        results = []
+        for span in batch:
+            parts = []
+            for first in range(span.first, span.stop, _PART_PAGES):
+                stop = min(first + _PART_PAGES, span.stop)
+                parts.append(reader.read(span.mapping, first, stop, entries))
+                self._progress(stop - first)
+            results.append(self._result(reader, span, parts))
+        return results
+
+    def _batch_entries(self, reader: MappingReader, batch: list[_Span]) -> Runs | None:
+        """Read the page table of small neighbouring mappings with as few calls as can be."""
+        if not reader.table.use_scan or len(batch) == 1:
+            return None
+        size = self.pagemap.page_size_bytes
+        parts = []
+        for first, stop in _stretches(batch, size):
+            parts.append(reader.table.read_entries(first, stop, is_anonymous=False))
+        return concat_runs(parts)
+
+    def _progress(self, pages: int) -> None:
+        self._done += pages
+        if self.on_progress is not None:
+            self.on_progress(self._done, self._total)
+
+    def _result(
+        self, reader: MappingReader, span: _Span, parts: list[Verdicts]
+    ) -> MappingPages:
+        runs = concat_runs([part.runs for part in parts])
+        refusal = next((part.refusal for part in parts if part.refusal), "")
+        base = span.mapping.start // self.pagemap.page_size_bytes
+        words = None
+        if self.keep_words:
+            words = reader.table.take_words(base + span.first, base + span.stop)
+        return self._mapping_pages(
+            span.mapping,
+            object_label(parts[0].facts),
+            runs,
+            self._unknown(reader, span.mapping, runs, refusal),
+            words,
+        )
+
+    def _unknown(
+        self, reader: MappingReader, mapping: Mapping, runs: Runs, refusal: str
+    ) -> tuple[UnknownRun, ...]:
+        found = []
+        for first, pages, value in runs:
+            if value >= Verdict.FIRST_REASON:
+                reason = REASONS[value - Verdict.FIRST_REASON]
+                if value == Reason.NOT_OPENED:
+                    reason = refusal or reason
+                if value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
+                    reason += self._swap_note(reader, mapping)
+                found.append(UnknownRun(first, pages, reason))
+        return tuple(found)
+
+    def _swap_note(self, reader: MappingReader, mapping: Mapping) -> str:
+        """Return what smaps can still say of a mapping that cannot be asked."""
+        pages = reader.settler.pages(mapping, "Swap")
+        if pages is None:
+            return ""
+        swap = format_size(pages * self.pagemap.page_size_bytes)
+        return f" (smaps counts {swap} of swap in this mapping)"
+
+    def _stopped(self, span: _Span) -> MappingPages:
+        runs = one_run(span.first, span.stop - span.first, Reason.STOPPED)
+        unknown = (UnknownRun(span.first, span.stop - span.first, _text(Reason.STOPPED)),)
+        kind = "anonymous" if span.mapping.inode == 0 else "file"
+        return self._mapping_pages(span.mapping, kind, runs, unknown, None)
+
+    def _mapping_pages(
+        self,
+        mapping: Mapping,
+        kind: str,
+        runs: Runs,
+        unknown: tuple[UnknownRun, ...],
+        words: Words | None,
+    ) -> MappingPages:
+        value = np.minimum(runs.value, PageClass.UNKNOWN).astype(np.uint8)
+        return MappingPages(
+            start=mapping.start,
+            stop=mapping.stop,
+            permissions=mapping.permissions,
+            offset_bytes=mapping.offset_bytes,
+            device=mapping.device,
+            inode=mapping.inode,
+            path=mapping.path,
+            object=kind,
+            page_size_bytes=self.pagemap.page_size_bytes,
+            runs=merge_runs(Runs(runs.first, runs.pages, value)),
+            unknown=unknown,
+            words=words,
+        )
+
+
+def _batches(spans: list[_Span]) -> Iterable[list[_Span]]:
+    batch: list[_Span] = []
+    pages = 0
+    for span in spans:
+        length = span.stop - span.first
+        if batch and (pages + length > _BATCH_PAGES or len(batch) >= _BATCH_MAPPINGS):
+            yield batch
+            batch, pages = [], 0
+        batch.append(span)
+        pages += length
+    if batch:
+        yield batch
+
+
+def _stretches(batch: list[_Span], size: int) -> Iterable[tuple[int, int]]:
+    """Yield ranges of address space that cover a batch without its wide gaps."""
+    first = last = -1
+    for span in batch:
+        if span.mapping.start >= KERNEL_HALF:
+            continue
+        base = span.mapping.start // size
+        if first < 0:
+            first = base + span.first
+        elif base + span.first - last > _BATCH_PAGES:
+            yield first, last
+            first = base + span.first
+        last = base + span.stop
+    if first >= 0:
+        yield first, last
+
+
+def _without_object(result: MappingPages) -> MappingPages:
+    """Return a mapping that kept changing without what its object was asked."""
+    is_asked = np.array([is_object_class(value) for _, _, value in result.runs], bool)
+    unknown = tuple(
+        UnknownRun(first, pages, _text(Reason.MAPPING_CHANGED))
+        for first, pages, value in result.runs
+        if is_object_class(value)
+    )
+    value = np.where(is_asked, np.uint8(PageClass.UNKNOWN), result.runs.value)
+    return replace(
+        result,
+        runs=merge_runs(Runs(result.runs.first, result.runs.pages, value)),
+        unknown=tuple(sorted((*result.unknown, *unknown), key=lambda run: run.first)),
+        notes=(*result.notes, "kept changing during the scan"),
+    )
+
+
+def _text(reason: Reason) -> str:
+    return REASONS[reason - Verdict.FIRST_REASON]

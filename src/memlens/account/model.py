@@ -1,0 +1,173 @@
+"""
+The results of a capture: frozen dataclasses over numpy arrays.
+
+Nothing here reads anything, so that every view also works on a saved capture.
+"""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.pages.classes import PageClass
+from memlens.pages.runs import Runs, count_runs, decode_runs
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """
+    The kernel that answered.
+
+    :param release: as ``uname -r`` says.
+    :param page_size_bytes: size of a base page.
+    """
+
+    release: str
+    page_size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """
+    A process, by more than its PID, which is reused.
+
+    :param pid: as seen in the /proc that was read.
+    :param name: the kernel's ``comm``, raw.
+    :param cmdline: arguments, raw; empty for a kernel thread.
+    :param started_at: start time, UTC.
+    """
+
+    pid: int
+    name: str
+    cmdline: tuple[str, ...]
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRun:
+    """Consecutive pages of a mapping that stay ``unknown``, and why."""
+
+    first: int
+    pages: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """
+    Raw pagemap words; pages not listed read zero.
+
+    :param page: number of the page from the mapping's start, ``(n,)`` int64.
+    :param word: the word the kernel gave, ``(n,)`` uint64.
+    """
+
+    page: NDArray[np.int64]
+    word: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class MappingPages:
+    """
+    One mapping of a process and where each of its pages is.
+
+    :param start: first address, in bytes.
+    :param stop: address after the last, in bytes.
+    :param permissions: four letters as in /proc/PID/maps, ``rw-s``.
+    :param offset_bytes: offset of ``start`` in the object.
+    :param device: ``major:minor`` in hexadecimal, as in /proc/PID/maps.
+    :param inode: inode number of the object, 0 if there is none.
+    :param path: last field of the line, raw; "" if there is none.
+    :param object: ``anonymous``, ``shmem``, ``file``, ``hugetlb``, ``device`` or
+        ``special``.
+    :param page_size_bytes: size of a page.
+    :param runs: a ``PageClass`` for every page, page numbers from the start.
+    :param unknown: the runs of class ``UNKNOWN`` with the reason of each.
+    :param words: the raw words, None unless asked for.
+    :param notes: what happened to this mapping during the scan.
+
+    With a range asked for, ``start`` and ``stop`` are the mapping's own and ``runs``
+    cover only the pages in the range.
+    """
+
+    start: int
+    stop: int
+    permissions: str
+    offset_bytes: int
+    device: str
+    inode: int
+    path: str
+    object: str
+    page_size_bytes: int
+    runs: Runs
+    unknown: tuple[UnknownRun, ...] = ()
+    words: Words | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pages(self) -> int:
+        """Return the length of the mapping in pages."""
+        return (self.stop - self.start) // self.page_size_bytes
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the pages in each class, ``(len(PageClass),)`` int64."""
+        return count_runs(self.runs, len(PageClass))
+
+    def classes(self) -> NDArray[np.uint8]:
+        """
+        Return the ``PageClass`` of every page, ``(pages,)`` uint8.
+
+        Pages outside the range that was asked for are ``UNKNOWN``.
+        """
+        return decode_runs(self.runs, self.pages, fill=PageClass.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """
+    What a scan cost.
+
+    :param wall_s: seconds from the first read to the last.
+    :param read_bytes: bytes that kernel files gave, scan results included.
+    :param longest_read_s: longest single call that can hold the target's mmap lock.
+    """
+
+    wall_s: float
+    read_bytes: int
+    longest_read_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMap:
+    """
+    Where every page of one process is.
+
+    :param evidence: name of each interface, and whether it could be used.
+    :param is_complete: False if the scan was stopped early.
+    :param notes: what happened during the scan, one line each.
+    """
+
+    kernel: Kernel
+    process: Process
+    evidence: dict[str, bool]
+    mappings: tuple[MappingPages, ...]
+    cost: Cost
+    is_complete: bool = True
+    notes: tuple[str, ...] = field(default=())
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the pages of the process in each class, ``(len(PageClass),)`` int64."""
+        total = np.zeros(len(PageClass), np.int64)
+        for mapping in self.mappings:
+            total += mapping.counts()
+        return total
+
+
+def counts_by_name(counts: NDArray[np.int64]) -> dict[str, int]:
+    """
+    Return ``{"present": 4, ...}`` without the zeros.
+
+    >>> counts_by_name(np.array([4] + [0] * 12))
+    {'present': 4}
+    """
+    return {kind.label: int(counts[kind]) for kind in PageClass if counts[kind]}

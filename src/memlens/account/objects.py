@@ -1,0 +1,334 @@
+"""What an object says of its pages, as runs of verdicts."""
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.kernel.backing import Backing
+from memlens.pages.classes import Evidence, Reason, Verdict, object_verdicts
+from memlens.pages.runs import (
+    Runs,
+    clip_runs,
+    concat_runs,
+    encode_runs,
+    one_run,
+    replace_runs,
+    select_runs,
+    window_runs,
+)
+
+# Pages that are looked at densely at a time.
+PIECE = 1 << 16
+# cachestat confirms what mincore and SEEK_DATA said in blocks of this many pages.
+_BLOCK = 512
+# Looks at contradictory evidence before it is called changing.
+TRIES = 4
+
+
+@dataclass(slots=True)
+class ObjectReader:
+    """
+    Asks one object about its pages.
+
+    :param backing: the open object.
+    :param disabled: interfaces that may not be used.
+    :param has_cachestat: whether the kernel has cachestat.
+    :param check_stop: raises when the caller wants an end.
+    """
+
+    backing: Backing
+    disabled: frozenset[str]
+    has_cachestat: bool
+    check_stop: Callable[[], None] = lambda: None
+    is_honest: bool = field(init=False)
+    _has_seek: bool = field(init=False)
+    _has_mincore: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        kind = self.backing.kind
+        self.has_cachestat = self.has_cachestat and "cachestat" not in self.disabled
+        self.is_honest = self._probe_honest()
+        # On a stacked file system cachestat looks at the upper, empty page cache.
+        self.has_cachestat = self.has_cachestat and kind not in ("overlay", "hugetlb")
+        # On ramfs all is data; a block device has no holes.
+        self._has_seek = "seek_data" not in self.disabled and kind not in ("ramfs", "block")
+        self._has_mincore = "mincore" not in self.disabled and self.is_honest
+
+    def verdicts(self, first: int, stop: int) -> Runs:
+        """
+        Return a verdict for every page of a range of the object.
+
+        :param first: first page of the object.
+        :param stop: page after the last.
+        :return: runs of ``PageClass``, ``Verdict`` or ``Reason`` values.
+        :raises OSError: if the object cannot be asked at all.
+        """
+        if not self.is_honest:
+            return self._end_only(first, stop)
+        verdicts, is_odd = object_verdicts(self.backing.kind)
+        evidence = self._look(first, stop)
+        found = Runs(evidence.first, evidence.pages, verdicts[evidence.value])
+        odd = select_runs(evidence, is_odd[evidence.value])
+        for _ in range(TRIES):
+            if not len(odd):
+                return concat_runs([found])
+            found, odd = self._look_again(found, odd, verdicts, is_odd)
+        return replace_runs(
+            found, Runs(odd.first, odd.pages, np.full(len(odd), Reason.CHANGING, np.uint8))
+        )
+
+    def _look_again(
+        self,
+        found: Runs,
+        odd: Runs,
+        verdicts: NDArray[np.uint8],
+        is_odd: NDArray[np.bool_],
+    ) -> tuple[Runs, Runs]:
+        """Ask about odd evidence once more; what repeats itself, or is plain now, holds."""
+        still_odd = []
+        for first, stop in window_runs(odd, gap=_BLOCK):
+            self.check_stop()
+            again = self._look(first, stop)
+            found = replace_runs(found, Runs(again.first, again.pages, verdicts[again.value]))
+            still_odd.append(_unsettled(odd, again, verdicts, is_odd))
+        return found, concat_runs(still_odd)
+
+    def _end_only(self, first: int, stop: int) -> Runs:
+        end = min(max(self.backing.size_pages(), first), stop)
+        table, _ = object_verdicts(self.backing.kind)
+        parts = []
+        if end > first:
+            parts.append(one_run(first, end - first, Reason.NOT_HONEST))
+        if stop > end:
+            parts.append(one_run(end, stop - end, int(table[Evidence.PAST_END])))
+        return concat_runs(parts)
+
+    def _probe_honest(self) -> bool:
+        """
+        Return whether mincore tells the truth to this reader.
+
+        cachestat refuses exactly where mincore lies (both ask whether the reader owns
+        the file or may write it), so that it is the test; without it, may we write?
+        """
+        if not self.has_cachestat:
+            return self.backing.is_writable
+        try:
+            self.backing.cachestat(0, 1)
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.EACCES):
+                return False
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        return True
+
+    def _look(self, first: int, stop: int) -> Runs:
+        """Return runs of ``Evidence`` for every page of the range."""
+        end = min(max(self.backing.size_pages(), first), stop)
+        parts = []
+        if self.backing.kind == "hugetlb":
+            if end > first:
+                parts.append(one_run(first, end - first, self._look_hugetlb()))
+        elif end > first:
+            parts.extend(self._look_inside(first, end))
+        if stop > end:
+            parts.append(one_run(end, stop - end, Evidence.PAST_END))
+        return concat_runs(parts)
+
+    def _look_hugetlb(self) -> int:
+        """All pages of a file are there, or none, or nobody says which."""
+        allocated = self.backing.allocated_pages()
+        if not allocated:
+            return Evidence.NEITHER
+        is_full = allocated >= self.backing.size_pages()
+        return Evidence.CACHE if is_full else Evidence(0)
+
+    def _look_inside(self, first: int, stop: int) -> list[Runs]:
+        if not self._has_seek:
+            # The whole is asked first and then halved, so that vast holes cost one call.
+            whole = None if self.backing.kind != "block" else np.array([[first, stop]])
+            if self.has_cachestat:
+                return self._halve(first, stop, whole)
+            return self._pieces(first, stop, whole)
+        extents = self.backing.data_extents(first, stop)
+        parts: list[Runs] = []
+        for begin, end, is_gap in _split_gaps(first, stop, extents):
+            if is_gap and self.has_cachestat:
+                parts.extend(self._halve(begin, end, extents))
+            else:
+                parts.extend(self._pieces(begin, end, extents))
+        return parts
+
+    def _halve(self, first: int, stop: int, extents: NDArray[np.int64] | None) -> list[Runs]:
+        """Look at a range that is likely all alike: halves are asked only if it is not."""
+        self.check_stop()
+        if stop - first <= PIECE:
+            return self._pieces(first, stop, extents)
+        pure = self._pure(*self.backing.cachestat(first, stop - first), stop - first)
+        if pure == Evidence.NEITHER:
+            hole = Evidence(0) if extents is None else Evidence.HOLE
+            return [one_run(first, stop - first, pure | hole)]
+        middle = (first + stop) // 2
+        return [*self._halve(first, middle, extents), *self._halve(middle, stop, extents)]
+
+    def _pieces(self, first: int, stop: int, extents: NDArray[np.int64] | None) -> list[Runs]:
+        parts = []
+        for begin in range(first, stop, PIECE):
+            self.check_stop()
+            end = min(begin + PIECE, stop)
+            parts.append(encode_runs(self._look_densely(begin, end, extents), begin))
+        return parts
+
+    def _look_densely(
+        self, first: int, stop: int, extents: NDArray[np.int64] | None
+    ) -> NDArray[np.uint8]:
+        """Return ``Evidence`` for each page, ``(stop - first,)`` uint8."""
+        pages = stop - first
+        evidence = np.zeros(pages, np.uint8)
+        if extents is not None:
+            evidence |= _seek_evidence(first, stop, extents)
+        if not self.has_cachestat:
+            if self._has_mincore:
+                evidence |= self._resident(first, pages)
+            return evidence
+        pure = self._pure(*self.backing.cachestat(first, pages), pages)
+        if pure is not None:
+            evidence |= np.uint8(pure)
+            if self._has_mincore and self._is_mincore_wanted(pure, extents is not None):
+                evidence |= self._resident(first, pages)
+            return evidence
+        if self._has_mincore:
+            evidence |= self._resident(first, pages)
+        guess = self._guess(evidence, extents is not None)
+        for begin in range(0, pages, _BLOCK):
+            self._confirm(evidence, guess, first, begin, min(begin + _BLOCK, pages))
+        return evidence
+
+    def _is_mincore_wanted(self, pure: Evidence, has_seek: bool) -> bool:
+        """mincore adds the copy in the swap cache, and for SEEK_DATA if that is off."""
+        if self.backing.kind != "shmem":
+            return False
+        return pure == Evidence.EVICTED or (pure == Evidence.CACHE and not has_seek)
+
+    def _resident(self, first: int, pages: int) -> NDArray[np.uint8]:
+        resident = self.backing.mincore(first, pages)
+        return np.where(resident, np.uint8(Evidence.RESIDENT), np.uint8(Evidence.ABSENT))
+
+    def _pure(self, cached: int, evicted: int, pages: int) -> Evidence | None:
+        """Return what holds for every page of a range, None if pages differ."""
+        if self.backing.kind != "shmem":
+            evicted = 0
+        if cached == pages:
+            return Evidence.CACHE
+        if evicted == pages:
+            return Evidence.EVICTED
+        return Evidence.NEITHER if not cached and not evicted else None
+
+    def _guess(self, evidence: NDArray[np.uint8], has_seek: bool) -> NDArray[np.uint8] | None:
+        """
+        Return what cachestat should say of each page, from mincore and SEEK_DATA.
+
+        Let c and e be the sums that cachestat gives for a block.  With SEEK_DATA the
+        guess counts as cached what is data and resident (cached + swap-cached pages) and
+        as evicted what is data and absent (swapped); really c = cached + preallocated
+        and e = swapped + swap-cached.  If both sums agree, then there are no
+        swap-cached pages, hence no preallocated ones: the guess holds page by page.
+        """
+        if not self._has_mincore:
+            return None
+        is_resident = (evidence & Evidence.RESIDENT) != 0
+        guess = np.full(len(evidence), Evidence.NEITHER, np.uint8)
+        if self.backing.kind != "shmem":
+            guess[is_resident] = Evidence.CACHE
+            return guess
+        if not has_seek:
+            # Without SEEK_DATA equal sums prove nothing unless nothing is on swap.
+            guess[is_resident] = Evidence.CACHE
+            return guess
+        is_data = (evidence & Evidence.DATA) != 0
+        guess[is_data & is_resident] = Evidence.CACHE
+        guess[is_data & ~is_resident] = Evidence.EVICTED
+        guess[~is_data & is_resident] = 0
+        return guess
+
+    def _confirm(
+        self,
+        evidence: NDArray[np.uint8],
+        guess: NDArray[np.uint8] | None,
+        first: int,
+        begin: int,
+        end: int,
+    ) -> None:
+        """Add what cachestat says of a block: its guess if the sums agree, else halve."""
+        cached, evicted = self.backing.cachestat(first + begin, end - begin)
+        pure = self._pure(cached, evicted, end - begin)
+        if pure is not None:
+            evidence[begin:end] |= np.uint8(pure)
+            return
+        if guess is not None and self._sums_agree(guess[begin:end], cached, evicted):
+            evidence[begin:end] |= guess[begin:end]
+            return
+        middle = (begin + end) // 2
+        self._confirm(evidence, guess, first, begin, middle)
+        self._confirm(evidence, guess, first, middle, end)
+
+    def _sums_agree(self, guess: NDArray[np.uint8], cached: int, evicted: int) -> bool:
+        if not guess.all():
+            return False
+        guessed_evicted = int((guess == Evidence.EVICTED).sum())
+        if self.backing.kind != "shmem":
+            evicted = guessed_evicted = 0
+        return int((guess == Evidence.CACHE).sum()) == cached and guessed_evicted == evicted
+
+
+def _seek_evidence(first: int, stop: int, extents: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return ``DATA`` or ``HOLE`` for each page, ``(stop - first,)`` uint8."""
+    low = int(np.searchsorted(extents[:, 1], first, side="right"))
+    high = int(np.searchsorted(extents[:, 0], stop, side="left"))
+    edges = np.clip(extents[low:high], first, stop) - first
+    steps = np.zeros(stop - first + 1, np.int8)
+    steps[edges[:, 0]] += 1
+    # Extents do not touch, so that no end is another one's beginning.
+    steps[edges[:, 1]] -= 1
+    is_data = np.cumsum(steps[:-1], dtype=np.int8).astype(bool)
+    return np.where(is_data, np.uint8(Evidence.DATA), np.uint8(Evidence.HOLE))
+
+
+def _split_gaps(
+    first: int, stop: int, extents: NDArray[np.int64]
+) -> list[tuple[int, int, bool]]:
+    """Cut a range into stretches with data, and the holes of a piece or more between."""
+    parts = []
+    position = first
+    edges = np.concatenate([[first], extents.ravel(), [stop]])
+    gaps = edges.reshape(-1, 2)
+    for begin, end in gaps[gaps[:, 1] - gaps[:, 0] >= PIECE].tolist():
+        if begin > position:
+            parts.append((position, begin, False))
+        parts.append((begin, end, True))
+        position = end
+    if position < stop:
+        parts.append((position, stop, False))
+    return parts
+
+
+def _unsettled(
+    before: Runs, again: Runs, verdicts: NDArray[np.uint8], is_odd: NDArray[np.bool_]
+) -> Runs:
+    """Return the runs of odd evidence that is not what it was, or contradicts itself."""
+    odd = select_runs(again, is_odd[again.value])
+    parts = []
+    for first, pages, value in odd:
+        repeated = _pages_with(before, first, first + pages, value)
+        is_again = verdicts[value] == Verdict.AGAIN
+        if is_again or repeated < pages:
+            parts.append(one_run(first, pages, value))
+    return concat_runs(parts)
+
+
+def _pages_with(runs: Runs, start: int, stop: int, value: int) -> int:
+    """Return how many pages of a range have a value."""
+    inside = clip_runs(runs, start, stop)
+    return int(inside.pages[inside.value == value].sum())

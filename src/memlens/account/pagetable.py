@@ -1,0 +1,175 @@
+"""What the page table of a process says, as runs of ``Entry``."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.account.model import Words
+from memlens.kernel.pagemap import (
+    PAGE_IS_PFNZERO,
+    PAGE_IS_PRESENT,
+    PAGE_IS_SWAPPED,
+    Pagemap,
+)
+from memlens.pages.classes import Entry
+from memlens.pages.decode import decode_entries, decode_pfn, is_maybe_zero_page
+from memlens.pages.runs import (
+    Runs,
+    concat_runs,
+    encode_runs,
+    replace_runs,
+    restrict_runs,
+    select_runs,
+    window_runs,
+)
+
+# Swapped pages closer than this are read with one call.
+_JOIN_PAGES = 512
+
+
+class Stopped(Exception):
+    """The caller wants the scan to end here."""
+
+
+@dataclass(slots=True)
+class PageTable:
+    """
+    The page table of one process, read in bounded pieces.
+
+    :param pagemap: the open file.
+    :param use_scan: whether PAGEMAP_SCAN may be used.
+    :param zero_pfn: PFN of the zero page, 0 if PFNs are hidden.
+    :param keep_words: whether to keep the raw words.
+    :param should_stop: asked between pieces.
+    :param words: raw words read so far, page numbers of the address space.
+    """
+
+    pagemap: Pagemap
+    use_scan: bool
+    zero_pfn: int
+    keep_words: bool = False
+    should_stop: Callable[[], bool] | None = None
+    words: list[Words] = field(default_factory=list)
+
+    def read_entries(self, first: int, stop: int, is_anonymous: bool) -> Runs:
+        """
+        Return the entries of a range of address space.
+
+        :param first: first page, an address divided by the page size.
+        :param stop: page after the last.
+        :param is_anonymous: whether one anonymous mapping holds the whole range.
+        :return: runs of ``Entry``; pages in none are ``EMPTY``.
+        :raises Stopped: if the caller wants an end.
+        :raises EOFError: if the page table has vanished.
+        """
+        if self.use_scan:
+            self.pagemap.meter.used.add("pagemap_scan")
+            return self._scan_entries(first, stop)
+        return self._decode_words(first, stop, is_anonymous)
+
+    def take_words(self, first: int, stop: int) -> Words:
+        """Return the words kept for a range, the last read of each page, from ``first``."""
+        parts = [part for part in self.words if len(part.page)]
+        if not parts:
+            return Words(np.empty(0, np.int64), np.empty(0, np.uint64))
+        page = np.concatenate([part.page for part in parts])
+        word = np.concatenate([part.word for part in parts])
+        inside = (page >= first) & (page < stop)
+        page, word = page[inside][::-1], word[inside][::-1]
+        page, last = np.unique(page, return_index=True)
+        word = word[last]
+        keep = word != 0
+        return Words(page[keep] - first, word[keep])
+
+    def _scan_entries(self, first: int, stop: int) -> Runs:
+        size = np.uint64(self.pagemap.page_size_bytes)
+        parts = []
+        any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+        for regions in self.pagemap.scan(first, stop - first, any_of, any_of | PAGE_IS_PFNZERO):
+            self.check_stop()
+            begin = (regions[:, 0] // size).astype(np.int64)
+            end = (regions[:, 1] // size).astype(np.int64)
+            parts.append(Runs(begin, end - begin, _ENTRY_OF_CATEGORIES[regions[:, 2]]))
+        found = concat_runs(parts)
+        # SWAPPED covers markers and migration too; only the word tells them apart.
+        asked = found if self.keep_words else select_runs(found, found.value == Entry.SWAP)
+        for low, high in window_runs(asked, _JOIN_PAGES):
+            found = self._refine(found, low, high)
+        return found
+
+    def _refine(self, found: Runs, first: int, stop: int) -> Runs:
+        """Replace SWAP by what the words say, piece by piece."""
+        patches = []
+        for page, words in self._iter_words(first, stop):
+            if self.keep_words:
+                self._keep(page, words)
+            fresh = decode_entries(words, is_anonymous=False)
+            runs = encode_runs(fresh, page)
+            # Swapped a moment ago and something else now: to be looked at again.
+            is_changed = (runs.value == Entry.PRESENT) | (runs.value == Entry.EMPTY)
+            patches.append(
+                Runs(
+                    runs.first,
+                    runs.pages,
+                    np.where(is_changed, np.uint8(Entry.TRANSIT), runs.value),
+                )
+            )
+        is_swap = select_runs(found, found.value == Entry.SWAP)
+        return replace_runs(found, restrict_runs(concat_runs(patches), is_swap))
+
+    def _decode_words(self, first: int, stop: int, is_anonymous: bool) -> Runs:
+        parts = []
+        for page, words in self._iter_words(first, stop):
+            if not words.any():
+                continue
+            if self.keep_words:
+                self._keep(page, words)
+            entries = decode_entries(words, is_anonymous)
+            self._mark_zero_pages(entries, words)
+            runs = encode_runs(entries, page)
+            parts.append(select_runs(runs, runs.value != Entry.EMPTY))
+        return concat_runs(parts)
+
+    def _mark_zero_pages(self, entries: NDArray[np.uint8], words: NDArray[np.uint64]) -> None:
+        is_maybe = is_maybe_zero_page(words)
+        if not is_maybe.any():
+            return
+        if not self.zero_pfn:
+            entries[is_maybe] = Entry.MAYBE_ZERO
+        else:
+            entries[is_maybe & (decode_pfn(words) == np.uint64(self.zero_pfn))] = Entry.ZERO
+
+    def _iter_words(self, first: int, stop: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+        self.pagemap.meter.used.add("pagemap")
+        done = first
+        for page, words in self.pagemap.iter_words(first, stop - first):
+            self.check_stop()
+            done = page + len(words)
+            yield page, words
+        if done < stop:
+            raise EOFError
+
+    def _keep(self, page: int, words: NDArray[np.uint64]) -> None:
+        where = np.flatnonzero(words)
+        self.words.append(Words(where + page, words[where]))
+
+    def check_stop(self) -> None:
+        """Raise ``Stopped`` if the caller wants an end."""
+        if self.should_stop is not None and self.should_stop():
+            raise Stopped
+
+
+def _entry_of_categories() -> NDArray[np.uint8]:
+    table = np.full(PAGE_IS_PFNZERO * 2, Entry.EMPTY, np.uint8)
+    for categories in range(len(table)):
+        if categories & PAGE_IS_SWAPPED:
+            table[categories] = Entry.SWAP
+        elif categories & PAGE_IS_PRESENT:
+            is_zero = categories & PAGE_IS_PFNZERO
+            table[categories] = Entry.ZERO if is_zero else Entry.PRESENT
+    return table
+
+
+_ENTRY_OF_CATEGORIES = _entry_of_categories()

@@ -1,0 +1,186 @@
+"""
+An open object, and what it says of its pages: SEEK_DATA, cachestat, mincore.
+
+lseek(2), mincore(2), Documentation/filesystems/api-summary (cachestat, since v6.5).
+None of these touches a page: nothing is faulted in, and no accessed bit is set.
+"""
+
+import ctypes
+import errno
+import os
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.kernel.procfs import Meter
+from memlens.kernel.syscalls import (
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    NR_CACHESTAT,
+    PROT_NONE,
+    Cachestat,
+    CachestatRange,
+    libc,
+    raise_last_errno,
+)
+
+TMPFS_MAGIC = 0x01021994
+RAMFS_MAGIC = 0x858458F6
+HUGETLBFS_MAGIC = 0x958458F6
+OVERLAYFS_MAGIC = 0x794C7630
+BTRFS_MAGIC = 0x9123683E
+# File systems whose files are windows on the kernel, not pages on a disk.
+KERNEL_MAGICS = {
+    0x9FA0: "proc",
+    0x62656572: "sysfs",
+    0x64626720: "debugfs",
+    0x74726163: "tracefs",
+    0x27E0EB: "cgroup",
+    0x63677270: "cgroup2",
+    0x09041934: "anon_inode",
+    0x5345434D: "secretmem",
+}
+
+_BLOCK_BYTES = 512
+
+
+@dataclass(slots=True)
+class Backing:
+    """
+    An open object.
+
+    :param fd: open for reading, closed with this object.
+    :param kind: ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``block`` or ``file``.
+    :param page_size_bytes: size of a page.
+    :param meter: counts what is read.
+    :param is_writable: whether mincore and cachestat are honest for this reader.
+    :param path: where it was opened, for errors.
+    """
+
+    fd: int
+    kind: str
+    page_size_bytes: int
+    meter: Meter
+    is_writable: bool
+    path: str = ""
+
+    def close(self) -> None:
+        """Close the object; twice is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def size_pages(self) -> int:
+        """Return the pages up to the end of the object, the last one perhaps in part."""
+        if self.kind == "block":
+            end = os.lseek(self.fd, 0, os.SEEK_END)
+        else:
+            end = os.fstat(self.fd).st_size
+        return -(-end // self.page_size_bytes)
+
+    def allocated_pages(self) -> int:
+        """Return the pages that the object owns, in RAM or on swap (st_blocks)."""
+        return os.fstat(self.fd).st_blocks * _BLOCK_BYTES // self.page_size_bytes
+
+    def data_extents(self, first: int, stop: int) -> NDArray[np.int64]:
+        """
+        Return where SEEK_DATA says that there is data.
+
+        :param first: first page of the object.
+        :param stop: page after the last.
+        :return: ``(n, 2)`` int64, half-open page ranges inside ``[first, stop)``.
+        :raises OSError: EINVAL for block devices.
+
+        A page that holds any data counts whole: blocks may be smaller than pages.
+        """
+        size = self.page_size_bytes
+        found = array("q")
+        position = first
+        while position < stop:
+            try:
+                data = os.lseek(self.fd, position * size, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    break
+                raise
+            if data < position * size:
+                raise OSError(errno.EINVAL, "lseek went backwards")
+            if data >= stop * size:
+                break
+            try:
+                hole = os.lseek(self.fd, data, os.SEEK_HOLE)
+            except OSError as error:
+                # Cut short between the two calls: nothing is left here.
+                if error.errno == errno.ENXIO:
+                    break
+                raise
+            begin, end = data // size, min(-(-hole // size), stop)
+            if end <= position:
+                break
+            found.append(max(begin, position))
+            found.append(end)
+            position = end
+        self.meter.used.add("seek_data")
+        return np.frombuffer(found, np.int64).reshape(-1, 2) if found else _NO_EXTENTS
+
+    def cachestat(self, first: int, pages: int) -> tuple[int, int]:
+        """
+        Return how many pages of a range are in the page cache, and how many were evicted.
+
+        :return: ``nr_cache`` and ``nr_evicted``.  On shmem an evicted page is on swap;
+            elsewhere it is only a note that the page was here once.
+        :raises OSError: EPERM if the reader may not know, ENOSYS before v6.5,
+            EOPNOTSUPP on hugetlbfs.
+        """
+        found = self.cachestat_all(first, pages)
+        return found.nr_cache, found.nr_evicted
+
+    def cachestat_all(self, first: int, pages: int) -> Cachestat:
+        """Return every figure of cachestat for a range of pages."""
+        size = self.page_size_bytes
+        asked = CachestatRange(first * size, pages * size)
+        found = Cachestat()
+        if (
+            libc.syscall(NR_CACHESTAT, self.fd, ctypes.byref(asked), ctypes.byref(found), 0)
+            != 0
+        ):
+            raise_last_errno(self.path)
+        self.meter.used.add("cachestat")
+        return found
+
+    def mincore(self, first: int, pages: int) -> NDArray[np.bool_]:
+        """
+        Return whether each page is in RAM, in the page cache or the swap cache.
+
+        :return: ``(pages,)`` bool.
+        :raises OSError: as mmap(2) and mincore(2) give it.
+        :raises ValueError: for hugetlbfs, where the answer is always 0.
+
+        For a file that the reader may not write the kernel answers 1 for everything:
+        ask only if ``is_writable``.
+        """
+        if self.kind == "hugetlb":
+            raise ValueError("mincore says nothing on hugetlbfs")
+        size = self.page_size_bytes
+        # A private PROT_NONE mapping of a read-only descriptor: it hinders no seal, reserves
+        # nothing and can never fault a page in.
+        address = libc.mmap(
+            None, pages * size, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE, self.fd, first * size
+        )
+        if address == MAP_FAILED:
+            raise_last_errno(self.path)
+        vector = np.empty(pages, np.uint8)
+        try:
+            if libc.mincore(address, pages * size, vector.ctypes.data) != 0:
+                raise_last_errno(self.path)
+        finally:
+            libc.munmap(address, pages * size)
+        self.meter.used.add("mincore")
+        self.meter.add(pages, 0.0)
+        return (vector & 1).astype(bool)
+
+
+_NO_EXTENTS = np.empty((0, 2), np.int64)

@@ -1,0 +1,126 @@
+"""
+What this kernel lets this reader see, probed once by round trips on memory of our own.
+
+Versions are never compared: a kernel with backports has what its number lacks.
+"""
+
+import ctypes
+import mmap
+import os
+from functools import lru_cache
+
+import numpy as np
+
+from memlens.errors import MemlensError
+from memlens.kernel.pagemap import (
+    PAGE_IS_PFNZERO,
+    PAGE_IS_PRESENT,
+    PAGE_IS_SWAPPED,
+    Pagemap,
+)
+from memlens.kernel.procfs import Meter
+from memlens.kernel.syscalls import NR_CACHESTAT, Cachestat, CachestatRange, libc
+
+# Interfaces that MEMLENS_DISABLE can switch off, to prove the other paths.
+SWITCHES = (
+    "pagemap_scan",
+    "map_files",
+    "seek_data",
+    "cachestat",
+    "mincore",
+    "kpageflags",
+    "smaps",
+    "cachewalk",
+)
+
+_PFN = (1 << 55) - 1
+
+
+def page_size_bytes() -> int:
+    """Return the size of a base page of this machine."""
+    return os.sysconf("SC_PAGE_SIZE")
+
+
+def read_disabled() -> frozenset[str]:
+    """
+    Return the interfaces that MEMLENS_DISABLE switches off.
+
+    :raises ValueError: if it names one that does not exist.
+    """
+    names = frozenset(filter(None, os.environ.get("MEMLENS_DISABLE", "").split(",")))
+    unknown = names - frozenset(SWITCHES)
+    if unknown:
+        raise ValueError(
+            f"MEMLENS_DISABLE: unknown {', '.join(sorted(unknown))}; "
+            f"known: {', '.join(SWITCHES)}"
+        )
+    return names
+
+
+@lru_cache(maxsize=1)
+def has_pagemap_scan() -> bool:
+    """Return whether PAGEMAP_SCAN works here (commit 52526ca7fdb9, in v6.7)."""
+    page = _own_page(is_written=True)
+    pagemap = _own_pagemap()
+    try:
+        number = _address(page) // page_size_bytes()
+        wanted = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO
+        regions = list(pagemap.scan(number, 1, PAGE_IS_PRESENT | PAGE_IS_SWAPPED, wanted))
+        return len(regions) == 1 and len(regions[0]) == 1
+    except MemlensError:
+        return False
+    finally:
+        pagemap.close()
+
+
+@lru_cache(maxsize=1)
+def zero_pfn() -> int:
+    """Return the PFN of the zero page of one base page, 0 if PFNs are hidden."""
+    return _own_pfn(_own_page(is_written=False))
+
+
+@lru_cache(maxsize=1)
+def is_pfn_visible() -> bool:
+    """Return whether pagemap shows PFNs and swap slots (needs CAP_SYS_ADMIN)."""
+    return _own_pfn(_own_page(is_written=True)) != 0
+
+
+@lru_cache(maxsize=1)
+def has_cachestat() -> bool:
+    """Return whether cachestat works here (commit cf264e1329fb, in v6.5)."""
+    fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
+    try:
+        os.write(fd, b"x")
+        asked, found = CachestatRange(0, page_size_bytes()), Cachestat()
+        libc.syscall(NR_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(found), 0)
+        return bool(found.nr_cache == 1)
+    finally:
+        os.close(fd)
+
+
+def _own_page(is_written: bool) -> mmap.mmap:
+    """Return an anonymous page of ours, written, or only read: the zero page."""
+    page = mmap.mmap(-1, page_size_bytes(), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if is_written:
+        page[0] = 1
+    else:
+        page[0]
+    return page
+
+
+def _address(page: mmap.mmap) -> int:
+    return int(np.frombuffer(page, np.uint8).ctypes.data)
+
+
+def _own_pagemap() -> Pagemap:
+    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    return Pagemap(fd, page_size_bytes(), Meter(), "/proc/self/pagemap")
+
+
+def _own_pfn(page: mmap.mmap) -> int:
+    pagemap = _own_pagemap()
+    try:
+        words = pagemap.read_words(_address(page) // page_size_bytes(), 1)
+        return int(words[0]) & _PFN if len(words) else 0
+    finally:
+        pagemap.close()

@@ -1,0 +1,128 @@
+r"""
+/proc/PID/maps and /proc/PID/smaps: the mappings of a process.
+
+Documentation/filesystems/proc.rst.  Inodes are decimal, devices and offsets
+hexadecimal; the path is the rest of the line, may hold spaces, may be empty,
+and a newline in it reads ``\012``.
+"""
+
+from dataclasses import dataclass, field
+
+from memlens.errors import ParseError
+from memlens.kernel.procfs import decode_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """
+    One line of /proc/PID/maps.
+
+    :param start: first address, in bytes.
+    :param stop: address after the last, in bytes.
+    :param permissions: four letters, ``rw-s``.
+    :param offset_bytes: offset of ``start`` in the object.
+    :param device: ``major:minor``, hexadecimal, as printed.
+    :param inode: inode number, 0 if there is none.
+    :param path: the rest of the line, verbatim.
+    """
+
+    start: int
+    stop: int
+    permissions: str
+    offset_bytes: int
+    device: str
+    inode: int
+    path: str
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether writes go to the object (MAP_SHARED)."""
+        return self.permissions[3:4] == "s"
+
+    @property
+    def name(self) -> str:
+        """Return the name of the entry in /proc/PID/map_files."""
+        return f"{self.start:x}-{self.stop:x}"
+
+
+@dataclass(frozen=True, slots=True)
+class MappingFigures:
+    """
+    One block of /proc/PID/smaps.
+
+    :param mapping: its first line.
+    :param size_bytes: every figure that is given in kB, by name, in bytes.
+    :param vm_flags: two letters each, as ``VmFlags`` lists them.
+    """
+
+    mapping: Mapping
+    size_bytes: dict[str, int] = field(default_factory=dict)
+    vm_flags: frozenset[str] = frozenset()
+
+
+def parse_maps(raw: bytes, path: str = "/proc/PID/maps") -> list[Mapping]:
+    r"""
+    Return the mappings in the order of their addresses.
+
+    >>> parse_maps(b"1000-3000 rw-s 00002000 00:01 5    /dev/zero (deleted)\n")[0].path
+    '/dev/zero (deleted)'
+
+    :param raw: text of the file.
+    :param path: its name, for errors.
+    :raises ParseError: if a line is not as documented.
+    """
+    return [
+        parse_mapping(line, number, path)
+        for number, line in enumerate(decode_bytes(raw).split("\n"), 1)
+        if line
+    ]
+
+
+def parse_mapping(line: str, number: int, path: str) -> Mapping:
+    """
+    Return one line of maps.
+
+    :raises ParseError: if it is not as documented.
+    """
+    fields = line.split(None, 5)
+    try:
+        addresses, permissions, offset, device, inode = fields[:5]
+        start, _, stop = addresses.partition("-")
+        return Mapping(
+            start=int(start, 16),
+            stop=int(stop, 16),
+            permissions=permissions,
+            offset_bytes=int(offset, 16),
+            device=device,
+            inode=int(inode),
+            path=fields[5] if len(fields) > 5 else "",
+        )
+    except ValueError as error:
+        raise ParseError("not a mapping", path=path, line_number=number, text=line) from error
+
+
+def parse_smaps(raw: bytes, path: str = "/proc/PID/smaps") -> list[MappingFigures]:
+    r"""
+    Return the figures of every mapping.
+
+    >>> block = b"1000-3000 rw-p 0 00:00 0 \nSwap:     8 kB\nVmFlags: rd wr \n"
+    >>> parse_smaps(block)[0].size_bytes
+    {'Swap': 8192}
+
+    :raises ParseError: if a line is not as documented.
+    """
+    found: list[MappingFigures] = []
+    for number, line in enumerate(decode_bytes(raw).split("\n"), 1):
+        if not line:
+            continue
+        name, colon, rest = line.partition(":")
+        if not colon or not name.replace("_", "").isalnum() or " " in name:
+            found.append(MappingFigures(parse_mapping(line, number, path)))
+        elif not found:
+            raise ParseError("figure before mapping", path=path, line_number=number, text=line)
+        elif name == "VmFlags":
+            last = found[-1]
+            found[-1] = MappingFigures(last.mapping, last.size_bytes, frozenset(rest.split()))
+        elif rest.endswith(" kB"):
+            found[-1].size_bytes[name] = int(rest[:-3]) * 1024
+    return found

@@ -1,0 +1,312 @@
+"""
+Finding out what backs a mapping, and opening it without disturbing anybody.
+
+/proc/PID/map_files, /proc/PID/fd, /proc/PID/mountinfo and /proc/locks
+(Documentation/filesystems/proc.rst).  An object is first held with O_PATH, which
+is no open for the file system: no driver runs, no lease breaks, inotify is silent.
+"""
+
+import errno
+import os
+import stat
+from dataclasses import dataclass
+
+from memlens.errors import MemlensError
+from memlens.kernel.backing import (
+    BTRFS_MAGIC,
+    HUGETLBFS_MAGIC,
+    KERNEL_MAGICS,
+    OVERLAYFS_MAGIC,
+    RAMFS_MAGIC,
+    TMPFS_MAGIC,
+    Backing,
+)
+from memlens.kernel.maps import Mapping
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import decode_bytes, encode_text, read_file
+from memlens.kernel.syscalls import fstatfs_type
+
+ZERO_DEVICE = os.makedev(1, 5)
+# Asking these runs a daemon or waits for a server, which may never answer.
+HANGING_TYPES = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "fuse", "fuseblk"})
+# Names that the kernel gives to mappings of its own; [heap], [stack] and [anon:...] are not.
+KERNEL_NAMES = frozenset(
+    {"[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"}
+)
+
+_KINDS = {
+    TMPFS_MAGIC: "shmem",
+    RAMFS_MAGIC: "ramfs",
+    HUGETLBFS_MAGIC: "hugetlb",
+    OVERLAYFS_MAGIC: "overlay",
+}
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectFacts:
+    """
+    What backs a mapping, before anything is opened.
+
+    :param kind: ``anonymous``, ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``block``,
+        ``file``, ``device`` (a character device), ``special`` (of the kernel).
+    :param refusal: why the object cannot or must not be opened, "" if it can.
+    """
+
+    kind: str
+    refusal: str = ""
+
+
+class Opener:
+    """
+    Opens the objects of one process.
+
+    :param process: whose mappings they are.
+    :param disabled: interfaces that may not be used.
+    :param page_size_bytes: size of a page.
+    """
+
+    def __init__(
+        self, process: ProcessDir, disabled: frozenset[str], page_size_bytes: int
+    ) -> None:
+        self.process = process
+        self.page_size_bytes = page_size_bytes
+        self.meter = process.meter
+        self._use_map_files = "map_files" not in disabled
+        self._types: dict[str, str] | None = None
+        self._facts: dict[tuple[str, int, str], ObjectFacts] = {}
+        self._fds: dict[tuple[int, int], str] | None = None
+
+    def facts(self, mapping: Mapping) -> ObjectFacts:
+        """
+        Return what backs a mapping.
+
+        Asked once for each (device, inode, path); a mapping that vanished meanwhile
+        is ``special`` and found changed when the mappings are read again.
+        """
+        if mapping.inode == 0 and mapping.device == "00:00":
+            name = mapping.path.removesuffix(" (deleted)")
+            # In-kernel files without an inode number, as old anon_inodes, start with a slash.
+            return SPECIAL if name in KERNEL_NAMES or name.startswith("/") else ANONYMOUS
+        key = (mapping.device, mapping.inode, mapping.path)
+        known = self._facts.get(key)
+        if known is None:
+            known = self._facts[key] = self._look(mapping)
+        return known
+
+    def open(self, mapping: Mapping) -> Backing | str:
+        """
+        Open the object of a mapping; a text says why that cannot be.
+
+        The caller closes it.  Ask ``facts`` first: what it refuses is never opened.
+        """
+        facts = self.facts(mapping)
+        if facts.refusal:
+            return facts.refusal
+        handle = self._hold(mapping)
+        if isinstance(handle, str):
+            return handle
+        try:
+            return self._reopen(handle, facts.kind, mapping)
+        finally:
+            os.close(handle)
+
+    def _look(self, mapping: Mapping) -> ObjectFacts:
+        file_system = self._file_system(mapping.device)
+        if file_system in HANGING_TYPES or file_system.startswith("fuse."):
+            return ObjectFacts("file", f"{file_system} could hang the reader: not asked")
+        handle = self._hold(mapping)
+        if isinstance(handle, str):
+            return ObjectFacts(_kind_by_name(mapping, file_system), handle)
+        try:
+            return _facts_of(handle, mapping)
+        except OSError as error:
+            return ObjectFacts("file", f"fstat: {os.strerror(error.errno or 0)}")
+        finally:
+            os.close(handle)
+
+    def _hold(self, mapping: Mapping) -> int | str:
+        """Return an O_PATH descriptor of just this object, or why there is none."""
+        reason = "map_files is switched off"
+        if self._use_map_files:
+            name = f"map_files/{mapping.name}"
+            try:
+                handle = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self.process.fd)
+            except OSError as error:
+                reason = _map_files_refusal(error)
+                if error.errno == errno.ENOENT:
+                    return VANISHED
+            else:
+                self.meter.used.add("map_files")
+                return handle if _is_same(handle, mapping) else _close(handle, REPLACED)
+        for path in self._other_paths(mapping):
+            try:
+                handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                continue
+            if _is_same(handle, mapping):
+                return handle
+            os.close(handle)
+        return reason
+
+    def _other_paths(self, mapping: Mapping) -> list[bytes]:
+        """Return other ways to the object: an open descriptor, its path."""
+        base = self.process.path.encode()
+        if self._fds is None:
+            self._fds = self._list_fds()
+        paths = []
+        fd = self._fds.get((_device_number(mapping.device), mapping.inode))
+        if fd is not None:
+            paths.append(base + b"/fd/" + fd.encode())
+        if mapping.path.startswith("/") and not mapping.path.endswith(" (deleted)"):
+            paths.append(base + b"/root" + encode_text(mapping.path.replace("\\012", "\n")))
+        return paths
+
+    def _list_fds(self) -> dict[tuple[int, int], str]:
+        found: dict[tuple[int, int], str] = {}
+        try:
+            names = os.listdir(f"{self.process.path}/fd")
+        except OSError:
+            return found
+        for name in names:
+            try:
+                status = os.stat(f"fd/{name}", dir_fd=self.process.fd)
+            except OSError:
+                continue
+            found.setdefault((status.st_dev, status.st_ino), name)
+        return found
+
+    def _reopen(self, handle: int, kind: str, mapping: Mapping) -> Backing | str:
+        status = os.fstat(handle)
+        if (status.st_dev, status.st_ino) in leased_inodes(self.process.proc):
+            return "under a write lease, which opening would break"
+        path = f"/proc/self/fd/{handle}"
+        try:
+            try:
+                fd = os.open(path, _OPEN_FLAGS | os.O_NOATIME)
+            except PermissionError:
+                fd = os.open(path, _OPEN_FLAGS)
+        except OSError as error:
+            return f"cannot be opened: {os.strerror(error.errno or 0)}"
+        is_writable = status.st_uid == os.geteuid() or os.access(path, os.W_OK)
+        return Backing(fd, kind, self.page_size_bytes, self.meter, is_writable, mapping.path)
+
+    def _file_system(self, device: str) -> str:
+        if self._types is None:
+            try:
+                self._types = parse_mount_types(self.process.read("mountinfo"))
+            except MemlensError:
+                self._types = {}
+        return self._types.get(device, "")
+
+
+def parse_mount_types(raw: bytes) -> dict[str, str]:
+    """
+    Return the file system type of each device, as /proc/PID/maps prints devices.
+
+    >>> parse_mount_types(b"24 1 254:0 / / rw - ext4 /dev/vda rw")
+    {'fe:00': 'ext4'}
+    """
+    types = {}
+    for line in decode_bytes(raw).split("\n"):
+        head, dash, tail = line.partition(" - ")
+        if dash:
+            major, _, minor = head.split()[2].partition(":")
+            types[f"{int(major):02x}:{int(minor):02x}"] = tail.split(" ", 1)[0]
+    return types
+
+
+def leased_inodes(proc: str) -> frozenset[tuple[int, int]]:
+    """
+    Return (device, inode) of every file that an open for reading would take a lease of.
+
+    A lease for reading is not disturbed by another reader (fcntl(2), F_SETLEASE).
+    """
+    try:
+        raw = read_file(f"{proc}/locks")
+    except OSError:
+        return frozenset()
+    found = set()
+    for line in raw.decode().split("\n"):
+        fields = line.split()
+        # "1: LEASE  ACTIVE    WRITE 77 fe:00:131 0 EOF"
+        if len(fields) > 5 and fields[1] in ("LEASE", "DELEG") and fields[3] != "READ":
+            major, minor, inode = fields[5].split(":")
+            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return frozenset(found)
+
+
+def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:
+    status = os.fstat(handle)
+    if stat.S_ISCHR(status.st_mode):
+        if status.st_rdev == ZERO_DEVICE and not mapping.is_shared:
+            return ANONYMOUS
+        return ObjectFacts("device", "a character device is never opened")
+    if stat.S_ISBLK(status.st_mode):
+        return ObjectFacts("block")
+    magic = fstatfs_type(handle)
+    if magic in KERNEL_MAGICS:
+        return ObjectFacts("special", f"{KERNEL_MAGICS[magic]} memory cannot be opened")
+    if not stat.S_ISREG(status.st_mode):
+        return ObjectFacts("special", "not a regular file")
+    return ObjectFacts(_KINDS.get(magic, "file"))
+
+
+def _is_same(handle: int, mapping: Mapping) -> bool:
+    """Return whether a descriptor is the object of the line of maps."""
+    status = os.fstat(handle)
+    if status.st_ino != mapping.inode:
+        return False
+    # Subvolumes of btrfs have devices of their own in stat, but not in maps.
+    return (
+        status.st_dev == _device_number(mapping.device) or fstatfs_type(handle) == BTRFS_MAGIC
+    )
+
+
+def _device_number(device: str) -> int:
+    major, _, minor = device.partition(":")
+    return os.makedev(int(major, 16), int(minor, 16))
+
+
+def _close(handle: int, reason: str) -> str:
+    os.close(handle)
+    return reason
+
+
+def _map_files_refusal(error: OSError) -> str:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return "map_files needs CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN"
+    if error.errno == errno.ENXIO:
+        return "this object cannot be opened"
+    return f"map_files: {os.strerror(error.errno or 0)}"
+
+
+def _kind_by_name(mapping: Mapping, file_system: str) -> str:
+    """Return the kind of an object that cannot be held, from what the kernel prints."""
+    if mapping.path.startswith("anon_inode:"):
+        return "special"
+    if file_system in ("tmpfs", "devtmpfs"):
+        return "shmem"
+    if file_system == "hugetlbfs":
+        return "hugetlb"
+    if file_system in ("ramfs", "overlay"):
+        return file_system
+    if not file_system and mapping.device == _shm_device():
+        return "shmem"
+    return "file"
+
+
+def _shm_device() -> str:
+    """Return the device of the kernel's own tmpfs, which holds memfds and shared memory."""
+    fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
+    try:
+        device = os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
+
+
+ANONYMOUS = ObjectFacts("anonymous")
+SPECIAL = ObjectFacts("special", "memory of the kernel")
+VANISHED = "the mapping vanished"
+REPLACED = "another object is mapped there now"

@@ -1,0 +1,127 @@
+"""
+Whether a file on overlayfs may have been copied up since it was mapped.
+
+Documentation/filesystems/overlayfs.rst.  A mapping made before the copy keeps the
+pages of the lower file, while everything opened afterwards answers for the upper.
+"""
+
+import os
+from dataclasses import dataclass
+
+from memlens.errors import MemlensError
+from memlens.kernel.backing import TMPFS_MAGIC
+from memlens.kernel.maps import Mapping
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import decode_bytes, encode_text
+from memlens.kernel.syscalls import fstatfs_type
+
+ORIGIN_XATTR = b"trusted.overlay.origin"
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Where an overlay is mounted, its upper directory ("" if read-only), its lower ones."""
+
+    mount_point: str
+    upper: str
+    lower: tuple[str, ...]
+
+
+def is_maybe_copied_up(process: ProcessDir, mapping: Mapping) -> bool:
+    """
+    Return whether a copy of the file was made, before or after it was mapped.
+
+    True also where it cannot be found out: the upper directory is not in reach.
+    """
+    overlay = _overlay_of(process, mapping)
+    if overlay is None:
+        return True
+    if not overlay.upper:
+        return False
+    path = mapping.path.replace("\\012", "\n")
+    prefix = overlay.mount_point.rstrip("/") + "/"
+    # A deleted file's path may by now be that of another one.
+    if not path.startswith(prefix) or path.endswith(" (deleted)"):
+        return True
+    return _is_copy(encode_text(overlay.upper), encode_text(path[len(prefix) :]))
+
+
+def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
+    """Return whether a layer of the overlay is on tmpfs, or cannot be looked at."""
+    overlay = _overlay_of(process, mapping)
+    if overlay is None:
+        return True
+    layers = [*filter(None, [overlay.upper]), *overlay.lower]
+    return any(_is_tmpfs(encode_text(layer)) for layer in layers)
+
+
+def parse_overlays(raw: bytes) -> dict[str, Overlay]:
+    """
+    Return the overlays of a mountinfo file, by device as maps prints it.
+
+    >>> line = b"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir=/u,workdir=/w"
+    >>> parse_overlays(line)
+    {'00:2a': Overlay(mount_point='/m', upper='/u', lower=('/l',))}
+    """
+    found = {}
+    for line in decode_bytes(raw).split("\n"):
+        head, _, tail = line.partition(" - overlay ")
+        fields = head.split(" ")
+        if not tail or fields[3] != "/":
+            continue
+        options = tail.split(" ", 1)[1].split(",")
+        upper = next((o[9:] for o in options if o.startswith("upperdir=")), "")
+        lower = next((o[9:] for o in options if o.startswith("lowerdir=")), "")
+        lowers = [o[10:] for o in options if o.startswith("lowerdir+=")]
+        major, _, minor = fields[2].partition(":")
+        found[f"{int(major):02x}:{int(minor):02x}"] = Overlay(
+            mount_point=_unescape(fields[4]),
+            upper=_unescape(upper),
+            lower=tuple(_unescape(part) for part in [*lower.split(":"), *lowers] if part),
+        )
+    return found
+
+
+def _overlay_of(process: ProcessDir, mapping: Mapping) -> Overlay | None:
+    try:
+        return parse_overlays(process.read("mountinfo")).get(mapping.device)
+    except MemlensError:
+        return None
+
+
+def _is_tmpfs(path: bytes) -> bool:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return fstatfs_type(fd) == TMPFS_MAGIC
+    finally:
+        os.close(fd)
+
+
+def _is_copy(upper: bytes, relative: bytes) -> bool:
+    if not os.path.isdir(upper):
+        return True
+    path = os.path.join(upper, relative)
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        os.getxattr(path, ORIGIN_XATTR, follow_symlinks=False)
+    except OSError:
+        # No origin: made here, so that no lower file was ever mapped through it.
+        return os.geteuid() != 0
+    return True
+
+
+def _unescape(text: str) -> str:
+    return (
+        text.replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+    )

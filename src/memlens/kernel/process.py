@@ -1,0 +1,269 @@
+"""
+PIDs and the identity of a process: /proc/PID/stat, comm, cmdline, status, task.
+
+Documentation/filesystems/proc.rst.  A process is its PID and its start time;
+its directory is held open, so that a reused PID is never read by mistake.
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
+from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
+from memlens.kernel.procfs import READ_NEEDS, Meter, decode_bytes, raise_errno, read_file
+
+PF_KTHREAD = 0x00200000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """
+    Which process this is.
+
+    :param pid: as this /proc numbers it.
+    :param name: comm, raw.
+    :param cmdline: arguments, raw.
+    :param started_at: UTC.
+    :param start_ticks: field 22 of stat; with the PID it names the process for good.
+    """
+
+    pid: int
+    name: str
+    cmdline: tuple[str, ...]
+    started_at: datetime
+    start_ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """Fields of /proc/PID/stat: comm, state, kernel flags, threads, start time."""
+
+    name: str
+    state: str
+    flags: int
+    threads: int
+    start_ticks: int
+
+
+def parse_stat(raw: bytes) -> Stat:
+    """
+    Return the fields of /proc/PID/stat that memlens uses.
+
+    >>> parse_stat(b"7 (a) b) S 1 1 1 0 -1 64 " + b"0 " * 10 + b"3 0 99 0").name
+    'a) b'
+    """
+    head, _, tail = raw.rpartition(b")")
+    fields = tail.split()
+    return Stat(
+        name=decode_bytes(head.partition(b"(")[2]),
+        state=fields[0].decode(),
+        flags=int(fields[6]),
+        threads=int(fields[17]),
+        start_ticks=int(fields[19]),
+    )
+
+
+class ProcessDir:
+    """
+    An open /proc/PID directory, or that of a live thread if the leader has exited.
+
+    :param pid: the process.
+    :param proc: root of the /proc to read.
+    :param meter: counts what is read.
+    :raises ProcessGone: if there is none, or it is a zombie.
+    :raises Unsupported: if it is a kernel thread.
+    :raises AccessDenied: if its mappings may not be read.
+    """
+
+    def __init__(self, pid: int, proc: str = "/proc", meter: Meter | None = None) -> None:
+        self.pid = pid
+        self.proc = proc
+        self.meter = meter or Meter()
+        self.path = f"{proc}/{pid}"
+        self.fd = self._open(self.path)
+        try:
+            self.stat = self._read_stat()
+            if self.stat.flags & PF_KTHREAD:
+                raise Unsupported(
+                    f"process {pid} ({self.stat.name}) is a kernel thread: "
+                    "it has no memory of its own",
+                    path=self.path,
+                )
+            if self.stat.state in "ZX":
+                self._use_live_thread()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> "ProcessDir":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the directory; twice is fine."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def open(self, name: str, flags: int = os.O_RDONLY) -> int:
+        """
+        Open a file of the process and return its descriptor.
+
+        :raises MemlensError: as ``raise_errno`` tells.
+        """
+        try:
+            return os.open(name, flags | os.O_CLOEXEC, dir_fd=self.fd)
+        except OSError as error:
+            raise_errno(
+                error, f"cannot open {name} of process {self.pid}", f"{self.path}/{name}"
+            )
+
+    def read(self, name: str) -> bytes:
+        """
+        Return the content of a file of the process.
+
+        :raises MemlensError: as ``raise_errno`` tells.
+        """
+        try:
+            raw = self.meter.time(lambda: read_file(name, dir_fd=self.fd))
+        except OSError as error:
+            raise_errno(
+                error, f"cannot read {name} of process {self.pid}", f"{self.path}/{name}"
+            )
+        self.meter.add(len(raw), 0.0)
+        return raw
+
+    def read_maps(self) -> list[Mapping]:
+        """Return the mappings now."""
+        return parse_maps(self.read("maps"), f"{self.path}/maps")
+
+    def read_smaps(self) -> list[MappingFigures]:
+        """
+        Return the figures of every mapping now.
+
+        The kernel walks all page tables for it, with the mmap lock held.
+        """
+        return parse_smaps(self.read("smaps"), f"{self.path}/smaps")
+
+    def identity(self) -> Identity:
+        """Return who this is."""
+        raw = self.read("cmdline")
+        arguments = raw.removesuffix(b"\0").split(b"\0") if raw else []
+        return Identity(
+            pid=self.pid,
+            name=self.stat.name,
+            cmdline=tuple(decode_bytes(part) for part in arguments),
+            started_at=_started_at(self.stat.start_ticks, self.proc),
+            start_ticks=self.stat.start_ticks,
+        )
+
+    def gone_error(self) -> ProcessGone:
+        """Return the error for a page table that has vanished under the reader."""
+        try:
+            stat = self._read_stat()
+            is_same = stat.start_ticks == self.stat.start_ticks and stat.state not in "ZX"
+        except MemlensError:
+            is_same = False
+        if is_same:
+            what = "executed another program during the scan"
+        else:
+            what = "ended during the scan"
+        return ProcessGone(f"process {self.pid} {what}", path=self.path)
+
+    def _open(self, path: str) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            if not os.path.isdir(f"{self.proc}/self") and not os.path.exists(
+                f"{self.proc}/stat"
+            ):
+                raise Unsupported(
+                    f"{self.proc} is not a proc file system", path=path
+                ) from error
+            if isinstance(error, FileNotFoundError) and _is_hidden(self.pid, self.proc):
+                raise AccessDenied(
+                    f"process {self.pid} is hidden (proc is mounted with hidepid)",
+                    path=path,
+                    needs="root, or membership of the gid= group of that mount",
+                ) from error
+            if isinstance(error, FileNotFoundError):
+                raise ProcessGone(f"process {self.pid} does not exist", path=path) from error
+            raise_errno(error, f"cannot open process {self.pid}", path)
+
+    def _read_stat(self) -> Stat:
+        try:
+            return parse_stat(read_file("stat", dir_fd=self.fd))
+        except OSError as error:
+            if isinstance(error, PermissionError):
+                raise AccessDenied(
+                    f"process {self.pid} may not be read", path=self.path, needs=READ_NEEDS
+                ) from error
+            raise ProcessGone(f"process {self.pid} has ended", path=self.path) from error
+
+    def _use_live_thread(self) -> None:
+        """Continue with another thread: the leader's own files are empty once it exited."""
+        try:
+            threads = os.listdir(f"{self.path}/task")
+        except OSError:
+            threads = []
+        for thread in sorted(map(int, threads)):
+            try:
+                # task/TID has no map_files, so the directory of the TID itself is used.
+                fd = os.open(
+                    f"{self.proc}/{thread}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                )
+            except OSError:
+                continue
+            try:
+                is_alive = bool(read_file("maps", dir_fd=fd))
+            except OSError:
+                is_alive = False
+            if is_alive:
+                os.close(self.fd)
+                self.fd = fd
+                return
+            os.close(fd)
+        raise ProcessGone(
+            f"process {self.pid} ({self.stat.name}) is a zombie: its memory is already freed",
+            path=self.path,
+        )
+
+
+def _started_at(start_ticks: int, proc: str) -> datetime:
+    """Start times count from boot, suspended time included (CLOCK_BOOTTIME)."""
+    seconds = start_ticks / os.sysconf("SC_CLK_TCK")
+    booted = _boot_time(proc)
+    return datetime.fromtimestamp(booted + seconds, UTC)
+
+
+def _boot_time(proc: str) -> float:
+    try:
+        for line in read_file(f"{proc}/stat").split(b"\n"):
+            if line.startswith(b"btime "):
+                return float(line.split()[1])
+    except OSError:
+        pass
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _is_hidden(pid: int, proc: str) -> bool:
+    """Return whether a PID exists although this /proc does not show it."""
+    try:
+        mounts = read_file("/proc/self/mountinfo").decode("utf-8", "replace").split("\n")
+    except OSError:
+        return False
+    real = os.path.realpath(proc)
+    options = [line for line in mounts if f" {real} " in line and " - proc " in line]
+    if not options or "hidepid=" not in options[-1]:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,240 @@
+"""Runs: consecutive pages of one value, and back."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """
+    Consecutive pages of one value, in order and without overlap.
+
+    :param first: number of the first page of each run, ``(n,)`` int64.
+    :param pages: length of each run in pages, ``(n,)`` int64, all positive.
+    :param value: the value of each run, ``(n,)`` uint8 (mostly a ``PageClass``).
+    """
+
+    first: NDArray[np.int64]
+    pages: NDArray[np.int64]
+    value: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        return zip(self.first.tolist(), self.pages.tolist(), self.value.tolist(), strict=True)
+
+    @property
+    def stop(self) -> NDArray[np.int64]:
+        """Return the page after the last of each run, ``(n,)`` int64."""
+        return self.first + self.pages
+
+
+EMPTY = Runs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
+
+
+def encode_runs(values: NDArray[np.uint8], first: int = 0) -> Runs:
+    """
+    Return the runs of a dense array.
+
+    >>> list(encode_runs(np.array([7, 7, 0], dtype=np.uint8), first=10))
+    [(10, 2, 7), (12, 1, 0)]
+
+    :param values: one value per page, ``(n,)`` uint8.
+    :param first: page number of ``values[0]``.
+    """
+    if not len(values):
+        return EMPTY
+    starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
+    lengths = np.diff(np.append(starts, len(values)))
+    return Runs(starts + first, lengths, values[starts].astype(np.uint8))
+
+
+def merge_runs(runs: Runs) -> Runs:
+    """
+    Join neighbouring runs of one value that touch.
+
+    >>> list(merge_runs(Runs(np.array([0, 2]), np.array([2, 3]), np.array([7, 7], np.uint8))))
+    [(0, 5, 7)]
+    """
+    if len(runs) < 2:
+        return runs
+    starts_new = np.ones(len(runs), bool)
+    starts_new[1:] = (runs.value[1:] != runs.value[:-1]) | (runs.first[1:] != runs.stop[:-1])
+    heads = np.flatnonzero(starts_new)
+    lasts = np.append(heads[1:], len(runs)) - 1
+    first = runs.first[heads]
+    return Runs(first, runs.stop[lasts] - first, runs.value[heads])
+
+
+def concat_runs(parts: Sequence[Runs]) -> Runs:
+    """Join runs that follow each other; neighbours of one value become one run."""
+    if not parts:
+        return EMPTY
+    if len(parts) == 1:
+        return parts[0]
+    return merge_runs(
+        Runs(
+            np.concatenate([part.first for part in parts]),
+            np.concatenate([part.pages for part in parts]),
+            np.concatenate([part.value for part in parts]),
+        )
+    )
+
+
+def sort_runs(runs: Runs) -> Runs:
+    """Order runs that do not overlap by their first page, and join what touches."""
+    order = np.argsort(runs.first, kind="stable")
+    return merge_runs(Runs(runs.first[order], runs.pages[order], runs.value[order]))
+
+
+def clip_runs(runs: Runs, start: int, stop: int) -> Runs:
+    """
+    Keep what lies in the half-open page range ``[start, stop)``.
+
+    >>> list(clip_runs(encode_runs(np.zeros(9, np.uint8)), 2, 5))
+    [(2, 3, 0)]
+    """
+    low = int(np.searchsorted(runs.stop, start, side="right"))
+    high = int(np.searchsorted(runs.first, stop, side="left"))
+    if low >= high:
+        return EMPTY
+    first = runs.first[low:high].copy()
+    ends = runs.stop[low:high]
+    first[0] = max(first[0], start)
+    ends[-1] = min(ends[-1], stop)
+    return Runs(first, ends - first, runs.value[low:high])
+
+
+def decode_runs(runs: Runs, pages: int, fill: int = 0) -> NDArray[np.uint8]:
+    """
+    Return one value per page, ``(pages,)`` uint8; pages in no run get ``fill``.
+
+    >>> decode_runs(encode_runs(np.array([1, 1, 2], np.uint8), first=1), 5)
+    array([0, 1, 1, 2, 0], dtype=uint8)
+
+    :raises ValueError: if a run ends after ``pages``.
+    """
+    if len(runs) and int(runs.stop[-1]) > pages:
+        raise ValueError(f"run ends at page {int(runs.stop[-1])} of {pages}")
+    dense = np.full(pages, fill, np.uint8)
+    if len(runs):
+        covered = np.zeros(pages + 1, np.int8)
+        covered[runs.first] += 1
+        np.add.at(covered, runs.stop, -1)
+        inside = np.cumsum(covered[:-1]).astype(bool)
+        dense[inside] = np.repeat(runs.value, runs.pages)
+    return dense
+
+
+def replace_runs(base: Runs, patch: Runs) -> Runs:
+    """
+    Return ``base`` with the pages of ``patch`` taken from ``patch``.
+
+    >>> old = encode_runs(np.zeros(6, np.uint8))
+    >>> list(replace_runs(old, encode_runs(np.ones(2, np.uint8), first=2)))
+    [(0, 2, 0), (2, 2, 1), (4, 2, 0)]
+
+    :param base: sorted runs without overlap.
+    :param patch: sorted runs without overlap, all inside those of ``base``.
+    """
+    if not len(patch):
+        return base
+    edges = np.unique(np.concatenate([base.first, base.stop, patch.first, patch.stop]))
+    first, stop = edges[:-1], edges[1:]
+    in_patch, patch_value = _value_at(patch, first)
+    in_base, base_value = _value_at(base, first)
+    value = np.where(in_patch, patch_value, base_value)
+    keep = in_patch | in_base
+    return merge_runs(Runs(first[keep], (stop - first)[keep], value[keep]))
+
+
+def restrict_runs(runs: Runs, within: Runs) -> Runs:
+    """
+    Keep the pages of ``runs`` that are also in ``within``.
+
+    >>> runs = encode_runs(np.zeros(9, np.uint8))
+    >>> list(restrict_runs(runs, encode_runs(np.ones(2, np.uint8), first=3)))
+    [(3, 2, 0)]
+    """
+    if not len(runs) or not len(within):
+        return EMPTY
+    edges = np.unique(np.concatenate([runs.first, runs.stop, within.first, within.stop]))
+    first, stop = edges[:-1], edges[1:]
+    has_value, value = _value_at(runs, first)
+    keep = has_value & _value_at(within, first)[0]
+    return merge_runs(Runs(first[keep], (stop - first)[keep], value[keep]))
+
+
+def fill_runs(runs: Runs, start: int, stop: int, value: int) -> Runs:
+    """
+    Give every page of ``[start, stop)`` that is in no run the value ``value``.
+
+    >>> list(fill_runs(encode_runs(np.ones(2, np.uint8), first=3), 0, 6, 7))
+    [(0, 3, 7), (3, 2, 1), (5, 1, 7)]
+
+    :param runs: sorted runs inside the range.
+    """
+    gap_first = np.append(start, runs.stop)
+    gap_pages = np.append(runs.first, stop) - gap_first
+    is_gap = gap_pages > 0
+    count = int(is_gap.sum())
+    if not count:
+        return runs
+    if count == 1 and not len(runs):
+        return one_run(start, stop - start, value)
+    return sort_runs(
+        Runs(
+            np.append(runs.first, gap_first[is_gap]),
+            np.append(runs.pages, gap_pages[is_gap]),
+            np.append(runs.value, np.full(count, value, np.uint8)),
+        )
+    )
+
+
+def one_run(first: int, pages: int, value: int) -> Runs:
+    """Return a single run."""
+    return Runs(np.array([first]), np.array([pages]), np.array([value], np.uint8))
+
+
+def shift_runs(runs: Runs, by: int) -> Runs:
+    """Return the same runs with ``by`` added to their page numbers."""
+    return Runs(runs.first + by, runs.pages, runs.value)
+
+
+def window_runs(runs: Runs, gap: int) -> list[tuple[int, int]]:
+    """
+    Return the ranges that cover all runs, joined where less than ``gap`` pages are between.
+
+    >>> window_runs(encode_runs(np.array([1, 2], np.uint8), first=5), gap=1)
+    [(5, 7)]
+    """
+    if not len(runs):
+        return []
+    breaks = np.flatnonzero(runs.first[1:] - runs.stop[:-1] >= gap) + 1
+    first = runs.first[np.append(0, breaks)]
+    stop = runs.stop[np.append(breaks, len(runs)) - 1]
+    return list(zip(first.tolist(), stop.tolist(), strict=True))
+
+
+def count_runs(runs: Runs, values: int) -> NDArray[np.int64]:
+    """Return the pages of each value, ``(values,)`` int64."""
+    return np.bincount(runs.value, weights=runs.pages, minlength=values).astype(np.int64)
+
+
+def select_runs(runs: Runs, wanted: NDArray[np.bool_]) -> Runs:
+    """Keep the runs where ``wanted``, ``(n,)`` bool, is true."""
+    return Runs(runs.first[wanted], runs.pages[wanted], runs.value[wanted])
+
+
+def _value_at(
+    runs: Runs, pages: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
+    index = np.searchsorted(runs.first, pages, side="right") - 1
+    clipped = np.maximum(index, 0)
+    if not len(runs):
+        return np.zeros(len(pages), bool), np.zeros(len(pages), np.uint8)
+    return (index >= 0) & (pages < runs.stop[clipped]), runs.value[clipped]
