@@ -14,7 +14,6 @@
  * each class that are true of them.  Then obeys lines on stdin, one line of JSON each:
  *
  *     watch    start over measuring the latency of mmap+munmap in a second thread
- *     watch realtime    the same at real-time priority
  *     worst    stop, and say the worst
  *
  * and ends when stdin does.
@@ -22,7 +21,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -220,33 +218,17 @@ static void *watch(void *unused)
 	return NULL;
 }
 
-/*
- * At real-time priority other processes do not count, but the kernel also hands the lock
- * over at once, while others wait until the readers leave a gap, or for 4 ms
- * (RWSEM_WAIT_TIMEOUT).  The pauses keep the thread far below the limit for real-time tasks.
- */
-static int raise_priority(pthread_t thread)
-{
-	struct sched_param priority = { .sched_priority = 1 };
-
-	return pthread_setschedparam(thread, SCHED_FIFO, &priority);
-}
-
 static void obey(void)
 {
 	char line[64];
 	pthread_t watcher;
 
 	while (fgets(line, sizeof(line), stdin)) {
-		int is_realtime = !strcmp(line, "watch realtime\n");
-
-		if (is_realtime || !strcmp(line, "watch\n")) {
+		if (!strcmp(line, "watch\n")) {
 			worst_ns = loops = 0;
 			atomic_store(&is_watching, true);
 			if (pthread_create(&watcher, NULL, watch, NULL))
 				die("pthread_create");
-			if (is_realtime && raise_priority(watcher))
-				die("SCHED_FIFO");
 			puts("{}");
 		} else if (!strcmp(line, "worst\n") && atomic_load(&is_watching)) {
 			atomic_store(&is_watching, false);
