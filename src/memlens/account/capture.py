@@ -142,6 +142,7 @@ class _Capture:
             cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
             is_complete=self.is_complete,
             notes=tuple(self.notes),
+            used=tuple(sorted(meter.used)),
         )
 
     def _reader(self) -> MappingReader:
@@ -163,16 +164,16 @@ class _Capture:
         )
 
     def _evidence(self, reader: MappingReader) -> dict[str, bool]:
-        used = self.process.meter.used
-        names = ("pagemap_scan", "pagemap", "map_files", "seek_data", "cachestat", "mincore")
-        evidence = {name: name in used for name in names}
-        evidence["pagemap_scan"] = reader.table.use_scan
-        evidence["cachestat"] = reader.has_cachestat
-        evidence["seek_data"] = "seek_data" not in self.disabled
-        evidence["mincore"] = "mincore" not in self.disabled
-        evidence["smaps"] = "smaps" in used
-        evidence["pfns_visible"] = features.is_pfn_visible()
-        return evidence
+        return {
+            "pagemap": True,
+            "pagemap_scan": reader.table.use_scan,
+            "map_files": reader.opener.has_map_files,
+            "seek_data": "seek_data" not in self.disabled,
+            "cachestat": reader.has_cachestat,
+            "mincore": "mincore" not in self.disabled,
+            "smaps": "smaps" not in self.disabled,
+            "pfns_visible": features.is_pfn_visible(),
+        }
 
     def _read_all(self, reader: MappingReader, low: int, high: int) -> list[MappingPages]:
         wanted = self.process.read_maps()
@@ -228,38 +229,51 @@ class _Capture:
         self, reader: MappingReader, spans: list[_Span]
     ) -> Iterable[tuple[MappingPages, Mapping]]:
         for batch in _batches(spans):
-            if not self.is_complete:
-                yield from ((self._stopped(span), span.mapping) for span in batch)
-                continue
-            try:
-                results = self._read_batch(reader, batch)
-            except Stopped:
-                self.is_complete = False
-                self.notes.append("stopped early: the rest was not scanned")
-                results = [self._stopped(span) for span in batch]
-            yield from zip(results, (span.mapping for span in batch), strict=True)
+            entries = self._batch_entries(reader, batch)
+            for span in batch:
+                parts = list(self._read_parts(reader, span, entries))
+                yield self._result(reader, span, parts), span.mapping
 
-    def _read_batch(self, reader: MappingReader, batch: list[_Span]) -> list[MappingPages]:
-        entries = self._batch_entries(reader, batch)
-        results = []
-        for span in batch:
-            parts = []
-            for first in range(span.first, span.stop, _PART_PAGES):
-                stop = min(first + _PART_PAGES, span.stop)
-                parts.append(reader.read(span.mapping, first, stop, entries))
-                self._progress(stop - first)
-            results.append(self._result(reader, span, parts))
-        return results
+    def _read_parts(
+        self, reader: MappingReader, span: _Span, entries: Runs | None
+    ) -> Iterable[Verdicts]:
+        for first in range(span.first, span.stop, _PART_PAGES):
+            stop = min(first + _PART_PAGES, span.stop)
+            try:
+                self.check_stop()
+                verdicts = reader.read(span.mapping, first, stop, entries)
+            except Stopped:
+                self._stop()
+                rest = one_run(first, span.stop - first, Reason.STOPPED)
+                yield Verdicts(reader.opener.facts(span.mapping), rest)
+                return
+            self._progress(stop - first)
+            yield verdicts
+
+    def check_stop(self) -> None:
+        """Raise ``Stopped`` once the scan was ended, or if the caller wants it to."""
+        if not self.is_complete or (self.should_stop is not None and self.should_stop()):
+            raise Stopped
+
+    def _stop(self) -> None:
+        if self.is_complete:
+            self.is_complete = False
+            self.notes.append("stopped early: the rest was not scanned")
 
     def _batch_entries(self, reader: MappingReader, batch: list[_Span]) -> Runs | None:
         """Read the page table of small neighbouring mappings with as few calls as can be."""
         if not reader.table.use_scan or len(batch) == 1:
             return None
-        size = self.pagemap.page_size_bytes
-        parts = []
-        for first, stop in _stretches(batch, size):
-            parts.append(reader.table.read_entries(first, stop, is_anonymous=False))
-        return concat_runs(parts)
+        try:
+            return concat_runs(
+                [
+                    reader.table.read_entries(first, stop, is_anonymous=False)
+                    for first, stop in _stretches(batch, self.pagemap.page_size_bytes)
+                ]
+            )
+        except Stopped:
+            self._stop()
+            return None
 
     def _progress(self, pages: int) -> None:
         self._done += pages
@@ -304,12 +318,6 @@ class _Capture:
             return ""
         swap = format_size(pages * self.pagemap.page_size_bytes)
         return f" (smaps counts {swap} of swap in this mapping)"
-
-    def _stopped(self, span: _Span) -> MappingPages:
-        runs = one_run(span.first, span.stop - span.first, Reason.STOPPED)
-        unknown = (UnknownRun(span.first, span.stop - span.first, _text(Reason.STOPPED)),)
-        kind = "anonymous" if span.mapping.inode == 0 else "file"
-        return self._mapping_pages(span.mapping, kind, runs, unknown, None)
 
     def _mapping_pages(
         self,

@@ -4,7 +4,7 @@ The results of a capture: frozen dataclasses over numpy arrays.
 Nothing here reads anything, so that every view also works on a saved capture.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
@@ -143,6 +143,7 @@ class ProcessMap:
     Where every page of one process is.
 
     :param evidence: name of each interface, and whether it could be used.
+    :param used: names of the interfaces that were used.
     :param is_complete: False if the scan was stopped early.
     :param notes: what happened during the scan, one line each.
     """
@@ -153,7 +154,8 @@ class ProcessMap:
     mappings: tuple[MappingPages, ...]
     cost: Cost
     is_complete: bool = True
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    used: tuple[str, ...] = ()
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages of the process in each class, ``(len(PageClass),)`` int64."""

@@ -9,6 +9,7 @@ is no open for the file system: no driver runs, no lease breaks, inotify is sile
 import errno
 import os
 import stat
+import time
 from dataclasses import dataclass
 
 from memlens.errors import MemlensError
@@ -40,6 +41,9 @@ _KINDS = {
     HUGETLBFS_MAGIC: "hugetlb",
     OVERLAYFS_MAGIC: "overlay",
 }
+# Reading /proc/locks takes all file locks of the machine for a moment (percpu_down_write
+# in locks_start, fs/locks.c), so it is not done for every object.
+_LEASES_AGE_S = 0.5
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -64,6 +68,8 @@ class Opener:
     :param process: whose mappings they are.
     :param disabled: interfaces that may not be used.
     :param page_size_bytes: size of a page.
+
+    ``has_map_files`` turns False when map_files refuses.
     """
 
     def __init__(
@@ -72,10 +78,13 @@ class Opener:
         self.process = process
         self.page_size_bytes = page_size_bytes
         self.meter = process.meter
-        self._use_map_files = "map_files" not in disabled
+        self.has_map_files = "map_files" not in disabled
+        self._refusal = "map_files is switched off"
         self._types: dict[str, str] | None = None
         self._facts: dict[tuple[str, int, str], ObjectFacts] = {}
         self._fds: dict[tuple[int, int], str] | None = None
+        self._leased: frozenset[tuple[int, int]] = frozenset()
+        self._leased_until = 0.0
 
     def facts(self, mapping: Mapping) -> ObjectFacts:
         """
@@ -91,7 +100,10 @@ class Opener:
         key = (mapping.device, mapping.inode, mapping.path)
         known = self._facts.get(key)
         if known is None:
-            known = self._facts[key] = self._look(mapping)
+            known = self._look(mapping)
+            # What vanished may be another process's moment: the next look is a new one.
+            if known.refusal not in (VANISHED, REPLACED):
+                self._facts[key] = known
         return known
 
     def open(self, mapping: Mapping) -> Backing | str:
@@ -127,8 +139,8 @@ class Opener:
 
     def _hold(self, mapping: Mapping) -> int | str:
         """Return an O_PATH descriptor of just this object, or why there is none."""
-        reason = "map_files is switched off"
-        if self._use_map_files:
+        reason = self._refusal
+        if self.has_map_files:
             name = f"map_files/{mapping.name}"
             try:
                 handle = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self.process.fd)
@@ -136,6 +148,9 @@ class Opener:
                 reason = _map_files_refusal(error)
                 if error.errno == errno.ENOENT:
                     return VANISHED
+                if error.errno in (errno.EPERM, errno.EACCES):
+                    self.has_map_files = False
+                    self._refusal = reason
             else:
                 self.meter.used.add("map_files")
                 return handle if _is_same(handle, mapping) else _close(handle, REPLACED)
@@ -178,7 +193,7 @@ class Opener:
 
     def _reopen(self, handle: int, kind: str, mapping: Mapping) -> Backing | str:
         status = os.fstat(handle)
-        if (status.st_dev, status.st_ino) in leased_inodes(self.process.proc):
+        if self._is_leased(status):
             return "under a write lease, which opening would break"
         path = f"/proc/self/fd/{handle}"
         try:
@@ -190,6 +205,13 @@ class Opener:
             return f"cannot be opened: {os.strerror(error.errno or 0)}"
         is_writable = status.st_uid == os.geteuid() or os.access(path, os.W_OK)
         return Backing(fd, kind, self.page_size_bytes, self.meter, is_writable, mapping.path)
+
+    def _is_leased(self, status: os.stat_result) -> bool:
+        now = time.monotonic()
+        if now > self._leased_until:
+            self._leased = leased_inodes(self.process.proc)
+            self._leased_until = now + _LEASES_AGE_S
+        return (status.st_dev, status.st_ino) in self._leased
 
     def _file_system(self, device: str) -> str:
         if self._types is None:
