@@ -1,0 +1,203 @@
+"""The documentation says what the program does: names, examples, output and JSON."""
+
+import doctest
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from memlens.commands.main import main as command_line
+from memlens.pages.classes import PageClass
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    path
+    for path in (ROOT, ROOT / "docs", ROOT / "docs" / "decisions")
+    for path in path.glob("*.md")
+)
+FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = sorted(command_line.commands)
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    found = FENCE.finditer(path.read_text())
+    return [match["text"] for match in found if match["language"] == language]
+
+
+def sections(path: Path, level: int) -> dict[str, str]:
+    """Return the text under each heading of one level."""
+    parts = re.split(rf"^{'#' * level} (.+)$", path.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented(name: str) -> None:
+    text = sections(ROOT / "docs" / "commands.md", 2)[f"memlens {name}"]
+    assert f"<!-- generated: help {name} -->" in text
+    assert f"memlens {name}" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", PageClass, ids=lambda kind: kind.label)
+def test_every_class_is_documented(kind: PageClass) -> None:
+    text = sections(ROOT / "docs" / "concepts.md", 3)[kind.label]
+    assert len(text.split()) > 20
+
+
+def test_nothing_is_documented_that_does_not_exist() -> None:
+    known = {f"memlens {name}" for name in COMMANDS}
+    assert set(sections(ROOT / "docs" / "commands.md", 2)) >= known
+    written = {
+        title
+        for title in sections(ROOT / "docs" / "commands.md", 2)
+        if title.startswith("memlens ")
+    }
+    assert written == known
+
+
+@pytest.mark.parametrize("path", PAGES, ids=short)
+def test_python_examples_run(path: Path) -> None:
+    names: dict[str, Any] = {}
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for number, block in enumerate(blocks(path, "python")):
+        example = doctest.DocTestParser().get_doctest(
+            block, names, f"{short(path)}:{number}", None, 0
+        )
+        report = io.StringIO()
+        runner.run(example, out=report.write, clear_globs=False)
+        names = example.globs
+        assert not report.getvalue(), report.getvalue()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=short)
+def test_links_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text())
+    missing = [target for target in targets if not (path.parent / target).exists()]
+    assert not missing
+
+
+def shown_commands() -> Iterator[tuple[str, list[str]]]:
+    for path in PAGES:
+        for block in blocks(path, "console"):
+            for line in block.splitlines():
+                if line.startswith(("$ memlens ", "# memlens ")):
+                    yield f"{short(path)}: {line}", shlex.split(line[2:], comments=True)
+
+
+@pytest.mark.parametrize(("where", "words"), shown_commands(), ids=lambda item: str(item)[:40])
+def test_shown_commands_are_understood(where: str, words: list[str]) -> None:
+    command: click.Command = command_line
+    rest = words[1:]
+    if rest and not rest[0].startswith("-"):
+        command = command_line.commands[rest.pop(0)]
+    known = {option for item in command.params for option in item.opts} | {"--help"}
+    unknown = {word for word in rest if word.startswith("--")} - known
+    assert not unknown
+
+
+def run_json(*options: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "memlens", "map", str(os.getpid()), "--json", *options],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def shape(value: object) -> object:
+    """Return types and keys of a JSON value, without what depends on the process."""
+    if isinstance(value, dict):
+        return {key: shape(item) for key, item in sorted(value.items())}
+    if isinstance(value, list):
+        return [shape(item) for item in value]
+    return "number" if type(value) in (int, float) else type(value).__name__
+
+
+def test_json_is_as_documented() -> None:
+    (text,) = blocks(ROOT / "docs" / "json.md", "json")
+    documented, found = json.loads(text), run_json("--pages")
+    for part in ("kernel", "process", "cost"):
+        documented_part, found_part = documented[part], found[part]
+        documented_part.pop("cmdline", None), found_part.pop("cmdline", None)
+        assert shape(found_part) == shape(documented_part)
+    assert found["schema"] == documented["schema"]
+    assert set(documented["evidence"]) <= set(found["evidence"])
+    assert {type(value) for value in found["evidence"].values()} == {bool}
+    assert set(found) - set(documented) <= EXTRA_KEYS
+    (example,) = documented["mappings"]
+    for mapping in found["mappings"]:
+        assert set(example) <= set(mapping)
+        for key in set(example) - {"pages", "runs", "unknown"}:
+            assert shape(mapping[key]) == shape(example[key]), key
+
+
+# Only there when there is something to say.
+EXTRA_KEYS = {"notes", "is_complete"}
+
+
+def test_json_adds_up() -> None:
+    found = run_json("--pages")
+    labels = {kind.label for kind in PageClass}
+    total: dict[str, int] = {}
+    for mapping in found["mappings"]:
+        pages = (mapping["stop"] - mapping["start"]) // found["kernel"]["page_size_bytes"]
+        counts: dict[str, int] = {}
+        position = 0
+        for first, length, name in mapping["runs"]:
+            assert first == position
+            position += length
+            counts[name] = counts.get(name, 0) + length
+        assert position == pages
+        assert counts == mapping["pages"]
+        assert sum(length for _, length, _ in mapping["unknown"]) == counts.get("unknown", 0)
+        for name, count in counts.items():
+            total[name] = total.get(name, 0) + count
+    assert total == found["pages"]
+    assert set(total) <= labels
+
+
+def test_json_without_pages_has_no_runs() -> None:
+    assert all("runs" not in mapping for mapping in run_json()["mappings"])
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [
+        ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()
+    ]
+
+
+# Paths of one person's machine, and fixed names in directories that all users share.
+PRIVATE = re.compile(r"/(?:work|farm|root|home)/\w|/tmp/[a-z]|/var/tmp/[a-z]|[.]pyenv")
+
+
+def test_no_file_names_a_place_of_one_machine() -> None:
+    found = []
+    for path in tracked_files():
+        text = path.read_bytes().decode("utf-8", "replace")
+        found += [f"{short(path)}: {match[0]}" for match in PRIVATE.finditer(text)]
+    assert not found
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    subprocess.run([sys.executable, ROOT / "docs" / "generate.py", "--check"], check=True)
