@@ -42,6 +42,7 @@ from memlens.pages.runs import (
     concat_runs,
     merge_runs,
     one_run,
+    select_runs,
 )
 from memlens.units import format_size
 
@@ -301,14 +302,13 @@ class _Capture:
         self, reader: MappingReader, mapping: Mapping, runs: Runs, refusal: str
     ) -> tuple[UnknownRun, ...]:
         found = []
-        for first, pages, value in runs:
-            if value >= Verdict.FIRST_REASON:
-                reason = REASONS[value - Verdict.FIRST_REASON]
-                if value == Reason.NOT_OPENED:
-                    reason = refusal or reason
-                if value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
-                    reason += self._swap_note(reader, mapping)
-                found.append(UnknownRun(first, pages, reason))
+        for first, pages, value in select_runs(runs, runs.value >= Verdict.FIRST_REASON):
+            reason = REASONS[value - Verdict.FIRST_REASON]
+            if value == Reason.NOT_OPENED:
+                reason = refusal or reason
+            if value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
+                reason += self._swap_note(reader, mapping)
+            found.append(UnknownRun(first, pages, reason))
         return tuple(found)
 
     def _swap_note(self, reader: MappingReader, mapping: Mapping) -> str:
@@ -327,7 +327,9 @@ class _Capture:
         unknown: tuple[UnknownRun, ...],
         words: Words | None,
     ) -> MappingPages:
-        value = np.minimum(runs.value, PageClass.UNKNOWN).astype(np.uint8)
+        if unknown:
+            value = np.minimum(runs.value, np.uint8(PageClass.UNKNOWN))
+            runs = merge_runs(Runs(runs.first, runs.pages, value))
         return MappingPages(
             start=mapping.start,
             stop=mapping.stop,
@@ -338,7 +340,7 @@ class _Capture:
             path=mapping.path,
             object=kind,
             page_size_bytes=self.pagemap.page_size_bytes,
-            runs=merge_runs(Runs(runs.first, runs.pages, value)),
+            runs=runs,
             unknown=unknown,
             words=words,
         )

@@ -178,6 +178,8 @@ def _mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
 
 
 def _replace_value(runs: Runs, old: int, new: int) -> Runs:
+    if not (runs.value == old).any():
+        return runs
     value = np.where(runs.value == old, np.uint8(new), runs.value)
     return merge_runs(Runs(runs.first, runs.pages, value))
 

@@ -67,6 +67,9 @@ class Settler:
         :param is_whole: whether the runs cover the whole mapping, without which its
             totals say little.
         """
+        is_open = runs.value.max() >= Verdict.ASK
+        if not is_open and kind != "overlay":
+            return runs
         counts = count_runs(runs, _VALUES)
         table = np.arange(_VALUES, dtype=np.uint8)
         if counts[Verdict.HIDDEN] or counts[Verdict.HIDDEN_WP]:

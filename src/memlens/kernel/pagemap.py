@@ -35,6 +35,12 @@ PAGE_IS_PRESENT = 1 << 3
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
 
+# A reader that takes the mmap lock again at once steals it from a waiting writer until the
+# writer's patience ends (RWSEM_WAIT_TIMEOUT, 4 ms), so each so many seconds of reading are
+# followed by a moment outside the lock.
+_READ_S = 0.0005
+_PAUSE_S = 0.000001
+
 _PAGEMAP_SCAN = (3 << 30) | (96 << 16) | (ord("f") << 8) | 16
 
 
@@ -75,6 +81,7 @@ class Pagemap:
         self.page_size_bytes = page_size_bytes
         self.meter = meter
         self.path = path
+        self._unpaused_s = 0.0
         self._regions = np.empty((SCAN_REGIONS, 3), np.uint64)
         self._argument = _ScanArgument(
             size=ctypes.sizeof(_ScanArgument),
@@ -154,7 +161,7 @@ class Pagemap:
                 found = fcntl.ioctl(self.fd, _PAGEMAP_SCAN, argument)
             except OSError as error:
                 self._raise(error)
-            self.meter.add(found * 24, time.perf_counter() - before)
+            self._account(found * 24, time.perf_counter() - before)
             regions = self._regions[:found].copy()
             start = self._scanned_to(regions, argument.end)
             if found:
@@ -181,8 +188,15 @@ class Pagemap:
             self._raise(error)
         except OverflowError:
             return 0
-        self.meter.add(got, time.perf_counter() - before)
+        self._account(got, time.perf_counter() - before)
         return got // WORD_BYTES
+
+    def _account(self, read_bytes: int, seconds: float) -> None:
+        self.meter.add(read_bytes, seconds)
+        self._unpaused_s += seconds
+        if self._unpaused_s >= _READ_S:
+            self._unpaused_s = 0.0
+            time.sleep(_PAUSE_S)
 
     def _raise(self, error: OSError) -> NoReturn:
         if error.errno == errno.EINVAL:

@@ -64,6 +64,8 @@ def merge_runs(runs: Runs) -> Runs:
         return runs
     starts_new = np.ones(len(runs), bool)
     starts_new[1:] = (runs.value[1:] != runs.value[:-1]) | (runs.first[1:] != runs.stop[:-1])
+    if starts_new.all():
+        return runs
     heads = np.flatnonzero(starts_new)
     lasts = np.append(heads[1:], len(runs)) - 1
     first = runs.first[heads]
@@ -178,14 +180,14 @@ def fill_runs(runs: Runs, start: int, stop: int, value: int) -> Runs:
 
     :param runs: sorted runs inside the range.
     """
+    if not len(runs):
+        return one_run(start, stop - start, value)
     gap_first = np.append(start, runs.stop)
     gap_pages = np.append(runs.first, stop) - gap_first
     is_gap = gap_pages > 0
     count = int(is_gap.sum())
     if not count:
         return runs
-    if count == 1 and not len(runs):
-        return one_run(start, stop - start, value)
     return sort_runs(
         Runs(
             np.append(runs.first, gap_first[is_gap]),
