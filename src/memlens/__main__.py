@@ -1,0 +1,21 @@
+"""``python -m memlens`` and the command ``memlens``."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    if sys.argv[1:] == ["--version"]:
+        # Before anything is imported: scripts ask this often.
+        print(f"memlens {sys.modules['memlens'].__version__}")
+        return
+    try:
+        from memlens.commands.main import cli
+
+        cli.main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

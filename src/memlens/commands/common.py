@@ -1,0 +1,218 @@
+"""
+What every command shares: options, the console, and how faults become exit codes.
+
+A command raises ``MemlensError`` (exit 1) or ``click.UsageError`` (exit 2) and prints
+with ``console()`` or ``write_pieces()``; the group turns everything else into an exit
+code.  No command catches what it cannot answer.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from memlens.errors import MemlensError
+from memlens.units import escape_text, parse_address, parse_range
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_INCOMPLETE = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: what a C program gives when its reader is gone
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+# No process has more digits than that on any kernel; int() is slow on endless ones.
+_PID_DIGITS = 18
+
+
+def pid_argument(function: _F) -> _F:
+    """Add the argument ``pid``; whether such a process exists is for /proc to say."""
+    return click.argument("pid", callback=_convert(_parse_pid))(function)
+
+
+def address_argument(function: _F) -> _F:
+    """Add the argument ``address``, in hexadecimal, of 64 bits at most."""
+    return click.argument("address", callback=_convert(parse_address))(function)
+
+
+def range_option(function: _F) -> _F:
+    """Add ``--range START-STOP`` as ``addresses``: two addresses, or None."""
+    return click.option(
+        "--range",
+        "addresses",
+        metavar="START-STOP",
+        callback=_convert(parse_range),
+        help="Only these addresses (hexadecimal, half open, rounded to pages).",
+    )(function)
+
+
+def proc_option(function: _F) -> _F:
+    """Add ``--proc PATH`` as ``proc``."""
+    return click.option(
+        "--proc",
+        default="/proc",
+        show_default=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, value: value.rstrip("/") or "/",
+        help="The proc file system to read.",
+    )(function)
+
+
+def json_option(function: _F) -> _F:
+    """Add ``--json`` as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def csv_option(function: _F) -> _F:
+    """Add ``--csv`` as ``as_csv``."""
+    return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(function)
+
+
+def no_color_option(function: _F) -> _F:
+    """Add ``--no-color`` as ``no_color``."""
+    return click.option(
+        "--no-color", is_flag=True, help="Print no colour (NO_COLOR does the same)."
+    )(function)
+
+
+def strict_option(function: _F) -> _F:
+    """Add ``--strict`` as ``strict``."""
+    return click.option(
+        "--strict", is_flag=True, help="Exit with 3 if anything is unknown or incomplete."
+    )(function)
+
+
+def strict_exit(strict: bool, is_incomplete: bool) -> None:
+    """
+    End the command with exit code 3 if it must know all and does not.
+
+    :raises click.exceptions.Exit: if so; call it last.
+    """
+    if strict and is_incomplete:
+        raise click.exceptions.Exit(EXIT_INCOMPLETE)
+
+
+def console(no_color: bool = False) -> "Console":
+    """
+    Return a rich console on standard output that prints text as it is.
+
+    Without colour (asked for, NO_COLOR, no terminal) not one escape sequence is printed.
+    Markup, emoji codes and highlighting are off: what is printed comes from other
+    processes.  Text from outside still has to go through ``escape_text``.
+    """
+    from rich.console import Console
+
+    is_plain = no_color or bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
+    return Console(
+        color_system=None if is_plain else "auto",
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    """Write text to standard output piece by piece, so that none of it piles up."""
+    for piece in pieces:
+        sys.stdout.write(piece)
+
+
+def _convert(parse: Callable[[str], Any]) -> Callable[..., Any]:
+    """Return a click callback for a parser that raises ValueError."""
+
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return convert
+
+
+def _parse_pid(text: str) -> int:
+    is_number = text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS
+    if not is_number or int(text) == 0:
+        raise ValueError(f"not a PID: {text!r}")
+    return int(text)
+
+
+def exit_code_of(call: Callable[[], Any]) -> int:
+    """
+    Call, print what went wrong as one line, and return the exit code.
+
+    :param call: something that runs a click command without its standalone mode.
+    """
+    try:
+        code = _code_of(call)
+        _flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_CLOSED_PIPE
+    except OSError as error:
+        _drop_output()
+        complain(f"{error.strerror or error}")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _drop_output()
+        return EXIT_INTERRUPTED
+
+
+def complain(message: str) -> None:
+    """Print one line on standard error; whoever closed it does not want it."""
+    try:
+        print(f"memlens: {escape_text(message)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass
+
+
+def _code_of(call: Callable[[], Any]) -> int:
+    try:
+        code = call()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        return EXIT_INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        complain(_usage_line(error))
+        return EXIT_USAGE
+    except MemlensError as error:
+        complain(str(error))
+        return EXIT_ERROR
+    except ValueError as error:
+        # What the user's environment says is usage; any other ValueError is a bug.
+        if not str(error).startswith("MEMLENS_"):
+            raise
+        complain(str(error))
+        return EXIT_USAGE
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def _usage_line(error: click.ClickException) -> str:
+    message = " ".join(error.format_message().split())
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{message} (see {context.command_path} --help)" if context else message
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: Python flushes again when it exits."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError, AttributeError):
+        pass
