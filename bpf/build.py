@@ -30,17 +30,8 @@ OUTPUT = HERE.parent / "src" / "memlens" / "kernel" / "bpf_blobs"
 PROGRAMS = ("cachewalk", "swapareas")
 CLANG = "clang-14"
 BPFTOOL = "bpftool"
-FLAGS = [
-    "-g",
-    "-O2",
-    "-target",
-    "bpf",
-    "-mcpu=v3",
-    "-Wall",
-    "-Wextra",
-    "-Werror",
-    "-Wno-unused-parameter",
-]
+FLAGS = ["-g", "-O2", "-target", "bpf", "-mcpu=v3"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
 
 
 def main() -> int:
@@ -139,14 +130,11 @@ def _skeleton(name: str) -> str:
     with tempfile.TemporaryDirectory() as directory:
         # The object's name goes into the blob, and relative paths keep this directory out.
         target = Path(directory) / f"{name}.bpf.o"
-        flags = [
-            *FLAGS,
-            "-idirafter",
-            f"/usr/include/{include}",
-            f"-fdebug-prefix-map={HERE}=.",
-        ]
+        paths = ["-idirafter", f"/usr/include/{include}", f"-fdebug-prefix-map={HERE}=."]
         subprocess.run(
-            [CLANG, *flags, "-c", f"{name}.bpf.c", "-o", str(target)], check=True, cwd=HERE
+            [CLANG, *FLAGS, *WARNINGS, *paths, "-c", f"{name}.bpf.c", "-o", str(target)],
+            check=True,
+            cwd=HERE,
         )
         return subprocess.run(
             [BPFTOOL, "gen", "skeleton", "-L", str(target)],

@@ -126,7 +126,7 @@ struct mem_cgroup {
 /* ---- swap areas: include/linux/swap.h ---- */
 
 struct swap_info_struct {
-	signed char type;
+	unsigned long flags;
 	unsigned int max;
 	unsigned int pages;
 } KERNEL;

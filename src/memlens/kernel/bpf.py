@@ -27,7 +27,6 @@ _MAP_CREATE = 0
 _MAP_UPDATE_ELEM = 2
 _PROG_LOAD = 5
 _PROG_TEST_RUN = 10
-_RAW_TRACEPOINT_OPEN = 17
 _LINK_CREATE = 28
 _ITER_CREATE = 33
 
@@ -106,10 +105,6 @@ class _TestRun(_Attr):
         ("batch_size", ctypes.c_uint32),
         ("unused", ctypes.c_uint32),
     ]
-
-
-class _RawTracepointOpen(_Attr):
-    _fields_ = [("name", ctypes.c_uint64), ("prog_fd", ctypes.c_uint32)]
 
 
 class _LinkCreate(_Attr):
@@ -235,10 +230,6 @@ class Skeleton:
                 pass
         finally:
             os.close(iterator)
-
-    def attach(self, program: str) -> int:
-        """Attach a tracing program where it says; closing the returned fd detaches it."""
-        return _bpf(_RAW_TRACEPOINT_OPEN, _RawTracepointOpen(prog_fd=self.programs[program]))
 
 
 def _raise_load_error(error: OSError, name: str) -> NoReturn:

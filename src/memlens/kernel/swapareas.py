@@ -4,7 +4,7 @@ Swap areas: ``/proc/swaps``, and the numbers that the kernel gives them.
 A swapped page names its area by number, the index in the kernel's ``swap_info[]``.
 /proc/swaps lists the areas in the order of their numbers and leaves the numbers
 out: one that was switched off leaves a gap that cannot be seen.  A BPF program
-(bpf/swapareas.bpf.c) sees each area as the kernel prints its line.
+(bpf/swapareas.bpf.c) reads ``swap_info[]`` where the kernel tells its address.
 """
 
 import mmap
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memlens.errors import MemlensError, ParseError
 from memlens.kernel import bpf
@@ -25,7 +26,7 @@ MAX_AREAS = 23
 
 _KIB = 1024
 _ESCAPES = {b"\\040": b" ", b"\\011": b"\t", b"\\012": b"\n", b"\\134": b"\\"}
-_AREA = np.dtype([("is_seen", "<u4"), ("slots", "<u4"), ("pages", "<u4"), ("unused", "<u4")])
+AREA = np.dtype([("is_used", "<u4"), ("slots", "<u4"), ("pages", "<u4"), ("unused", "<u4")])
 _AREAS = 32
 
 
@@ -102,9 +103,9 @@ def number_swap_areas(seen: Iterable[int] = (), proc: str = "/proc") -> list[Swa
     Return the swap areas in use with their numbers, as far as these can be known.
 
     If pages were seen in as many areas as there are, no number can be missing and
-    the order of /proc/swaps is enough.  Otherwise a BPF program watches while
-    /proc/swaps is read; it needs what the page-cache walk needs, and a kernel with
-    function tracing.  If that fails too, ``number`` is None: it is never guessed.
+    the order of /proc/swaps is enough.  Otherwise a BPF program reads the kernel's
+    table; it needs what the page-cache walk needs, CAP_SYSLOG, and a kernel whose
+    kallsyms holds data.  Failing that too, ``number`` is None: it is never guessed.
 
     The numbers hold until an area is switched on or off.
 
@@ -113,7 +114,7 @@ def number_swap_areas(seen: Iterable[int] = (), proc: str = "/proc") -> list[Swa
     areas = read_swap_areas(proc)
     numbered = number_by_order(areas, seen)
     if numbered is None:
-        numbered = _trace_numbers(proc)
+        numbered = _table_numbers(proc)
     return areas if numbered is None else numbered
 
 
@@ -134,35 +135,31 @@ def number_by_order(areas: Sequence[SwapArea], seen: Iterable[int]) -> list[Swap
     return [replace(area, number=number) for area, number in zip(areas, numbers, strict=True)]
 
 
-def _trace_numbers(proc: str) -> list[SwapArea] | None:
-    """Return the areas as the kernel had them in hand, None if they cannot be watched."""
+def _table_numbers(proc: str) -> list[SwapArea] | None:
+    """Return the areas as the kernel's table has them, None if it cannot be read."""
     try:
         bpf.raise_if_unusable()
         skeleton = bpf.Skeleton("swapareas")
     except MemlensError:
         return None
     try:
-        link = skeleton.attach("note_area")
-        try:
-            areas = read_swap_areas(proc)
-        finally:
-            os.close(link)
+        skeleton.run("list_areas")
         with skeleton.mmap_array("areas", mmap.PAGESIZE) as array:
-            noted = np.frombuffer(bytes(array), _AREA, _AREAS)
+            table = np.frombuffer(bytes(array), AREA, _AREAS)
     except OSError:
         return None
     finally:
         skeleton.close()
-    return _join_noted(areas, noted)
+    return join_table(read_swap_areas(proc), table)
 
 
-def _join_noted(areas: list[SwapArea], noted: np.ndarray) -> list[SwapArea] | None:
-    """Return the areas with number and slots, None if lines and notes do not fit."""
-    numbers = np.flatnonzero(noted["is_seen"]).tolist()
-    if [area.pages for area in areas] != noted["pages"][numbers].tolist():
-        return None  # an area came or went, or somebody read /proc/swaps before or after
+def join_table(areas: Sequence[SwapArea], table: NDArray[np.void]) -> list[SwapArea] | None:
+    """Return the areas with number and slots, None if lines and table do not fit."""
+    numbers = np.flatnonzero(table["is_used"]).tolist()
+    if [area.pages for area in areas] != table["pages"][numbers].tolist():
+        return None  # the table was not read, or an area came or went meanwhile
     return [
-        replace(area, number=number, slots=int(noted["slots"][number]))
+        replace(area, number=number, slots=int(table["slots"][number]))
         for area, number in zip(areas, numbers, strict=True)
     ]
 
