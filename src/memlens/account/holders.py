@@ -1,0 +1,98 @@
+"""Who else maps a page of an object."""
+
+from dataclasses import dataclass
+
+from memlens.kernel.mappers import Mapper, find_mappers
+from memlens.kernel.maps import Mapping
+from memlens.pages.bits import (
+    PM_FILE,
+    PM_PFN,
+    PM_PRESENT,
+    PM_SWAP,
+    PM_SWAP_AREA,
+    SWAP_AREAS,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """
+    A mapping of an object's page.
+
+    :param pid: the process.
+    :param name: its comm, raw.
+    :param address: where it has the page.
+    :param permissions: of the mapping, ``rw-s``.
+    :param is_present: whether a page is mapped there now, None if this reader may not know.
+    :param is_private_copy: whether what it has there is a copy of its own, in RAM or on
+        swap, and not the object's page.
+    """
+
+    pid: int
+    name: str
+    address: int
+    permissions: str
+    is_present: bool | None
+    is_private_copy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """
+    Every mapping of an object's page that could be found.
+
+    :param rows: in the order of PIDs and addresses.
+    :param missed: processes that this reader may not look at.
+    """
+
+    rows: tuple[Holder, ...] = ()
+    missed: int = 0
+
+
+def find_holders(
+    mapping: Mapping, address: int, page_size_bytes: int, proc: str = "/proc"
+) -> Holders:
+    """
+    Return who maps the page of the object that is at an address of a mapping.
+
+    :param mapping: the mapping; without an inode nobody else can be found.
+    :param address: an address in it.
+    :param proc: root of the /proc to read.
+
+    The mapping itself is among them.  A process that shares the whole address space
+    (a thread) is not listed again.
+    """
+    if mapping.inode == 0:
+        return Holders()
+    offset = mapping.offset_bytes + address - mapping.start
+
+    def address_in(other: Mapping) -> int | None:
+        inside = offset - other.offset_bytes
+        return other.start + inside if 0 <= inside < other.stop - other.start else None
+
+    mappers, missed = find_mappers(
+        mapping.device, mapping.inode, address_in, page_size_bytes, proc
+    )
+    return Holders(tuple(_holder(row, address_in(row.mapping) or 0) for row in mappers), missed)
+
+
+def _holder(row: Mapper, address: int) -> Holder:
+    word = row.word
+    has_own = word is not None and not row.mapping.is_shared and _is_own_copy(word)
+    return Holder(
+        pid=row.pid,
+        name=row.name,
+        address=address,
+        permissions=row.mapping.permissions,
+        is_present=None if word is None else bool(word & int(PM_PRESENT)),
+        is_private_copy=has_own,
+    )
+
+
+def _is_own_copy(word: int) -> bool:
+    """Return whether a private mapping of an object has a page of its own there."""
+    if word & int(PM_PRESENT):
+        return not word & int(PM_FILE)
+    # Markers are no pages; and slot 0 of area 0 is a header: that word was hidden.
+    is_slot = word & int(PM_PFN) > 0 and word & int(PM_SWAP_AREA) < SWAP_AREAS
+    return bool(word & int(PM_SWAP)) and is_slot

@@ -1,0 +1,198 @@
+"""One look at one page, with the calls that ``map_process`` makes, each written down."""
+
+from dataclasses import dataclass, field
+
+from memlens.account.mapping import MappingReader, Verdicts
+from memlens.account.meanings import CATEGORIES
+from memlens.account.pagetable import PageTable
+from memlens.account.settle import Settler
+from memlens.account.trace import Trace, TracedOpener
+from memlens.errors import MemlensError, ProcessGone, Unsupported
+from memlens.kernel import features
+from memlens.kernel.maps import Mapping
+from memlens.kernel.pagemap import PAGE_IS_PFNZERO, Pagemap
+from memlens.kernel.process import ProcessDir
+from memlens.pages.bits import PM_PRESENT
+from memlens.pages.classes import PageClass, Reason
+
+# Looks at a page that changes under the reader before the last is taken.
+_TRIES = 4
+# Parts in which map_process reads a vast mapping, whose totals then settle nothing.
+_WHOLE_PAGES = 1 << 24
+# Totals of the whole mapping decide about these, as they do in map_process.
+_BY_TOTALS = frozenset(
+    {
+        Reason.HIDDEN,
+        Reason.MAYBE_ZERO,
+        Reason.CACHED_OR_SWAP_CACHED,
+        Reason.OVERLAY_SWAP,
+    }
+)
+_ALL_CATEGORIES = (1 << len(CATEGORIES)) - 1
+_OLD_CATEGORIES = PAGE_IS_PFNZERO * 2 - 1
+
+
+@dataclass(slots=True)
+class PageLook:
+    """
+    One look at a page, its mapping and its object.
+
+    :param process: whose page it is.
+    :param pagemap: its page table.
+    :param address: any address in the page.
+    :param tries: which look this is, from 1.
+    :param trace: what the object answered.
+    :param mapping: the line of maps.
+    :param word: the pagemap word before the object was asked, None beyond the table.
+    :param word_after: the same afterwards.
+    :param categories: what PAGEMAP_SCAN gave, None if it was not asked.
+    :param verdicts: of the page alone.
+    :param value: its ``PageClass``, or the ``Reason`` why there is none.
+    :param is_by_totals: whether totals of the whole mapping were asked for it.
+    :param swap_in_mapping: pages of the mapping on swap, where only that is known.
+    :param is_steady: whether nothing changed from the first read to the last.
+    """
+
+    process: ProcessDir
+    pagemap: Pagemap
+    address: int
+    tries: int = 1
+    disabled: frozenset[str] = field(default_factory=features.read_disabled)
+    trace: Trace = field(default_factory=Trace)
+    mapping: Mapping = field(init=False)
+    word: int | None = None
+    word_after: int | None = None
+    categories: int | None = None
+    verdicts: Verdicts = field(init=False)
+    value: int = 0
+    is_by_totals: bool = False
+    swap_in_mapping: int | None = None
+    is_steady: bool = False
+
+    @property
+    def size(self) -> int:
+        """Return the size of a page in bytes."""
+        return self.pagemap.page_size_bytes
+
+    @property
+    def page(self) -> int:
+        """Return the number of the page from the start of its mapping."""
+        return (self.address - self.mapping.start) // self.size
+
+    @property
+    def object_page(self) -> int:
+        """Return the number of the page in its object: never the address."""
+        return self.mapping.offset_bytes // self.size + self.page
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Return whether no object backs the page."""
+        return self.verdicts.facts.kind == "anonymous"
+
+    def run(self) -> None:
+        """Ask everything, in the order of ``map_process``."""
+        self.mapping = _find_mapping(self.process, self.address)
+        self.categories = self._scan()
+        self.word = self._read_word()
+        self._judge()
+        self.word_after = self._read_word()
+        is_same = self.mapping in self.process.read_maps()
+        self.is_steady = is_same and self.word == self.word_after and self._fits_word()
+
+    def _fits_word(self) -> bool:
+        """Return whether a page was not mapped or taken away during the look."""
+        if self.word is None or self.value >= PageClass.UNKNOWN:
+            return True
+        is_mapped = self.value in (PageClass.PRESENT, PageClass.ZERO)
+        return is_mapped == bool(self.word & int(PM_PRESENT))
+
+    def _judge(self) -> None:
+        reader = self._reader(self.trace)
+        self.verdicts = reader.read(self.mapping, self.page, self.page + 1, None)
+        self.value = _value_at(self.verdicts, self.page)
+        pages = (self.mapping.stop - self.mapping.start) // self.size
+        if self.value in _BY_TOTALS and pages <= _WHOLE_PAGES:
+            reader = self._reader(Trace())
+            whole = reader.read(self.mapping, 0, pages, None)
+            self.value = _value_at(whole, self.page)
+            self.is_by_totals = True
+        if self.value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
+            self.swap_in_mapping = reader.settler.pages(self.mapping, "Swap")
+
+    def _reader(self, trace: Trace) -> MappingReader:
+        use_scan = self._has_scan()
+        table = PageTable(
+            self.pagemap,
+            use_scan=use_scan,
+            zero_pfn=0 if use_scan else features.zero_pfn(),
+        )
+        opener = TracedOpener(self.process, self.disabled, self.size)
+        opener.trace = trace
+        return MappingReader(
+            table=table,
+            opener=opener,
+            settler=Settler(self.process, self.size, "smaps" not in self.disabled),
+            disabled=self.disabled,
+            has_cachestat="cachestat" not in self.disabled and features.has_cachestat(),
+        )
+
+    def _has_scan(self) -> bool:
+        return "pagemap_scan" not in self.disabled and features.has_pagemap_scan()
+
+    def _scan(self) -> int | None:
+        """Return every category of the page, as far as this kernel knows them."""
+        if not self._has_scan():
+            return None
+        number = self.address // self.size
+        for wanted in (_ALL_CATEGORIES, _OLD_CATEGORIES):
+            try:
+                regions = list(self.pagemap.scan(number, 1, 0, wanted))
+                return int(regions[0][0, 2]) if regions else 0
+            except Unsupported:
+                continue
+            except MemlensError as error:
+                if isinstance(error, ProcessGone):
+                    raise
+                break
+        return None
+
+    def _read_word(self) -> int | None:
+        words = self.pagemap.read_words(self.address // self.size, 1)
+        return int(words[0]) if len(words) else None
+
+
+def look_until_steady(process: ProcessDir, pagemap: Pagemap, address: int) -> PageLook:
+    """
+    Return a look at a page that did not change meanwhile, or the last of a few.
+
+    :raises MemlensError: if the address is not mapped.
+    """
+    look = PageLook(process, pagemap, address)
+    for _ in range(_TRIES):
+        look.run()
+        if look.is_steady:
+            return look
+        look = PageLook(process, pagemap, address, tries=look.tries + 1)
+    look.run()
+    return look
+
+
+def _find_mapping(process: ProcessDir, address: int) -> Mapping:
+    mappings = process.read_maps()
+    if not mappings:
+        raise process.gone_error()
+    for mapping in mappings:
+        if mapping.start <= address < mapping.stop:
+            return mapping
+    below = [mapping for mapping in mappings if mapping.stop <= address]
+    above = [mapping for mapping in mappings if mapping.start > address]
+    neighbours = [("below", row) for row in below[-1:]] + [("above", row) for row in above[:1]]
+    around = [f"{side} it {row.name} {row.path}".rstrip() for side, row in neighbours]
+    raise MemlensError(
+        f"address {address:#x} is not mapped in process {process.pid}; " + ", ".join(around),
+        path=f"{process.path}/maps",
+    )
+
+
+def _value_at(verdicts: Verdicts, page: int) -> int:
+    return next(value for first, pages, value in verdicts.runs if first <= page < first + pages)
