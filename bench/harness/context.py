@@ -1,7 +1,9 @@
 """What a scenario is given: programs to start, how often to measure, and pairs."""
 
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +92,8 @@ class Library(LineProcess):
         found = self._found()
         wanted = self._target.ready["pages"]
         if not self._is_partial and found != wanted:
-            raise BenchError(f"wrong answer: {found} instead of {wanted}")
+            swap = "; swap is on, it may have been paged out" if _is_swap_on() else ""
+            raise BenchError(f"wrong answer: {found} instead of {wanted}{swap}")
         return int(self.last["ns"])
 
     @property
@@ -166,8 +169,27 @@ def timed(floor: LineProcess) -> Callable[[], int]:
     return lambda: int(floor.ask()["ns"])
 
 
+def timed_command(command: list[str]) -> Callable[[], int]:
+    """Return a function that runs a command, its output thrown away, and gives its ns."""
+
+    def once() -> int:
+        began = time.perf_counter_ns()
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        took = time.perf_counter_ns() - began
+        if done.returncode:
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise BenchError(f"exit code {done.returncode}: {' '.join([*command, *last])}")
+        return took
+
+    return once
+
+
 def _available_bytes() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _is_swap_on() -> bool:
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1

@@ -1,10 +1,8 @@
 """Touched private memory, in base pages: the plain case, as fast as the kernel reads."""
 
-import subprocess
-import time
 from collections.abc import Iterator
 
-from bench.harness.context import GIB, MIB, Context, SkipError, Target, timed
+from bench.harness.context import GIB, MIB, Context, SkipError, Target, timed, timed_command
 from bench.harness.rows import Row
 
 TITLE = "4 GiB of touched private memory"
@@ -56,12 +54,6 @@ def measure_page_types(ctx: Context, target: Target) -> Row:
         command = [ctx.program("page-types"), "-p", str(target.pid)]
     except SkipError as reason:
         return Row(figure, None, "x", note=str(reason))
-
-    def run_page_types() -> int:
-        began = time.perf_counter_ns()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter_ns() - began
-
     with ctx.library(target) as library:
-        pairs = ctx.compare(library.scan, run_page_types)
+        pairs = ctx.compare(library.scan, timed_command(command))
     return Row(figure, pairs.ratio, "x", note=pairs.note)

@@ -8,11 +8,10 @@ before the waiting thread does, until the kernel hands it over after 4 ms
 another process.
 """
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 
-from bench.harness.context import GIB, Context, SkipError, Target
+from bench.harness.context import GIB, Context, SkipError, Target, timed_command
 from bench.harness.rows import Row
 
 TITLE = "worst mmap+munmap of a process with 4 GiB while it is scanned in a loop"
@@ -45,7 +44,7 @@ def watch_peers(ctx: Context, target: Target) -> Iterator[Row]:
     except SkipError as reason:
         yield Row(figure, None, "ms", note=str(reason))
         return
-    yield watch(ctx, target, figure, lambda: _run_quietly(command))
+    yield watch(ctx, target, figure, timed_command(command))
 
 
 def watch(
@@ -65,7 +64,3 @@ def watch(
     worst = target.ask("worst")
     note = f"{worst['loops']} times, {rounds} scans"
     return Row(figure, worst["worst_ns"] / 1e6, "ms", limit_ms, note)
-
-
-def _run_quietly(command: list[str]) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

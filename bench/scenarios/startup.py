@@ -4,11 +4,10 @@ import json
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench.harness.context import GIB, MIB, WORKER, Context
+from bench.harness.context import GIB, MIB, WORKER, Context, timed_command
 from bench.harness.lines import BenchError
 from bench.harness.rows import Row
 
@@ -49,14 +48,3 @@ def memlens(*arguments: str) -> list[str]:
     if not script.exists():
         raise BenchError(f"{script.name} is not installed beside {Path(sys.executable).name}")
     return [str(script), *arguments]
-
-
-def timed_command(command: list[str]) -> Callable[[], int]:
-    """Return a function that runs the command and gives its time in ns."""
-
-    def once() -> int:
-        began = time.perf_counter_ns()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter_ns() - began
-
-    return once
