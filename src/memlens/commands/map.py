@@ -1,0 +1,144 @@
+"""``memlens map PID``: where every page of a process is."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import click
+
+from memlens.account.capture import map_process
+from memlens.account.model import ProcessMap
+from memlens.commands import common
+from memlens.commands.watch import Watch
+from memlens.errors import MemlensError
+from memlens.pages.classes import PageClass
+
+_SEGMENTS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What was asked on the command line."""
+
+    pid: int
+    as_json: bool
+    as_csv: bool
+    pages: bool
+    words: bool
+    addresses: tuple[int, int] | None
+    only: frozenset[PageClass]
+    strict: bool
+    no_color: bool
+    proc: str
+
+
+def _parse_classes(
+    ctx: click.Context, param: click.Parameter, value: str | None
+) -> frozenset[PageClass]:
+    known = {kind.label: kind for kind in PageClass}
+    names = [] if value is None else [name.strip() for name in value.split(",")]
+    wrong = [name for name in names if name.replace("-", "_") not in known]
+    if wrong:
+        raise click.BadParameter(
+            f"no such class: {', '.join(map(repr, wrong))}; classes are {', '.join(known)}",
+            ctx,
+            param,
+        )
+    return frozenset(known[name.replace("-", "_")] for name in names)
+
+
+@click.command("map")
+@common.pid_argument
+@common.json_option
+@common.csv_option
+@click.option("--pages", is_flag=True, help="Add the runs: consecutive pages of one class.")
+@click.option("--words", is_flag=True, help="Add the raw pagemap words that are not zero.")
+@common.range_option
+@click.option(
+    "--only",
+    metavar="CLASS[,CLASS]",
+    callback=_parse_classes,
+    help="Only mappings and runs of these classes.",
+)
+@common.strict_option
+@common.no_color_option
+@common.proc_option
+def command(**options: object) -> None:
+    """
+    Show where every page of the process PID is.
+
+    For every mapping: how much of it is in each class, and a strip of where in the
+    mapping the classes lie. Below: totals, what could not be known and why, the evidence
+    that was used, and what the scan cost. Ctrl-C prints what is known so far.
+    """
+    request = _Request(**options)  # type: ignore[arg-type]
+    if request.as_json and request.as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    if request.as_csv and request.words:
+        raise click.UsageError("--words is for text and --json")
+    watch, whole = _scan(request)
+    _print(request, whole)
+    if watch.is_interrupted:
+        common.complain("interrupted: the answer is incomplete")
+        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
+    is_unknown = bool(whole.counts()[PageClass.UNKNOWN])
+    common.strict_exit(request.strict, is_unknown or not whole.is_complete)
+
+
+def _scan(request: _Request) -> tuple[Watch, ProcessMap]:
+    start, stop = request.addresses or (None, None)
+    with Watch(f"reading process {request.pid}") as watch:
+        whole = map_process(
+            request.pid,
+            start=start,
+            stop=stop,
+            words=request.words,
+            proc=request.proc,
+            on_progress=watch.on_progress,
+            should_stop=watch.should_stop,
+        )
+    if not whole.mappings:
+        where = f" in {start:x}-{stop:x}" if start is not None else ""
+        raise MemlensError(f"process {request.pid} has nothing mapped{where}")
+    return watch, whole
+
+
+def _print(request: _Request, whole: ProcessMap) -> None:
+    from memlens.views.reasons import select_classes
+
+    shown = select_classes(whole, request.only) if request.only else whole
+    if request.as_json or request.as_csv:
+        common.write_pieces(_machine(request, shown))
+    else:
+        _print_text(request, shown, whole)
+
+
+def _machine(request: _Request, shown: ProcessMap) -> Iterator[str]:
+    from memlens.views.machine import render_csv, render_json, render_runs_csv
+
+    if request.as_json:
+        return render_json(shown, request.pages)
+    return render_runs_csv(shown) if request.pages else render_csv(shown)
+
+
+def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None:
+    from rich.segment import Segment, Segments
+
+    from memlens.views.text import TextOptions, render_map
+
+    console = common.console(request.no_color)
+    options = TextOptions(
+        width=console.width,
+        is_colored=console.color_system is not None,
+        is_unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
+        addresses=request.addresses,
+        has_runs=request.pages,
+    )
+    ready: list[Segment] = []
+    for line in render_map(shown, whole, options):
+        ready += line
+        ready.append(Segment.line())
+        if len(ready) > _SEGMENTS_AT_ONCE:
+            console.print(Segments(ready), end="", crop=False)
+            ready = []
+    console.print(Segments(ready), end="", crop=False)

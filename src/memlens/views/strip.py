@@ -1,0 +1,116 @@
+"""
+A strip: where in a mapping the classes lie, in as many cells as there is room for.
+
+A cell mostly stands for many pages, yet shows one class.  Which one:
+
+1. A cell shows only a class that a page in it has.
+2. From left to right, the cells given to a class keep step with its pages: whichever
+   class is owed most gets the cell.  So pages that are swapped here and there colour
+   their share of the cells, neither all of them nor none.
+3. Every class in the mapping gets a cell, even for one page: the cell that holds most of
+   it.  With fewer cells than classes, the first in ``INTEREST`` win.
+
+A mapping with no more pages than cells shows every page as it is.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.pages.classes import PageClass
+from memlens.pages.runs import Runs
+
+# What a reader would not want to miss, first.
+INTEREST = (
+    PageClass.POISONED,
+    PageClass.UNKNOWN,
+    PageClass.SWAPPED,
+    PageClass.SWAP_CACHED,
+    PageClass.CACHED,
+    PageClass.PREALLOCATED,
+    PageClass.ON_DISK,
+    PageClass.BEYOND_END,
+    PageClass.GUARD,
+    PageClass.ZERO,
+    PageClass.DEVICE,
+    PageClass.PRESENT,
+    PageClass.NONE,
+)
+_RANK = {kind: rank for rank, kind in enumerate(INTEREST)}
+
+
+class Cell(NamedTuple):
+    """What a cell shows: a class, None for no page, and whether it holds others too."""
+
+    page_class: PageClass | None
+    is_mixed: bool
+
+
+def draw_strip(runs: Runs, first: int, stop: int, cells: int) -> list[Cell]:
+    """
+    Return the cells that stand for the pages ``[first, stop)``.
+
+    >>> from memlens.pages.runs import encode_runs
+    >>> runs = encode_runs(np.array([0, 0, 0, 4], np.uint8))
+    >>> [cell.page_class.label for cell in draw_strip(runs, 0, 4, cells=2)]
+    ['present', 'swapped']
+
+    :param runs: runs of ``PageClass``; pages of no run are shown as no page.
+    :param first: first page.
+    :param stop: page after the last.
+    :param cells: how many cells there is room for; never more than pages are drawn.
+    """
+    cells = min(cells, stop - first)
+    if cells <= 0:
+        return []
+    if len(runs) == 1 and int(runs.pages[0]) == stop - first:
+        return [Cell(PageClass(int(runs.value[0])), False)] * cells
+    edges = first + np.arange(cells + 1, dtype=np.int64) * (stop - first) // cells
+    kinds = [PageClass(int(value)) for value in np.flatnonzero(np.bincount(runs.value))]
+    pages = np.array([_pages_between(runs, kind, edges) for kind in kinds], np.int64)
+    pages = pages.reshape(len(kinds), cells)
+    is_whole = (pages == np.diff(edges)).any(axis=0).tolist()
+    chosen = _choose(kinds, pages.T.tolist())
+    return [Cell(kind, not whole) for kind, whole in zip(chosen, is_whole, strict=True)]
+
+
+def _pages_between(runs: Runs, kind: int, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many pages of a class lie between neighbouring edges."""
+    of_kind = runs.value == kind
+    first, pages = runs.first[of_kind], runs.pages[of_kind]
+    before = np.concatenate(([0], np.cumsum(pages)))
+    index = np.searchsorted(first, edges, side="right") - 1
+    inside = np.minimum(edges - first[np.maximum(index, 0)], pages[np.maximum(index, 0)])
+    return np.diff(np.where(index < 0, 0, before[np.maximum(index, 0)] + inside))
+
+
+def _choose(kinds: list[PageClass], cells: list[list[int]]) -> list[PageClass | None]:
+    owed = [0.0] * len(kinds)
+    chosen: list[int | None] = []
+    for pages in cells:
+        total = sum(pages)
+        if not total:
+            chosen.append(None)
+            continue
+        owed = [due + count / total for due, count in zip(owed, pages, strict=True)]
+        best = max((i for i, count in enumerate(pages) if count), key=owed.__getitem__)
+        owed[best] -= 1
+        chosen.append(best)
+    _show_all(kinds, cells, chosen)
+    return [None if index is None else kinds[index] for index in chosen]
+
+
+def _show_all(kinds: list[PageClass], cells: list[list[int]], chosen: list[int | None]) -> None:
+    """Give a cell to every class that has none, in the order of interest."""
+    missing = [index for index in range(len(kinds)) if index not in chosen]
+    for index in sorted(missing, key=lambda index: _RANK[kinds[index]]):
+        best, most = -1, 0
+        for cell, shown in enumerate(chosen):
+            if shown is None or cells[cell][index] <= most:
+                continue
+            is_spare = chosen.count(shown) > 1
+            if is_spare or _RANK[kinds[index]] < _RANK[kinds[shown]]:
+                best, most = cell, cells[cell][index]
+        if best >= 0:
+            chosen[best] = index

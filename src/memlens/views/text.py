@@ -1,0 +1,316 @@
+"""
+A process map as text: a table of mappings, totals with a legend, and what it rests on.
+
+Everything is made of rich segments, a line at a time: tables of ten thousand mappings
+take no longer to draw than to scan.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+
+from memlens.account.model import MappingPages, ProcessMap
+from memlens.pages.classes import CLASSES, PageClass
+from memlens.pages.decode import bit_names
+from memlens.units import escape_text, format_size
+from memlens.views.columns import Row, format_value
+from memlens.views.layout import Layout, choose_layout, cut_middle, short_name
+from memlens.views.reasons import group_unknown, list_runs
+from memlens.views.strip import draw_strip
+
+_REASONS_SHOWN = 8
+_NOTES_SHOWN = 8
+_BOLD, _DIM, _ALARM = Style(bold=True), Style(dim=True), Style(bold=True, color="red")
+_STYLES = {row.page_class: Style(color=row.color) for row in CLASSES}
+_GLYPHS = {row.page_class: row.glyph for row in CLASSES}
+# Classes that hold something are drawn as blocks where there is colour; the others, and
+# those whose colours are hard to tell apart, keep their glyph.
+_BLOCKS = frozenset(
+    {
+        PageClass.PRESENT,
+        PageClass.CACHED,
+        PageClass.SWAP_CACHED,
+        PageClass.SWAPPED,
+        PageClass.ON_DISK,
+        PageClass.PREALLOCATED,
+    }
+)
+
+Line = list[Segment]
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """
+    How to draw.
+
+    :param width: cells in a line.
+    :param is_colored: whether colours will be seen; without, glyphs tell the classes.
+    :param is_unicode: whether blocks and other characters beyond ASCII can be printed.
+    :param addresses: the range that was asked for, None for all.
+    :param has_runs: whether to list the runs of every mapping.
+    """
+
+    width: int = 80
+    is_colored: bool = False
+    is_unicode: bool = False
+    addresses: tuple[int, int] | None = None
+    has_runs: bool = False
+
+    @property
+    def ellipsis(self) -> str:
+        """Return what stands for text left out."""
+        return "…" if self.is_unicode else "~"
+
+
+def render_map(result: ProcessMap, whole: ProcessMap, options: TextOptions) -> Iterator[Line]:
+    """
+    Yield the lines of a map.
+
+    :param result: what to show, perhaps only some classes.
+    :param whole: the same with everything, of which the summary tells what is unknown.
+    """
+    rows = [Row.of(mapping) for mapping in result.mappings]
+    layout = choose_layout(rows, options.width)
+    yield from _header(result, options)
+    yield []
+    if rows:
+        yield from _heading(layout)
+        for row in rows:
+            yield _mapping_line(row, layout, options)
+            yield from _details(row.mapping, options)
+        yield from _totals(result, rows, options)
+    else:
+        yield [Segment("No mapping has pages of these classes.")]
+    yield []
+    yield from _summary(whole, options)
+
+
+def _header(result: ProcessMap, options: TextOptions) -> Iterator[Line]:
+    process = result.process
+    title = f"{escape_text(process.name)}  PID {process.pid}"
+    command = escape_text(" ".join(process.cmdline))
+    room = options.width - len(title) - 2
+    line = [Segment(title, _BOLD)]
+    if command and room >= 10:
+        line.append(Segment("  " + cut_middle(command, room, options.ellipsis), _DIM))
+    yield line
+    started = process.started_at.strftime("%Y-%m-%d %H:%M:%S %Z")
+    about = (
+        f"started {started}, Linux {escape_text(result.kernel.release)}, "
+        f"pages of {format_size(result.kernel.page_size_bytes)}"
+    )
+    yield [Segment(about, _DIM)]
+    if not result.is_complete:
+        yield [Segment("INCOMPLETE: the scan was stopped early", _ALARM)]
+
+
+def _heading(layout: Layout) -> Iterator[Line]:
+    titles = [column.title.split("\n") for column in layout.own]
+    titles += [["other"]] if layout.shared else []
+    styles = [_STYLES[column.page_class] + _BOLD for column in layout.own]
+    styles += [_BOLD] if layout.shared else []
+    left = f"{'address':>{layout.address}}{' ' * layout.gap}" if layout.address else ""
+    gap = " " * layout.gap
+    left += f"perm{gap} size{gap}{'mapping':{layout.name}}"
+    height = max((len(title) for title in titles), default=1)
+    for level in range(height - 1, -1, -1):
+        is_last = level == 0
+        line = [Segment(left if is_last else " " * len(left), _BOLD)]
+        for title, style, width in zip(titles, styles, layout.widths, strict=True):
+            part = title[len(title) - 1 - level] if level < len(title) else ""
+            line.append(Segment(f"{gap}{part:>{width}}", style))
+        if is_last and layout.strip:
+            line.append(Segment(f"{gap}where", _BOLD))
+        yield line
+
+
+def _mapping_line(row: Row, layout: Layout, options: TextOptions) -> Line:
+    mapping, gap = row.mapping, " " * layout.gap
+    first, stop = scanned_pages(mapping, options.addresses)
+    size = format_size((stop - first) * mapping.page_size_bytes)
+    left = f"{mapping.start:{layout.address}x}{gap}" if layout.address else ""
+    name = short_name(mapping.path, layout.name, options.ellipsis)
+    padding = " " * (layout.name - cell_len(name))
+    line = [
+        Segment(f"{left}{escape_text(mapping.permissions):4}{gap}{size:>5}{gap}"),
+        Segment(name + padding, None if mapping.path else _DIM),
+    ]
+    line += _class_cells(row, layout)
+    if layout.strip:
+        line.append(Segment(gap))
+        line += _strip(mapping, first, stop, layout.strip, options)
+    return line
+
+
+def _class_cells(row: Row, layout: Layout) -> Line:
+    gap, size = " " * layout.gap, row.mapping.page_size_bytes
+    line = []
+    for column, width in zip(layout.own, layout.widths, strict=False):
+        text = format_value(column.unit, column.read(row), size)
+        line.append(Segment(f"{gap}{text:>{width}}", _STYLES[column.page_class]))
+    if layout.shared:
+        parts = [
+            _GLYPHS[column.page_class] + format_value(column.unit, column.read(row), size)
+            for column in layout.shared
+            if row.counts[column.page_class]
+        ]
+        line.append(Segment(f"{gap}{' '.join(parts):>{layout.widths[-1]}}"))
+    return line
+
+
+def _strip(
+    mapping: MappingPages, first: int, stop: int, width: int, options: TextOptions
+) -> Line:
+    line: Line = []
+    text, style = "", None
+    for kind, is_mixed in draw_strip(mapping.runs, first, stop, width):
+        character = " " if kind is None else cell_character(kind, is_mixed, options)
+        wanted = None if kind is None else _STYLES[kind]
+        if wanted is not style and text:
+            line.append(Segment(text, style))
+            text = ""
+        text, style = text + character, wanted
+    return [*line, Segment(text, style)]
+
+
+def cell_character(kind: PageClass, is_mixed: bool, options: TextOptions) -> str:
+    """Return the character of a cell: a block where colour tells the class, else its glyph."""
+    if options.is_colored and options.is_unicode and kind in _BLOCKS:
+        return "▒" if is_mixed else "█"
+    return _GLYPHS[kind]
+
+
+def scanned_pages(mapping: MappingPages, addresses: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the half-open range of a mapping's pages that was asked for."""
+    if addresses is None:
+        return 0, mapping.pages
+    size = mapping.page_size_bytes
+    first = max((addresses[0] - mapping.start) // size, 0)
+    stop = min(-(-(addresses[1] - mapping.start) // size), mapping.pages)
+    return first, stop
+
+
+def _details(mapping: MappingPages, options: TextOptions) -> Iterator[Line]:
+    """Yield the runs and the words of a mapping, if they were asked for."""
+    size = mapping.page_size_bytes
+    if options.has_runs:
+        for first, pages, kind, reason in list_runs(mapping):
+            start = mapping.start + first * size
+            where = f"  {start:x}-{start + pages * size:x}"
+            amount = f"{format_size(pages * size):>6}{pages:>10} pages  "
+            line = [Segment(f"{where:36}{amount}", _DIM), Segment(kind.label, _STYLES[kind])]
+            yield [*line, Segment(f": {escape_text(reason)}")] if reason else line
+    if mapping.words is not None:
+        words = zip(mapping.words.page.tolist(), mapping.words.word.tolist(), strict=True)
+        for page, word in words:
+            where = f"  {mapping.start + page * size:x}"
+            yield [Segment(f"{where:19} {word:016x}  {', '.join(bit_names(word))}", _DIM)]
+
+
+def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterator[Line]:
+    """Yield the total of every class, which is the legend as well."""
+    counts = result.counts()
+    size = result.kernel.page_size_bytes
+    total = int(counts.sum())
+    digits = len(str(total))
+
+    def amount(pages: int) -> str:
+        share = _percent(pages, total)
+        return f"{format_size(pages * size):>6} {pages:>{digits}} pages {share:>4}  "
+
+    yield []
+    for row in CLASSES:
+        pages = int(counts[row.page_class])
+        if pages:
+            sign = cell_character(row.page_class, False, options)
+            label, style = f"{sign} {row.page_class.label:<12}", _STYLES[row.page_class]
+            yield from _total_line(label, style, amount(pages), row.meaning, options.width)
+    mappings = f"in {len(rows)} mapping{'s' if len(rows) != 1 else ''}"
+    yield from _total_line(f"  {'total':<12}", _BOLD, amount(total), mappings, options.width)
+
+
+def _total_line(
+    label: str, style: Style, amount: str, meaning: str, width: int
+) -> Iterator[Line]:
+    indent = len(label) + len(amount)
+    parts = textwrap.wrap(meaning, max(width - indent, 20)) or [""]
+    yield [Segment(label, style), Segment(amount), Segment(parts[0], _DIM)]
+    for part in parts[1:]:
+        yield [Segment(" " * indent), Segment(part, _DIM)]
+
+
+def _percent(pages: int, total: int) -> str:
+    """Return a share that never rounds to nothing or to all."""
+    share = 100 * pages / total
+    if pages < total and share >= 99.5:
+        return ">99%"
+    return f"{share:.0f}%" if share >= 0.5 else "<1%"
+
+
+def _summary(whole: ProcessMap, options: TextOptions) -> Iterator[Line]:
+    for title, lines in (
+        ("unknown", list(_unknown_lines(whole))),
+        ("evidence", [_evidence_line(whole.evidence)]),
+        ("cost", [_cost_line(whole)]),
+        ("note", _note_lines(whole.notes)),
+    ):
+        is_alarm = title == "unknown" and lines != ["nothing"]
+        for number, line in enumerate(lines):
+            head = f"{title if not number else '':<9} "
+            parts = textwrap.wrap(line, max(options.width - len(head), 20)) or [""]
+            yield [Segment(head, _ALARM if is_alarm else _BOLD), Segment(parts[0])]
+            for part in parts[1:]:
+                yield [Segment(" " * len(head)), Segment(part)]
+
+
+def _unknown_lines(whole: ProcessMap) -> Iterator[str]:
+    groups = group_unknown(whole)
+    size = whole.kernel.page_size_bytes
+    for group in groups[:_REASONS_SHOWN]:
+        where = f" in {group.mappings} mappings" if group.mappings > 1 else ""
+        yield f"{format_size(group.pages * size)}{where}: {escape_text(group.reason)}"
+    rest = groups[_REASONS_SHOWN:]
+    if rest:
+        pages = sum(group.pages for group in rest)
+        yield f"{format_size(pages * size)}: {len(rest)} more reasons (--json has them)"
+    if not groups:
+        yield "nothing"
+
+
+def _evidence_line(evidence: dict[str, bool]) -> str:
+    used = [name for name, is_used in evidence.items() if is_used]
+    unused = [name for name, is_used in evidence.items() if not is_used]
+    line = ", ".join(used) or "none"
+    return f"{line}; not used: {', '.join(unused)}" if unused else line
+
+
+def _cost_line(whole: ProcessMap) -> str:
+    cost = whole.cost
+    return (
+        f"{format_seconds(cost.wall_s)}, {format_size(cost.read_bytes)} read, "
+        f"longest single read {format_seconds(cost.longest_read_s)}"
+    )
+
+
+def _note_lines(notes: tuple[str, ...]) -> list[str]:
+    lines = [escape_text(note) for note in notes[:_NOTES_SHOWN]]
+    if len(notes) > _NOTES_SHOWN:
+        lines.append(f"{len(notes) - _NOTES_SHOWN} more (--json has them)")
+    return lines
+
+
+def format_seconds(seconds: float) -> str:
+    """
+    Return a duration in three digits.
+
+    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 130)]
+    ['0.04 ms', '12.3 ms', '2.5 s', '130 s']
+    """
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
