@@ -2,7 +2,8 @@
 Run the scenarios, print the table, and write it to docs/benchmarks.md.
 
 A scenario is a module in ``bench/scenarios`` with a ``TITLE`` and a ``run(ctx)`` that yields
-rows; a new module there is found by itself.  Only a whole run writes the page.
+rows; a new module there is found by itself.  Only a whole run in which nothing failed writes
+the page.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from bench.harness.rows import Row, Section
 
 BENCH = Path(__file__).parent
 PAGE = BENCH.parent / "docs" / "benchmarks.md"
+FAILED = "failed"
 # First what the library is for; scenarios not named here follow in the order of their names.
 FIRST = ("private", "shared", "sparse", "stall", "startup")
 
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         section = run_scenario(name, ctx)
         print(f"\n{render_text([section])}", flush=True)
         sections.append(section)
-    if options.write or not (options.only or options.quick):
+    is_whole = not (options.only or options.quick or any(map(has_failed, sections)))
+    if is_whole:
         write_page(PAGE, sections)
     missed = [row for section in sections for row in section.rows if row.is_missed]
     print(f"\n{len(missed)} limits not kept" if missed else "\nall limits kept")
@@ -57,7 +60,6 @@ def parse_arguments(arguments: Sequence[str] | None, names: list[str]) -> argpar
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=names, help="run this scenario")
     parser.add_argument("--quick", action="store_true", help="less memory, fewer turns")
-    parser.add_argument("--write", action="store_true", help=f"write docs/{PAGE.name} anyway")
     return parser.parse_args(arguments)
 
 
@@ -81,8 +83,13 @@ def run_scenario(name: str, ctx: Context) -> Section:
     except SkipError as reason:
         section.rows.append(Row("skipped", None, "", note=str(reason)))
     except BenchError as error:
-        section.rows.append(Row("failed", None, "", limit=0, note=str(error)))
+        section.rows.append(Row(FAILED, None, "", limit=0, note=str(error)))
     return section
+
+
+def has_failed(section: Section) -> bool:
+    """Return whether the scenario broke off: what it would show is not for the page."""
+    return any(row.figure == FAILED for row in section.rows)
 
 
 if __name__ == "__main__":
