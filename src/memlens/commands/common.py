@@ -98,6 +98,13 @@ def strict_exit(strict: bool, is_incomplete: bool) -> None:
         raise click.exceptions.Exit(EXIT_INCOMPLETE)
 
 
+def is_colored(no_color: bool = False) -> bool:
+    """Return whether to print colours: on a terminal that has them, unless unwanted."""
+    if no_color or os.environ.get("NO_COLOR"):
+        return False
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+
+
 def console(no_color: bool = False) -> "Console":
     """
     Return a rich console on standard output that prints text as it is.
@@ -108,9 +115,8 @@ def console(no_color: bool = False) -> "Console":
     """
     from rich.console import Console
 
-    is_plain = no_color or bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
     return Console(
-        color_system=None if is_plain else "auto",
+        color_system="auto" if is_colored(no_color) else None,
         highlight=False,
         markup=False,
         emoji=False,

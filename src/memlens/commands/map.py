@@ -1,8 +1,10 @@
 """``memlens map PID``: where every page of a process is."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +14,9 @@ from memlens.commands import common
 from memlens.commands.watch import Watch
 from memlens.errors import MemlensError
 from memlens.pages.classes import PageClass
+
+if TYPE_CHECKING:
+    from memlens.views.text import Line
 
 _SEGMENTS_AT_ONCE = 4096
 
@@ -122,21 +127,32 @@ def _machine(request: _Request, shown: ProcessMap) -> Iterator[str]:
 
 
 def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None:
-    from rich.segment import Segment, Segments
-
     from memlens.views.text import TextOptions, render_map
 
-    console = common.console(request.no_color)
+    is_colored = common.is_colored(request.no_color)
     options = TextOptions(
-        width=console.width,
-        is_colored=console.color_system is not None,
+        width=get_terminal_size().columns,
+        is_colored=is_colored,
         is_unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
         addresses=request.addresses,
         has_runs=request.pages,
     )
+    lines = render_map(shown, whole, options)
+    if is_colored:
+        _paint(lines)
+    else:
+        common.write_pieces("".join(part.text for part in line) + "\n" for line in lines)
+
+
+def _paint(lines: Iterable["Line"]) -> None:
+    """Print lines in colour, many at a time."""
+    from rich.segment import Segment, Segments
+    from rich.style import Style
+
+    console = common.console()
     ready: list[Segment] = []
-    for line in render_map(shown, whole, options):
-        ready += line
+    for line in lines:
+        ready += [Segment(text, Style.parse(style)) for text, style in line]
         ready.append(Segment.line())
         if len(ready) > _SEGMENTS_AT_ONCE:
             console.print(Segments(ready), end="", crop=False)

@@ -1,8 +1,7 @@
 """How wide the columns of the text table are, at any width of the terminal."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-from rich.cells import cell_len, set_cell_size
 
 from memlens.pages.classes import PageClass
 from memlens.units import escape_text
@@ -94,6 +93,15 @@ def _split(rows: list[Row], room: int) -> tuple[int, int]:
     return name, strip if strip >= _STRIP_LEAST // 2 else 0
 
 
+def cell_len(text: str) -> int:
+    """Return the cells that text takes in a terminal."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len as measure
+
+    return measure(text)
+
+
 def full_name(path: str) -> str:
     """Return the path of a mapping as text shows it."""
     return escape_text(path) if path else "(anonymous)"
@@ -124,9 +132,15 @@ def cut_middle(text: str, width: int, ellipsis: str) -> str:
         return text
     tail = max((width - len(ellipsis)) // 2, 0)
     head = max(width - len(ellipsis) - tail, 0)
-    end = ""
-    for character in reversed(text):
-        if cell_len(character + end) > tail:
+    end = _take(reversed(text), tail)[::-1]
+    return _take(text, head) + ellipsis + end
+
+
+def _take(characters: Iterable[str], width: int) -> str:
+    """Return the first characters that fit a width."""
+    taken = ""
+    for character in characters:
+        if cell_len(taken + character) > width:
             break
-        end = character + end
-    return set_cell_size(text, head) + ellipsis + end
+        taken += character
+    return taken

@@ -1,31 +1,28 @@
 """
 A process map as text: a table of mappings, totals with a legend, and what it rests on.
 
-Everything is made of rich segments, a line at a time: tables of ten thousand mappings
-take no longer to draw than to scan.
+Lines are pieces of text with the name of a style, as rich spells styles; rich itself is
+needed only where they are coloured.
 """
 
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-from rich.cells import cell_len
-from rich.segment import Segment
-from rich.style import Style
+from typing import NamedTuple
 
 from memlens.account.model import MappingPages, ProcessMap
 from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.decode import bit_names
 from memlens.units import escape_text, format_size
 from memlens.views.columns import Row, format_value
-from memlens.views.layout import Layout, choose_layout, cut_middle, short_name
+from memlens.views.layout import Layout, cell_len, choose_layout, cut_middle, short_name
 from memlens.views.reasons import group_unknown, list_runs
 from memlens.views.strip import draw_strip
 
 _REASONS_SHOWN = 8
 _NOTES_SHOWN = 8
-_BOLD, _DIM, _ALARM = Style(bold=True), Style(dim=True), Style(bold=True, color="red")
-_STYLES = {row.page_class: Style(color=row.color) for row in CLASSES}
+_BOLD, _DIM, _ALARM = "bold", "dim", "bold red"
+_STYLES = {row.page_class: row.color for row in CLASSES}
 _GLYPHS = {row.page_class: row.glyph for row in CLASSES}
 # Classes that hold something are drawn as blocks where there is colour; the others, and
 # those whose colours are hard to tell apart, keep their glyph.
@@ -39,6 +36,14 @@ _BLOCKS = frozenset(
         PageClass.PREALLOCATED,
     }
 )
+
+
+class Segment(NamedTuple):
+    """Text, and its style as rich spells it: ``bold red``."""
+
+    text: str
+    style: str = ""
+
 
 Line = list[Segment]
 
@@ -112,7 +117,7 @@ def _header(result: ProcessMap, options: TextOptions) -> Iterator[Line]:
 def _heading(layout: Layout) -> Iterator[Line]:
     titles = [column.title.split("\n") for column in layout.own]
     titles += [["other"]] if layout.shared else []
-    styles = [_STYLES[column.page_class] + _BOLD for column in layout.own]
+    styles = [f"bold {_STYLES[column.page_class]}" for column in layout.own]
     styles += [_BOLD] if layout.shared else []
     left = f"{'address':>{layout.address}}{' ' * layout.gap}" if layout.address else ""
     gap = " " * layout.gap
@@ -138,7 +143,7 @@ def _mapping_line(row: Row, layout: Layout, options: TextOptions) -> Line:
     padding = " " * (layout.name - cell_len(name))
     line = [
         Segment(f"{left}{escape_text(mapping.permissions):4}{gap}{size:>5}{gap}"),
-        Segment(name + padding, None if mapping.path else _DIM),
+        Segment(name + padding, "" if mapping.path else _DIM),
     ]
     line += _class_cells(row, layout)
     if layout.strip:
@@ -167,11 +172,11 @@ def _strip(
     mapping: MappingPages, first: int, stop: int, width: int, options: TextOptions
 ) -> Line:
     line: Line = []
-    text, style = "", None
+    text, style = "", ""
     for kind, is_mixed in draw_strip(mapping.runs, first, stop, width):
         character = " " if kind is None else cell_character(kind, is_mixed, options)
-        wanted = None if kind is None else _STYLES[kind]
-        if wanted is not style and text:
+        wanted = "" if kind is None else _STYLES[kind]
+        if wanted != style and text:
             line.append(Segment(text, style))
             text = ""
         text, style = text + character, wanted
@@ -235,7 +240,7 @@ def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterat
 
 
 def _total_line(
-    label: str, style: Style, amount: str, meaning: str, width: int
+    label: str, style: str, amount: str, meaning: str, width: int
 ) -> Iterator[Line]:
     indent = len(label) + len(amount)
     parts = textwrap.wrap(meaning, max(width - indent, 20)) or [""]
