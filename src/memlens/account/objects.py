@@ -80,6 +80,14 @@ class ObjectReader:
             found, Runs(odd.first, odd.pages, np.full(len(odd), Reason.CHANGING, np.uint8))
         )
 
+    def is_without_swap(self, pages: int) -> bool:
+        """Return whether one call proves that no page of a shmem object is on swap."""
+        if not pages:
+            return True
+        if not self.has_cachestat or not self.is_honest:
+            return False
+        return self.backing.cachestat(0, pages)[1] == 0
+
     def _look_again(
         self,
         found: Runs,

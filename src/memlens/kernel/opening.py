@@ -24,7 +24,7 @@ from memlens.kernel.backing import (
 )
 from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import decode_bytes, encode_text, read_file
+from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
 
 ZERO_DEVICE = os.makedev(1, 5)
@@ -115,7 +115,7 @@ class Opener:
         facts = self.facts(mapping)
         if facts.refusal:
             return facts.refusal
-        handle = self._hold(mapping)
+        handle = self.hold(mapping)
         if isinstance(handle, str):
             return handle
         try:
@@ -127,7 +127,7 @@ class Opener:
         file_system = self._file_system(mapping.device)
         if file_system in HANGING_TYPES or file_system.startswith("fuse."):
             return ObjectFacts("file", f"{file_system} could hang the reader: not asked")
-        handle = self._hold(mapping)
+        handle = self.hold(mapping)
         if isinstance(handle, str):
             return ObjectFacts(_kind_by_name(mapping, file_system), handle)
         try:
@@ -137,7 +137,7 @@ class Opener:
         finally:
             os.close(handle)
 
-    def _hold(self, mapping: Mapping) -> int | str:
+    def hold(self, mapping: Mapping) -> int | str:
         """Return an O_PATH descriptor of just this object, or why there is none."""
         reason = self._refusal
         if self.has_map_files:
@@ -195,16 +195,7 @@ class Opener:
         status = os.fstat(handle)
         if self._is_leased(status):
             return "under a write lease, which opening would break"
-        path = f"/proc/self/fd/{handle}"
-        try:
-            try:
-                fd = os.open(path, _OPEN_FLAGS | os.O_NOATIME)
-            except PermissionError:
-                fd = os.open(path, _OPEN_FLAGS)
-        except OSError as error:
-            return f"cannot be opened: {os.strerror(error.errno or 0)}"
-        is_writable = status.st_uid == os.geteuid() or os.access(path, os.W_OK)
-        return Backing(fd, kind, self.page_size_bytes, self.meter, is_writable, mapping.path)
+        return reopen(handle, kind, self.page_size_bytes, self.meter, mapping.path)
 
     def _is_leased(self, status: os.stat_result) -> bool:
         now = time.monotonic()
@@ -220,6 +211,29 @@ class Opener:
             except MemlensError:
                 self._types = {}
         return self._types.get(device, "")
+
+
+def reopen(
+    handle: int, kind: str, page_size_bytes: int, meter: Meter, path: str
+) -> Backing | str:
+    """
+    Open for reading what an O_PATH descriptor holds; a text says why that cannot be.
+
+    :param handle: stays open; what it holds must be a regular file or a block device.
+    :param kind: kind of the object, as ``ObjectFacts`` has it.
+    :param path: its name, for errors.
+    """
+    status = os.fstat(handle)
+    link = f"/proc/self/fd/{handle}"
+    try:
+        try:
+            fd = os.open(link, _OPEN_FLAGS | os.O_NOATIME)
+        except PermissionError:
+            fd = os.open(link, _OPEN_FLAGS)
+    except OSError as error:
+        return f"cannot be opened: {os.strerror(error.errno or 0)}"
+    is_writable = status.st_uid == os.geteuid() or os.access(link, os.W_OK)
+    return Backing(fd, kind, page_size_bytes, meter, is_writable, path)
 
 
 def parse_mount_types(raw: bytes) -> dict[str, str]:

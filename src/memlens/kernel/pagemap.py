@@ -31,9 +31,11 @@ SCAN_SPAN = 1 << 20
 # The kernel drops the mmap lock each time its own buffer of 512 regions is full.
 SCAN_REGIONS = 1 << 9
 
+PAGE_IS_FILE = 1 << 2
 PAGE_IS_PRESENT = 1 << 3
 PAGE_IS_SWAPPED = 1 << 4
 PAGE_IS_PFNZERO = 1 << 5
+PAGE_IS_HUGE = 1 << 6
 
 # A reader that takes the mmap lock again at once steals it from a waiting writer until the
 # writer's patience ends (RWSEM_WAIT_TIMEOUT, 4 ms), so each so many seconds of reading are

@@ -47,6 +47,11 @@ class Meter:
         finally:
             self.add(0, time.perf_counter() - before)
 
+    def merge(self, other: "Meter") -> None:
+        """Add what another meter counted."""
+        self.add(other.read_bytes, other.longest_read_s)
+        self.used |= other.used
+
     def wall_s(self) -> float:
         """Return the seconds since the run began."""
         return time.perf_counter() - self.started

@@ -53,6 +53,24 @@ def decode_swap(words: NDArray[np.uint64]) -> SwapEntries:
     )
 
 
+def find_swap_entries(
+    words: NDArray[np.uint64], first_page: int
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """
+    Return area and slot, and the page number, of each word that is a swap entry.
+
+    >>> find_swap_entries(np.array([0, 1 << 62 | 3 << 5], dtype=np.uint64), 10)
+    (array([96], dtype=uint64), array([11]))
+
+    :param words: pagemap words of consecutive pages.
+    :param first_page: number of the first.
+    :return: the low 55 bits of the words, uint64, and page numbers, int64.
+    """
+    is_swap = ((words & PM_SWAP) != 0) & ((words & PM_SWAP_AREA) < SWAP_AREAS)
+    where = np.flatnonzero(is_swap)
+    return words[where] & PM_PFN, where + first_page
+
+
 def decode_pfn(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the PFN of present pages, ``(n,)`` uint64; 0 where it is hidden."""
     return words & PM_PFN

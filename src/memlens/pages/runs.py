@@ -171,6 +171,28 @@ def restrict_runs(runs: Runs, within: Runs) -> Runs:
     return merge_runs(Runs(first[keep], (stop - first)[keep], value[keep]))
 
 
+def union_runs(parts: Sequence[Runs]) -> Runs:
+    """
+    Return the pages that are in any of the runs, with value 1.
+
+    >>> one = Runs(np.array([0, 4]), np.array([2, 1]), np.ones(2, np.uint8))
+    >>> list(union_runs([one, Runs(np.array([1]), np.array([2]), np.ones(1, np.uint8))]))
+    [(0, 3, 1), (4, 1, 1)]
+    """
+    parts = [part for part in parts if len(part)]
+    if not parts:
+        return EMPTY
+    edges = np.concatenate([np.concatenate([part.first, part.stop]) for part in parts])
+    steps = np.concatenate(
+        [np.concatenate([np.ones(len(p), np.int64), -np.ones(len(p), np.int64)]) for p in parts]
+    )
+    order = np.argsort(edges, kind="stable")
+    edges, depth = edges[order], np.cumsum(steps[order])
+    keep = (edges[1:] > edges[:-1]) & (depth[:-1] > 0)
+    first = edges[:-1][keep]
+    return merge_runs(Runs(first, edges[1:][keep] - first, np.ones(len(first), np.uint8)))
+
+
 def fill_runs(runs: Runs, start: int, stop: int, value: int) -> Runs:
     """
     Give every page of ``[start, stop)`` that is in no run the value ``value``.

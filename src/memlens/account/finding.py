@@ -1,0 +1,262 @@
+"""
+Finding shared-memory objects: what processes map and have open, what lies in tmpfs
+mounts and among System V segments, each once.
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+from memlens.account.sweep import Missed, ObjectKey, ObjectUse, ProcessFacts, Sweep
+from memlens.errors import MemlensError, ParseError
+from memlens.kernel import features
+from memlens.kernel.backing import TMPFS_MAGIC, Backing
+from memlens.kernel.opening import Opener, leased_inodes, reopen
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.shm import (
+    SHM_DEST,
+    Mount,
+    Segment,
+    TmpfsFile,
+    open_segment,
+    read_segments,
+    walk_tmpfs,
+)
+from memlens.kernel.syscalls import fstatfs_type
+
+_DELETED = " (deleted)"
+# F_GET_SEALS of include/uapi/linux/fcntl.h; Python has no name for F_SEAL_SEAL alone.
+_SEALS = 0x1F & ~fcntl.F_SEAL_SEAL
+
+
+@dataclass(slots=True)
+class FoundObject:
+    """
+    An object before it is looked at.
+
+    :param uses: the processes that hold it, and how.
+    :param file: its place in a tmpfs, None if it has none.
+    :param segment: its line of /proc/sysvipc/shm, None if it is no System V segment.
+    :param namespace: file of the IPC namespace of the segment, "" for our own.
+    """
+
+    key: ObjectKey
+    kind: str
+    name: str
+    uses: list[tuple[ProcessFacts, ObjectUse]] = field(default_factory=list)
+    file: TmpfsFile | None = None
+    segment: Segment | None = None
+    namespace: str = ""
+    is_other_mounts: bool = False
+    uid: int | None = None
+    born_s: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """Return how messages name it."""
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(slots=True)
+class Finder:
+    """
+    Joins what a sweep saw of processes with what file systems and namespaces list.
+
+    :param sweep: a sweep that has run.
+    :param missed: what could not be listed.
+    """
+
+    sweep: Sweep
+    missed: list[Missed] = field(default_factory=list)
+    _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
+    _leased: frozenset[tuple[int, int]] = frozenset()
+
+    def find(self) -> list[FoundObject]:
+        """Return every object once."""
+        self._leased = leased_inodes(self.sweep.proc)
+        for facts in self.sweep.processes:
+            for use in facts.uses:
+                self._add_use(facts, use)
+        self._add_files()
+        self._add_segments()
+        return list(self._found.values())
+
+    def open(self, item: FoundObject) -> Backing | str:
+        """Open an object in the first way that works; a text says why none does."""
+        reason = "no way to open it"
+        for open_handle in self._ways(item):
+            try:
+                handle = open_handle()
+            except (OSError, MemlensError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                continue
+            if isinstance(handle, str):
+                reason = handle
+                continue
+            try:
+                status = os.fstat(handle)
+                if (status.st_dev, status.st_ino) != item.key[:2]:
+                    reason = "another object by now"
+                    continue
+                if fstatfs_type(handle) != TMPFS_MAGIC:
+                    reason = "not shmem"
+                    continue
+                if (status.st_dev, status.st_ino) in self._leased:
+                    return "under a write lease, which opening would break"
+                size = features.page_size_bytes()
+                return reopen(handle, "shmem", size, self.sweep.meter, item.name)
+            finally:
+                os.close(handle)
+        return reason
+
+    def marks(
+        self, item: FoundObject, backing: Backing, status: os.stat_result
+    ) -> tuple[str, ...]:
+        """Return what is worth knowing of an object, in a fixed order."""
+        segment = item.segment
+        is_deleted = segment is not None and bool(segment.permissions & SHM_DEST)
+        if item.kind == "tmpfs":
+            is_deleted = status.st_nlink == 0
+        marks = {
+            "deleted": is_deleted,
+            "no_holder": not item.uses,
+            "detached": segment is not None and segment.attached == 0,
+            "huge": any(use.is_huge for _, use in item.uses),
+            "sealed": _is_sealed(backing.fd),
+            "other_mount_namespace": item.is_other_mounts,
+            "other_ipc_namespace": bool(item.namespace),
+        }
+        return tuple(name for name, holds in marks.items() if holds)
+
+    def _add_use(self, facts: ProcessFacts, use: ObjectUse) -> None:
+        item = self._found.get(use.key)
+        if item is None:
+            kind, name = _kind_and_name(use.path, use.key)
+            item = self._found[use.key] = FoundObject(use.key, kind, name)
+        item.uses.append((facts, use))
+
+    def _add_files(self) -> None:
+        """List every tmpfs once, through a namespace where all of it is mounted if any."""
+        own = os.stat(f"{self.sweep.proc}/self/ns/mnt").st_ino if self._is_own_proc() else 0
+        walked: set[int] = set()
+        ways: list[tuple[bool, bool, int, int, Mount, list[Mount]]] = []
+        for namespace, (pid, mounts) in self.sweep.mounts.items():
+            for mount in mounts:
+                if mount.kind in ("tmpfs", "devtmpfs"):
+                    is_part = mount.root != "/"
+                    ways.append((is_part, namespace != own, namespace, pid, mount, mounts))
+        ways.sort(key=lambda way: way[:3])
+        failed: dict[int, str] = {}
+        for is_part, is_other, _, pid, mount, mounts in ways:
+            if mount.device in walked:
+                continue
+            base = f"{self.sweep.proc}/{pid}/root"
+            try:
+                for file in walk_tmpfs(base, mount, mounts):
+                    self._add_file(file, is_other)
+            except OSError as error:
+                where = f"tmpfs on {mount.mount_point}"
+                failed[mount.device] = f"{where}: {error.strerror}"
+                continue
+            failed.pop(mount.device, None)
+            if not is_part:
+                walked.add(mount.device)
+        for reason in failed.values():
+            what, _, why = reason.partition(": ")
+            self.missed.append(Missed(what, why))
+
+    def _is_own_proc(self) -> bool:
+        return os.path.exists(f"{self.sweep.proc}/self/ns/mnt")
+
+    def _add_file(self, file: TmpfsFile, is_other: bool) -> None:
+        key = (file.device, file.inode, 0)
+        item = self._found.get(key)
+        if item is None:
+            item = self._found[key] = FoundObject(key, "tmpfs", file.path)
+        if item.file is None:
+            item.file, item.is_other_mounts = file, is_other
+            item.name, item.born_s, item.uid = file.path, file.changed_s, file.uid
+
+    def _add_segments(self) -> None:
+        own = self._own_ipc()
+        namespaces = {own: ""}
+        for facts in self.sweep.processes:
+            if facts.ipc_namespace:
+                path = f"{self.sweep.proc}/{facts.pid}/ns/ipc"
+                namespaces.setdefault(facts.ipc_namespace, path)
+        device = _internal_device()
+        for namespace, path in namespaces.items():
+            try:
+                segments = read_segments(self.sweep.proc, path)
+            except (OSError, ParseError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                self.missed.append(Missed("System V segments of an IPC namespace", reason))
+                continue
+            for segment in segments:
+                self._add_segment((device, segment.shmid, namespace), segment, path)
+
+    def _own_ipc(self) -> int:
+        try:
+            return os.stat("/proc/self/ns/ipc").st_ino
+        except OSError:
+            return 0
+
+    def _add_segment(self, key: ObjectKey, segment: Segment, namespace: str) -> None:
+        item = self._found.get(key)
+        if item is None:
+            item = self._found[key] = FoundObject(key, "sysv", f"sysv:{segment.shmid}")
+        item.segment, item.namespace = segment, namespace
+        item.uid, item.born_s = segment.uid, float(segment.changed_s)
+
+    def _ways(self, item: FoundObject) -> Iterator[Callable[[], int | str]]:
+        """Yield ways to an O_PATH descriptor of an object, the surest first."""
+        for facts, use in item.uses:
+            if use.mapping is not None:
+                yield partial(self._hold_mapping, facts, use)
+        for facts, use in item.uses:
+            if use.mapping is None:
+                path = f"{self.sweep.proc}/{facts.pid}/fd/{use.fd}"
+                yield partial(os.open, path, os.O_PATH | os.O_CLOEXEC)
+        if item.file is not None:
+            flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
+            yield partial(os.open, item.file.reach, flags)
+        if item.segment is not None:
+            yield partial(open_segment, item.segment.shmid, item.namespace)
+
+    def _hold_mapping(self, facts: ProcessFacts, use: ObjectUse) -> int | str:
+        if use.mapping is None:
+            return "not mapped"
+        with ProcessDir(facts.pid, self.sweep.proc, self.sweep.meter) as process:
+            opener = Opener(process, features.read_disabled(), features.page_size_bytes())
+            return opener.hold(use.mapping)
+
+
+def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:
+    """Return kind and name of an object from what maps or a descriptor call it."""
+    if path.startswith("/memfd:"):
+        return "memfd", path[1:].removesuffix(_DELETED)
+    if path.startswith("/SYSV"):
+        return "sysv", f"sysv:{key[1]}"
+    # Memory of graphics drivers is shmem on the kernel's own mount too.
+    is_internal = key[0] == _internal_device()
+    if is_internal:
+        name = path.removesuffix(_DELETED)
+        return "anonymous", f"anonymous:{key[1]}" if name == "/dev/zero" else name
+    return "tmpfs", path.removesuffix(_DELETED)
+
+
+def _internal_device() -> int:
+    fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
+def _is_sealed(fd: int) -> bool:
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS)
+    except OSError:
+        return False
