@@ -27,6 +27,7 @@
 #include "kernel_types.h"
 
 #define TMPFS_MAGIC 0x01021994
+#define HUGETLBFS_MAGIC 0x958458f6
 
 #define SLOTS_PER_NODE 64
 #define SLOT_MASK (SLOTS_PER_NODE - 1)
@@ -111,6 +112,7 @@ static struct {
 	__u32 first_slot;
 	__u32 records;
 	__u8 is_shmem;
+	__u8 is_hugetlb;
 	__u8 is_full;
 	struct record run;	/* the record being built; pages == 0: none */
 	__u64 folio;		/* the folio that folio_record describes */
@@ -266,8 +268,13 @@ static __always_inline enum outcome add_entry(__u64 index, __u32 pages, __u64 en
 			return NO_ROOM;
 		return NEXT_SLOT;
 	}
-	if (entry != walk.folio && read_folio(entry))
-		return LOOK_AGAIN;
+	if (entry != walk.folio) {
+		/* a record for each: their length tells the unit that indexes are in */
+		if (walk.is_hugetlb && flush_run())
+			return NO_ROOM;
+		if (read_folio(entry))
+			return LOOK_AGAIN;
+	}
 	if (add_pages(index, pages, folio->value, folio->cgroup, folio->kind, folio->order))
 		return NO_ROOM;
 	return NEXT_SLOT;
@@ -388,6 +395,7 @@ static __always_inline void walk_mapping(struct address_space *mapping, struct c
 	walk.index = c->start;
 	walk.stop = c->stop;
 	walk.is_shmem = c->magic == TMPFS_MAGIC;
+	walk.is_hugetlb = c->magic == HUGETLBFS_MAGIC;
 	walk.is_full = 0;
 	walk.records = 0;
 	walk.run.pages = 0;

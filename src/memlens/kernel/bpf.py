@@ -132,30 +132,30 @@ class _IterCreate(_Attr):
     _fields_ = [("link_fd", ctypes.c_uint32), ("flags", ctypes.c_uint32)]
 
 
-def raise_if_unusable() -> None:
+def raise_if_unusable(btf_path: str = BTF_PATH, lockdown_path: str = LOCKDOWN_PATH) -> None:
     """
     Raise the reason why this process cannot use BPF here, if one is plain to see.
 
     Takes no privilege, and microseconds.
 
-    :raises AccessDenied: without the capabilities, or under lockdown.
     :raises Unsupported: on an architecture without blobs, or a kernel without BTF.
+    :raises AccessDenied: under lockdown, or without the capabilities.
     """
     machine = platform.machine()
     if machine not in _NR_BPF:
         raise Unsupported(f"the page-cache walk is not built for {machine}")
+    if not os.path.exists(btf_path):
+        raise Unsupported("this kernel does not describe its structures", path=btf_path)
+    if _is_locked_down(lockdown_path):
+        raise AccessDenied(
+            "the kernel is locked down",
+            path=lockdown_path,
+            needs="lockdown below confidentiality",
+        )
     capabilities = _effective_capabilities()
     has_both = capabilities & _CAP_PERFMON_AND_BPF == _CAP_PERFMON_AND_BPF
     if not has_both and not capabilities & _CAP_SYS_ADMIN:
         raise AccessDenied("the page-cache walk is not permitted", needs=NEEDS)
-    if not os.path.exists(BTF_PATH):
-        raise Unsupported("this kernel describes no structures (BTF)", path=BTF_PATH)
-    if _is_locked_down():
-        raise AccessDenied(
-            "the kernel is locked down for confidentiality",
-            path=LOCKDOWN_PATH,
-            needs="lockdown at integrity or none",
-        )
 
 
 def _effective_capabilities() -> int:
@@ -166,9 +166,9 @@ def _effective_capabilities() -> int:
     return 0
 
 
-def _is_locked_down() -> bool:
+def _is_locked_down(path: str) -> bool:
     try:
-        with open(LOCKDOWN_PATH, "rb") as lockdown:
+        with open(path, "rb") as lockdown:
             return b"[confidentiality]" in lockdown.read()
     except OSError:
         return False

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.swapareas import MAX_AREAS, SwapArea, number_by_order, read_swap_areas
+from memlens.kernel.swapareas import NumberedArea, number_by_order, read_areas
+from memlens.kernel.swaps import AREA_NUMBERS
 
 TMPFS_MAGIC = 0x01021994
 HUGETLBFS_MAGIC = 0x958458F6
@@ -133,13 +134,12 @@ def in_base_pages(records: Records) -> Records:
     Return records of hugetlbfs with index and length in base pages.
 
     Before commit a08c7193e4f1 ("mm/filemap: remove hugetlb special casing in
-    filemap.c") (in v6.7) its page cache counts in huge pages: then the entry of a
-    large folio is one page long.  A folio in base pages is at least as long as itself.
+    filemap.c") (in v6.7) its page cache counts in huge pages: the record of a folio,
+    of which each has its own, is then one page long instead of ``1 << order``.
     """
     order = records["order"].astype(np.int64)
-    sizes = np.left_shift(1, order)
-    is_whole = (records["pages"] % sizes == 0) & (records["index"] % sizes == 0)
-    if is_whole.all():
+    is_in_base_pages = records["pages"] >= np.left_shift(1, order)
+    if is_in_base_pages.all():
         return records
     scaled = records.copy()
     scaled["index"] = records["index"] << order
@@ -159,7 +159,7 @@ def clip_records(records: Records, start: int, stop: int) -> Records:
 
 
 def decode_records(
-    raw: RawRecords, described: CacheObject, areas: Sequence[SwapArea] | None
+    raw: RawRecords, described: CacheObject, areas: Sequence[NumberedArea] | None
 ) -> CacheRecords:
     """
     Return the records as columns, or find them impossible.
@@ -172,10 +172,12 @@ def decode_records(
     if areas is not None:
         check_slots(records, areas)
         return records
+    if not records.is_swap.any():
+        return records
     try:
-        check_slots(records, read_swap_areas())
+        check_slots(records, read_areas())
     except CacheWalkInvalid:
-        check_slots(records, read_swap_areas())  # one may have been switched on just now
+        check_slots(records, read_areas())  # one may have been switched on just now
     return records
 
 
@@ -213,7 +215,7 @@ def _check_order(records: CacheRecords, raw: RawRecords) -> None:
         raise CacheWalkInvalid("the walk gave swapped pages of what is not shmem")
 
 
-def check_slots(records: CacheRecords, areas: Sequence[SwapArea]) -> None:
+def check_slots(records: CacheRecords, areas: Sequence[NumberedArea]) -> None:
     """
     Check every swap slot against the areas in use.
 
@@ -224,8 +226,8 @@ def check_slots(records: CacheRecords, areas: Sequence[SwapArea]) -> None:
     if not records.is_swap.any():
         return
     area = records.area[records.is_swap]
-    seen = np.flatnonzero(np.bincount(area, minlength=MAX_AREAS)).tolist()
-    if seen[-1] >= MAX_AREAS or len(seen) > len(areas):
+    seen = np.flatnonzero(np.bincount(area, minlength=AREA_NUMBERS)).tolist()
+    if seen[-1] >= AREA_NUMBERS or len(seen) > len(areas):
         raise CacheWalkInvalid(f"swap areas {seen} where /proc/swaps has {len(areas)}")
     slots = _slots_by_area(areas, seen)
     first = records.slot[records.is_swap]
@@ -234,11 +236,11 @@ def check_slots(records: CacheRecords, areas: Sequence[SwapArea]) -> None:
         raise CacheWalkInvalid("the walk gave a slot past the end of its swap area")
 
 
-def _slots_by_area(areas: Sequence[SwapArea], seen: Sequence[int]) -> NDArray[np.uint64]:
+def _slots_by_area(areas: Sequence[NumberedArea], seen: Sequence[int]) -> NDArray[np.uint64]:
     """Return the end of each area by number, as far as it is known."""
     if any(area.number is None for area in areas):
         areas = number_by_order(areas, seen) or areas
-    slots = np.zeros(MAX_AREAS, np.uint64)
+    slots = np.zeros(AREA_NUMBERS, np.uint64)
     for area in areas:
         if area.number is None:
             slots[:] = max(area.slots for area in areas)

@@ -34,7 +34,7 @@ from memlens.kernel.cacherecords import (
     decode_records,
     in_base_pages,
 )
-from memlens.kernel.swapareas import SwapArea
+from memlens.kernel.swapareas import NumberedArea
 
 _ALL_PAGES = 1 << 52
 _MAX_CALLS_WITHOUT_PROGRESS = 8
@@ -134,7 +134,7 @@ class CacheWalker:
         fd: int,
         start_page: int = 0,
         stop_page: int = _ALL_PAGES,
-        areas: Sequence[SwapArea] | None = None,
+        areas: Sequence[NumberedArea] | None = None,
     ) -> CacheRecords:
         """
         Walk the pages ``[start_page, stop_page)`` of an open file.
@@ -167,7 +167,7 @@ class CacheWalker:
         address: int,
         start_page: int | None = None,
         stop_page: int | None = None,
-        areas: Sequence[SwapArea] | None = None,
+        areas: Sequence[NumberedArea] | None = None,
     ) -> CacheRecords:
         """
         Walk the object that is mapped at ``address`` of a task; no file is opened.
