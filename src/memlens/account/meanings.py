@@ -161,7 +161,8 @@ def kpage_meaning(flags: int) -> str:
         if "SWAPBACKED" not in names:
             return "anonymous memory that was offered to the kernel (MADV_FREE): may vanish"
         return "anonymous memory"
-    return "a page of the page cache" if "LRU" in names else "a page of the kernel or a driver"
+    # A page that was just faulted in waits outside the lists for a moment, without LRU.
+    return "a page of the page cache" if "LRU" in names else "not anonymous memory"
 
 
 def call_asked(call: Call, page: int, way: str) -> str:
