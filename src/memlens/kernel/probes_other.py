@@ -1,0 +1,234 @@
+"""
+Probes of other processes: another user's maps, page table and objects; soft-dirty.
+
+proc(5), Documentation/admin-guide/mm/soft-dirty.rst.  The other process is a child
+that gives up its user where that is allowed, else one that is there already.
+"""
+
+import os
+import select
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from memlens.errors import MemlensError
+from memlens.kernel.maps import parse_maps
+from memlens.kernel.probes_own import PM_PRESENT, Ground, OwnPages, expect, open_file, read_text
+from memlens.kernel.probes_table import find_mapping
+from memlens.kernel.process import PF_KTHREAD, parse_stat
+from memlens.kernel.procfs import raise_errno, read_file
+from memlens.kernel.syscalls import libc
+
+_OTHER_UIDS = (65534, 65533)
+_PM_SOFT_DIRTY = 1 << 55
+_PR_SET_DUMPABLE = 4
+_ANSWER_BYTES = 64
+_ANSWER_S = 10.0
+_PROBE_BYTE = 0xA5
+
+
+class Child:
+    """
+    A forked child that does what one letter says: ``w`` writes its page, ``u`` gives up
+    its user; it answers with its directory's name in ``proc``, or ``!`` if it could not.
+
+    :param pages: memory that it inherits.
+    :param proc: root of the /proc in which it looks up its own name.
+    :param uid: what ``u`` makes it.
+    """
+
+    def __init__(self, pages: OwnPages, proc: str, uid: int) -> None:
+        order_out, self._orders = os.pipe()
+        self._answers, answer_in = os.pipe()
+        with warnings.catch_warnings():
+            # Threads are no trouble: the child takes no lock before it ends.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            _obey(order_out, answer_in, (self._orders, self._answers), (pages, proc, uid))
+        os.close(order_out)
+        os.close(answer_in)
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._orders)
+        os.close(self._answers)
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # The caller ignores SIGCHLD.
+
+    def tell(self, order: bytes) -> str:
+        """
+        Give an order and return the answer.
+
+        :raises MemlensError: if the child could not, or died.
+        """
+        os.write(self._orders, order)
+        is_ready, _, _ = select.select([self._answers], [], [], _ANSWER_S)
+        answer = os.read(self._answers, _ANSWER_BYTES).decode() if is_ready else ""
+        if answer in ("", "!"):
+            raise MemlensError("a child process could not be had to try with")
+        return answer
+
+
+def _obey(
+    orders: int, answers: int, others: tuple[int, int], rest: tuple[OwnPages, str, int]
+) -> None:
+    """Do what the parent says until it is gone; never return."""
+    pages, proc, uid = rest
+    try:
+        for fd in others:
+            os.close(fd)
+        while order := os.read(orders, 1):
+            try:
+                if order == b"w":
+                    pages.write(0)
+                else:
+                    _become(uid)
+                answer = os.readlink(f"{proc}/self").encode()
+            except OSError:
+                answer = b"!"
+            os.write(answers, answer)
+    finally:
+        os._exit(0)
+
+
+def _become(uid: int) -> None:
+    """Become another user's ordinary process, which a program that runs setuid is not."""
+    os.setuid(uid)
+    libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def ask_soft_dirty(ground: Ground) -> str:
+    """After clear_refs a page is not dirty, and after a write it is."""
+    with ground.pages(1) as pages:
+        pages.write(0)
+        with Child(pages, ground.proc, 0) as child:
+            directory = f"{ground.proc}/{child.tell(b'w')}"
+            _clear_soft_dirty(directory)
+            is_dirty_before = _is_soft_dirty(ground, directory, pages)
+            child.tell(b"w")
+            is_dirty_after = _is_soft_dirty(ground, directory, pages)
+    expect(not is_dirty_before, "clear_refs was written, and the page is dirty still")
+    expect(is_dirty_after, "clear_refs may be written, but a page that is written stays clean")
+    return "in a child, cleared and then set by a write"
+
+
+def ask_other_smaps(ground: Ground) -> str:
+    """The mappings of another user's process can be read."""
+    with _other(ground) as (directory, what, _):
+        path = f"{directory}/smaps"
+        expect(bool(read_text(path, f"smaps of {what}")), f"smaps of {what} is empty")
+    return f"read those of {what}"
+
+
+def ask_other_pagemap(ground: Ground) -> str:
+    """A page of another user's process that was written reads present."""
+    with _other(ground) as (directory, what, pages):
+        pagemap = ground.pagemap(directory, what)
+        try:
+            if pages is None:
+                address = parse_maps(read_text(f"{directory}/maps", f"maps of {what}"))[0].start
+                words = pagemap.read_words(address // ground.page_size_bytes, 1)
+                expect(len(words) == 1, f"pagemap of {what} is empty")
+                return f"read that of {what}"
+            word = int(pagemap.read_words(pages.first_page, 1)[0])
+        finally:
+            pagemap.close()
+    expect(bool(word & PM_PRESENT), f"a page that {what} wrote does not read present")
+    return f"a page that {what} wrote reads present"
+
+
+def ask_other_map_files(ground: Ground) -> str:
+    """The object of another user's shared anonymous mapping can be opened."""
+    with _other(ground) as (directory, what, pages):
+        mappings = parse_maps(read_text(f"{directory}/maps", f"maps of {what}"))
+        if pages is not None:
+            name = find_mapping(mappings, pages.address).name
+            fd = open_file(f"{directory}/map_files/{name}", f"map_files of {what}")
+            try:
+                is_same = os.pread(fd, 1, 0) == bytes([_PROBE_BYTE])
+            finally:
+                os.close(fd)
+            expect(is_same, "another object was opened")
+            return f"opened shared anonymous memory of {what}"
+        for mapping in mappings:
+            # Held, not opened: what it is is not known.
+            if mapping.inode and mapping.path.startswith("/"):
+                path = f"{directory}/map_files/{mapping.name}"
+                os.close(open_file(path, f"map_files of {what}", os.O_PATH))
+                return f"reached a file that {what} maps"
+    raise MemlensError(f"{what} maps no file to try with")
+
+
+@contextmanager
+def _other(ground: Ground) -> Iterator[tuple[str, str, OwnPages | None]]:
+    """
+    Yield the directory of another user's process, what it is, and memory that it shares.
+
+    :raises MemlensError: if there is none.
+    """
+    uid = next(uid for uid in _OTHER_UIDS if uid != ground.reader.uid)
+    if "CAP_SETUID" in ground.reader.capabilities:
+        with ground.pages(1, is_shared=True) as pages, Child(pages, ground.proc, uid) as child:
+            try:
+                directory = f"{ground.proc}/{child.tell(b'u')}"
+            except MemlensError:
+                directory = ""  # No such user in this user namespace.
+            if directory:
+                _map_in(child, pages)
+                yield directory, "a child that became another user", pages
+                return
+    pid = _find_other(ground)
+    yield f"{ground.proc}/{pid}", f"process {pid}", None
+
+
+def _map_in(child: Child, pages: OwnPages) -> None:
+    """Have the child touch the page, which fork leaves out of its page table."""
+    child.tell(b"w")
+    pages.memory[0] = _PROBE_BYTE
+
+
+def _find_other(ground: Ground) -> int:
+    """Return a process of another user that has memory; PID 1 if that is one."""
+    for name in sorted(filter(str.isdigit, os.listdir(ground.proc)), key=int):
+        directory = f"{ground.proc}/{name}"
+        try:
+            if os.stat(directory).st_uid == ground.reader.uid:
+                continue
+            stat = parse_stat(read_file(f"{directory}/stat"))
+        except (OSError, ValueError, IndexError):
+            continue
+        if not stat.flags & PF_KTHREAD and stat.state not in "ZX":
+            return int(name)
+    raise MemlensError("no process of another user is to be seen here")
+
+
+def _clear_soft_dirty(directory: str) -> None:
+    path = f"{directory}/clear_refs"
+    fd = open_file(path, "clear_refs", os.O_WRONLY)
+    try:
+        os.write(fd, b"4")
+    except OSError as error:
+        raise_errno(error, "clear_refs", path)
+    finally:
+        os.close(fd)
+
+
+def _is_soft_dirty(ground: Ground, directory: str, pages: OwnPages) -> bool:
+    pagemap = ground.pagemap(directory)
+    try:
+        return bool(int(pagemap.read_words(pages.first_page, 1)[0]) & _PM_SOFT_DIRTY)
+    finally:
+        pagemap.close()
