@@ -1,0 +1,31 @@
+"""``memlens doctor``: what this kernel and this user can see."""
+
+import click
+
+from memlens.commands import common
+
+
+@click.command(name="doctor")
+@common.json_option
+@common.no_color_option
+@common.proc_option
+@click.option("--strict", is_flag=True, help="Exit with 3 if anything is missing.")
+def command(as_json: bool, no_color: bool, proc: str, strict: bool) -> None:
+    """
+    Say what this kernel and this user can see.
+
+    Each interface is proven by a round trip on memory of its own: a call that succeeds
+    may still say nothing. For what is missing: why, and the least privilege or kernel
+    that would give it. Ends with what `memlens map` can say, and what it leaves open.
+    """
+    from memlens.account.abilities import read_abilities
+    from memlens.views import doctor as view
+
+    abilities = read_abilities(proc)
+    if as_json:
+        common.write_pieces((view.render_json(abilities), "\n"))
+    else:
+        console = common.console(no_color)
+        for line in view.render_text(abilities, console.width):
+            console.print(line, soft_wrap=True)
+    common.strict_exit(strict, not abilities.is_complete)
