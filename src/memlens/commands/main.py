@@ -45,6 +45,11 @@ class LazyGroup(click.Group):
             raise Unsupported(f"needs Linux; this is {sys.platform}")
         return super().resolve_command(_ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command and return its exit code, before click answers its faults."""
+        call = super().invoke
+        return common.exit_code_of(lambda: call(ctx))
+
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run and exit; every fault is one line and an exit code."""
         extra |= {"standalone_mode": False, "prog_name": "memlens"}

@@ -74,38 +74,41 @@ def command(**options: object) -> None:
 
     For every mapping: how much of it is in each class, and a strip of where in the
     mapping the classes lie. Below: totals, what could not be known and why, the evidence
-    that was used, and what the scan cost. Ctrl-C prints what is known so far.
+    that was used, and what the scan cost. Ctrl-C prints what is known so far; again, it
+    kills.
     """
     request = _Request(**options)  # type: ignore[arg-type]
     if request.as_json and request.as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     if request.as_csv and request.words:
         raise click.UsageError("--words is for text and --json")
-    watch, whole = _scan(request)
-    _print(request, whole)
+    with Watch(f"reading process {request.pid}") as watch:
+        whole = _scan(request, watch)
+        watch.end_scan()
+        _print(request, whole)
+    if not whole.is_complete:
+        common.complain("stopped early: the answer is incomplete")
     if watch.is_interrupted:
-        common.complain("interrupted: the answer is incomplete")
         raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
     is_unknown = bool(whole.counts()[PageClass.UNKNOWN])
     common.strict_exit(request.strict, is_unknown or not whole.is_complete)
 
 
-def _scan(request: _Request) -> tuple[Watch, ProcessMap]:
+def _scan(request: _Request, watch: Watch) -> ProcessMap:
     start, stop = request.addresses or (None, None)
-    with Watch(f"reading process {request.pid}") as watch:
-        whole = map_process(
-            request.pid,
-            start=start,
-            stop=stop,
-            words=request.words,
-            proc=request.proc,
-            on_progress=watch.on_progress,
-            should_stop=watch.should_stop,
-        )
+    whole = map_process(
+        request.pid,
+        start=start,
+        stop=stop,
+        words=request.words,
+        proc=request.proc,
+        on_progress=watch.on_progress,
+        should_stop=watch.should_stop,
+    )
     if not whole.mappings:
         where = f" in {start:x}-{stop:x}" if start is not None else ""
         raise MemlensError(f"process {request.pid} has nothing mapped{where}")
-    return watch, whole
+    return whole
 
 
 def _print(request: _Request, whole: ProcessMap) -> None:

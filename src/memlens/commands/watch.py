@@ -17,8 +17,8 @@ class Watch:
     """
     A context in which Ctrl-C asks a scan to stop, and a long one shows its progress.
 
-    The first Ctrl-C sets ``is_interrupted``, and the scan returns what it has; the second
-    kills.  A bar is drawn on standard error if that is a terminal, after a second.
+    The first Ctrl-C sets ``is_interrupted``: the scan returns what it has, and that is
+    printed; the second kills.  A bar is drawn on standard error if that is a terminal, after a second.
 
     :param label: what is being done, for the bar.
     """
@@ -46,6 +46,10 @@ class Watch:
     ) -> None:
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
+        self.end_scan()
+
+    def end_scan(self) -> None:
+        """Take the bar away; twice is fine."""
         if self._bar is not None:
             self._bar.stop()
 

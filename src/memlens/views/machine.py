@@ -68,22 +68,23 @@ def render_json(result: ProcessMap, has_runs: bool = False) -> Iterator[str]:
 
 def _mapping_json(mapping: MappingPages, has_runs: bool) -> Iterator[str]:
     row = Row.of(mapping)
-    yield "{"
-    yield _members({column.name: column.read(row) for column in MAPPING_COLUMNS}, ", ")
-    yield ', "pages": ' + _dump(counts_by_name(row.counts))
+    head: dict[str, Any] = {column.name: column.read(row) for column in MAPPING_COLUMNS}
+    head["pages"] = counts_by_name(row.counts)
+    yield _dump(head)[:-1]
     if has_runs:
         yield ', "runs": ['
         yield from _runs_json(mapping.runs)
         yield "]"
-    unknown = [[run.first, run.pages, run.reason] for run in mapping.unknown]
-    yield ', "unknown": ' + _dump(unknown)
     if mapping.words is not None:
         yield ', "words": ['
         yield from _words_json(mapping.words)
         yield "]"
+    tail: dict[str, Any] = {
+        "unknown": [[run.first, run.pages, run.reason] for run in mapping.unknown]
+    }
     if mapping.notes:
-        yield ', "notes": ' + _dump(list(mapping.notes))
-    yield "}"
+        tail["notes"] = list(mapping.notes)
+    yield ", " + _dump(tail)[1:]
 
 
 def _runs_json(runs: Runs) -> Iterator[str]:
@@ -104,8 +105,8 @@ def _words_json(words: Words) -> Iterator[str]:
         yield ", ".join(f"[{page}, {word}]" for page, word in pairs)
 
 
-def _members(values: dict[str, Any], separator: str = ",\n") -> str:
-    return separator.join(f"{_dump(name)}: {_dump(value)}" for name, value in values.items())
+def _members(values: dict[str, Any]) -> str:
+    return ",\n".join(f"{_dump(name)}: {_dump(value)}" for name, value in values.items())
 
 
 def _dump(value: Any) -> str:
