@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from memlens.account.sweep import Missed, ObjectKey, ObjectUse, ProcessFacts, Sweep
+from memlens.account.facts import Missed, ObjectKey, ObjectUse, ProcessFacts
+from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ParseError
 from memlens.kernel import features
 from memlens.kernel.backing import TMPFS_MAGIC, Backing
-from memlens.kernel.opening import Opener, leased_inodes, reopen
+from memlens.kernel.opening import Opener, internal_device, leased_inodes, reopen
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.shm import (
     SHM_DEST,
@@ -186,7 +187,7 @@ class Finder:
             if facts.ipc_namespace:
                 path = f"{self.sweep.proc}/{facts.pid}/ns/ipc"
                 namespaces.setdefault(facts.ipc_namespace, path)
-        device = _internal_device()
+        device = internal_device()
         for namespace, path in namespaces.items():
             try:
                 segments = read_segments(self.sweep.proc, path)
@@ -240,19 +241,11 @@ def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:
     if path.startswith("/SYSV"):
         return "sysv", f"sysv:{key[1]}"
     # Memory of graphics drivers is shmem on the kernel's own mount too.
-    is_internal = key[0] == _internal_device()
+    is_internal = key[0] == internal_device()
     if is_internal:
         name = path.removesuffix(_DELETED)
         return "anonymous", f"anonymous:{key[1]}" if name == "/dev/zero" else name
     return "tmpfs", path.removesuffix(_DELETED)
-
-
-def _internal_device() -> int:
-    fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
-    try:
-        return os.fstat(fd).st_dev
-    finally:
-        os.close(fd)
 
 
 def _is_sealed(fd: int) -> bool:

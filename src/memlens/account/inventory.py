@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.facts import Missed, ObjectUse, ProcessFacts, Progress, Want
 from memlens.account.finding import Finder, FoundObject
 from memlens.account.model import Cost
 from memlens.account.objects import ObjectReader
-from memlens.account.sweep import Missed, ObjectUse, ProcessFacts, Progress, Sweep, Want
+from memlens.account.sweep import Sweep
 from memlens.kernel import features
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo

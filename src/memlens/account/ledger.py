@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.facts import Missed, ProcessFacts, Progress, Want
 from memlens.account.inventory import SharedObject, read_meminfo_pages, read_objects
 from memlens.account.model import Cost
-from memlens.account.sweep import Missed, ProcessFacts, Progress, Sweep, Want
+from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroups import find_hierarchy

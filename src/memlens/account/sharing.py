@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.facts import Missed, ProcessFacts, Progress, Want
 from memlens.account.frames import Frames
 from memlens.account.inventory import SharedObject, read_objects
 from memlens.account.ledger import split_objects
 from memlens.account.model import Cost
-from memlens.account.sweep import Missed, ProcessFacts, Progress, Sweep, Want
+from memlens.account.sweep import Sweep
 from memlens.errors import AccessDenied, MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile

@@ -170,7 +170,7 @@ class Opener:
         if self._fds is None:
             self._fds = self._list_fds()
         paths = []
-        fd = self._fds.get((_device_number(mapping.device), mapping.inode))
+        fd = self._fds.get((device_number(mapping.device), mapping.inode))
         if fd is not None:
             paths.append(base + b"/fd/" + fd.encode())
         if mapping.path.startswith("/") and not mapping.path.endswith(" (deleted)"):
@@ -294,12 +294,16 @@ def _is_same(handle: int, mapping: Mapping) -> bool:
     if status.st_ino != mapping.inode:
         return False
     # Subvolumes of btrfs have devices of their own in stat, but not in maps.
-    return (
-        status.st_dev == _device_number(mapping.device) or fstatfs_type(handle) == BTRFS_MAGIC
-    )
+    return status.st_dev == device_number(mapping.device) or fstatfs_type(handle) == BTRFS_MAGIC
 
 
-def _device_number(device: str) -> int:
+def device_number(device: str) -> int:
+    """
+    Return ``st_dev`` of a device as maps prints it.
+
+    >>> os.major(device_number("fe:01")), os.minor(device_number("fe:01"))
+    (254, 1)
+    """
     major, _, minor = device.partition(":")
     return os.makedev(int(major, 16), int(minor, 16))
 
@@ -327,19 +331,18 @@ def _kind_by_name(mapping: Mapping, file_system: str) -> str:
         return "hugetlb"
     if file_system in ("ramfs", "overlay"):
         return file_system
-    if not file_system and mapping.device == _shm_device():
+    if not file_system and device_number(mapping.device) == internal_device():
         return "shmem"
     return "file"
 
 
-def _shm_device() -> str:
-    """Return the device of the kernel's own tmpfs, which holds memfds and shared memory."""
+def internal_device() -> int:
+    """Return the device of the kernel's own tmpfs: memfds and shared memory."""
     fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
     try:
-        device = os.fstat(fd).st_dev
+        return os.fstat(fd).st_dev
     finally:
         os.close(fd)
-    return f"{os.major(device):02x}:{os.minor(device):02x}"
 
 
 ANONYMOUS = ObjectFacts("anonymous")
