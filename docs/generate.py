@@ -15,21 +15,27 @@ from pathlib import Path
 import click
 
 import memlens
+import recorded
 from memlens import errors
-from memlens.commands.main import main as command_line
+from memlens.commands.main import cli
 from memlens.kernel.features import SWITCHES
 from memlens.pages.bits import PAGEMAP_BITS
 from memlens.pages.classes import CLASSES, REASONS
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-PART = re.compile(r"(<!-- generated: (?P<name>[\w ]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
+PART = re.compile(r"(<!-- generated: (?P<name>[\w ,]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 HELP_WIDTH = 80
 
 
 def main() -> None:
     is_check = sys.argv[1:] == ["--check"]
     stale = [path for path in PAGES if not update(path, is_check)]
+    if not recorded.is_picture_current():
+        if is_check:
+            stale.append(recorded.PICTURE)
+        else:
+            recorded.PICTURE.write_text(recorded.draw_picture())
     if stale:
         sys.exit(
             "the generated parts of these are out of date, run `make docs`: "
@@ -93,14 +99,13 @@ def render_errors() -> str:
 
 
 def render_help(name: str = "") -> str:
-    command: click.Command = command_line
-    context = click.Context(command, info_name="memlens", terminal_width=HELP_WIDTH)
-    if name and isinstance(command, click.Group):
-        found = command.get_command(context, name)
-        if found is None:
-            raise KeyError(name)
-        command = found
-        context = click.Context(command, context, name, terminal_width=HELP_WIDTH)
+    context = click.Context(cli, info_name="memlens", terminal_width=HELP_WIDTH)
+    command: click.Command | None = cli
+    if name:
+        command = cli.get_command(context, name)
+        context = click.Context(cli, context, name, terminal_width=HELP_WIDTH)
+    if command is None:
+        raise KeyError(name)
     return f"```text\n{command.get_help(context)}\n```\n"
 
 
@@ -126,6 +131,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "classes": render_classes,
     "errors": render_errors,
     "help": render_help,
+    "map": recorded.render_text,
     "names": render_names,
     "reasons": render_reasons,
     "switches": render_switches,
