@@ -81,6 +81,23 @@ class Disagreement:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """
+    What was said of pages of a specimen.
+
+    :param pages: how many.
+    :param naive: what pagemap alone says: ``present``, ``swapped`` or ``nothing``.
+    :param found: label of what memlens says.
+    :param is_misleading: whether pagemap alone says something untrue of them.
+    """
+
+    pages: int
+    naive: str
+    found: str
+    is_misleading: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """
     One specimen, and what was said of it.
@@ -89,9 +106,7 @@ class Finding:
     :param how: how it was made.
     :param address: of its first page.
     :param pages: how many.
-    :param naive: pages by what pagemap alone says: ``present``, ``swapped``, ``nothing``.
-    :param found: pages by what memlens says, by label.
-    :param misled_pages: pages of which pagemap alone says something untrue.
+    :param answers: what was said of its pages, in the order of the pages.
     :param disagreements: pages that memlens got wrong.
     :param unknown: reasons why pages could not be known.
     """
@@ -100,11 +115,19 @@ class Finding:
     how: str
     address: int
     pages: int
-    naive: dict[str, int]
-    found: dict[str, int]
-    misled_pages: int
+    answers: tuple[Answer, ...]
     disagreements: tuple[Disagreement, ...]
     unknown: tuple[str, ...]
+
+    @property
+    def misled_pages(self) -> int:
+        """Return of how many pages pagemap alone says something untrue."""
+        return sum(answer.pages for answer in self.answers if answer.is_misleading)
+
+    @property
+    def unknown_pages(self) -> int:
+        """Return how many pages could not be known."""
+        return sum(answer.pages for answer in self.answers if answer.found == "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +172,7 @@ class DemoResult:
     @property
     def unknown_pages(self) -> int:
         """Return how many pages could not be known."""
-        return sum(finding.found.get("unknown", 0) for finding in self.findings)
+        return sum(finding.unknown_pages for finding in self.findings)
 
     @property
     def misled_pages(self) -> int:
@@ -157,11 +180,17 @@ class DemoResult:
         return sum(finding.misled_pages for finding in self.findings)
 
 
-def run_demo(*, use_swap: bool = True, on_stage: OnStage | None = None) -> DemoResult:
+def run_demo(
+    *,
+    use_swap: bool = True,
+    swap_kinds: tuple[str, ...] = ("zram", "file"),
+    on_stage: OnStage | None = None,
+) -> DemoResult:
     """
     Build memory of every kind in a child process and look at it.
 
     :param use_swap: whether to use swap, and to make some if there is none.
+    :param swap_kinds: kinds of swap to make, the first that can be.
     :param on_stage: told in a few words what happens now.
     :raises MemlensError: if nothing can be built or looked at at all.
 
@@ -170,7 +199,7 @@ def run_demo(*, use_swap: bool = True, on_stage: OnStage | None = None) -> DemoR
     tell = on_stage or (lambda _: None)
     started = time.monotonic()
     leftovers: list[str] = []
-    with _swap(use_swap, tell, leftovers) as swap:
+    with _swap(swap_kinds if use_swap else (), tell, leftovers) as swap:
         findings, left_out, kernel = _build_and_look(swap, tell)
         tell("taking everything away")
     return DemoResult(
@@ -184,9 +213,9 @@ def run_demo(*, use_swap: bool = True, on_stage: OnStage | None = None) -> DemoR
 
 
 @contextmanager
-def _swap(use_swap: bool, tell: OnStage, leftovers: list[str]) -> Iterator[SwapUse]:
+def _swap(kinds: tuple[str, ...], tell: OnStage, leftovers: list[str]) -> Iterator[SwapUse]:
     """Yield the swap there is, or swap of our own, which is then taken away."""
-    if not use_swap:
+    if not kinds:
         yield SwapUse("none", reason="swap was not wanted (--no-swap)")
         return
     there = _existing_swap()
@@ -197,7 +226,7 @@ def _swap(use_swap: bool, tell: OnStage, leftovers: list[str]) -> Iterator[SwapU
         yield SwapUse("none", reason="there is no swap, and only root may make some")
         return
     tell("making swap")
-    maker = start_helper("swap_maker")
+    maker = start_helper("swap_maker", *kinds)
     try:
         yield _ask_for_swap(maker)
     finally:
@@ -277,9 +306,10 @@ def _judge(specimen: Specimen, result: ProcessMap) -> Finding:
         how=specimen.how,
         address=specimen.address,
         pages=specimen.pages,
-        naive=dict(Counter(naive)),
-        found=dict(Counter(kind.label for kind in found)),
-        misled_pages=sum(map(is_misleading, naive, found)),
+        answers=tuple(
+            Answer(pages, said, kind.label, is_misleading(said, kind))
+            for (said, kind), pages in Counter(zip(naive, found, strict=True)).items()
+        ),
         disagreements=disagreements,
         unknown=unknown,
     )

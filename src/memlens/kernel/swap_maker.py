@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from memlens.kernel.syscalls import libc, raise_last_errno
 
-SWAP_BYTES = 64 << 20
+SWAP_BYTES = 32 << 20
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CONTROL = "/sys/class/zram-control"
 _DEADLINE_S = 10.0
@@ -40,15 +40,20 @@ class MadeSwap:
     remove: Callable[[], None]
 
 
-def main(_: list[str]) -> None:
-    """Make swap, tell where, wait for the end of the input, and take it away."""
+def main(kinds: list[str]) -> None:
+    """
+    Make swap, tell where, wait for the end of the input, and take it away.
+
+    :param kinds: ``zram`` or ``file``, of which the first that can be is made.
+    """
+    makes = {"zram": _make_zram, "file": _make_file}
     reasons = []
-    for make in (_make_zram, _make_file):
+    for kind in kinds:
         try:
-            made = make()
+            made = makes[kind]()
             break
         except OSError as error:
-            reasons.append(f"{make.__name__[6:]}: {error.strerror or error}")
+            reasons.append(f"{kind}: {error.strerror or error}")
     else:
         print(json.dumps({"error": "; ".join(reasons)}), flush=True)
         return
