@@ -11,6 +11,8 @@ from memlens.views.strip import INTEREST
 _NAME_LEAST, _STRIP_LEAST, _STRIP_MOST = 14, 10, 64
 # From this width on there is room for addresses and for air between the columns.
 _WIDE = 110
+# Two classes, each a glyph and a size; more go on another line.
+OTHER_WIDTH = 11
 _MEMFD = "/memfd:"
 # Wherever pages are, these are what one looks for: they keep a column of their own.
 _ALWAYS = (PageClass.PRESENT, PageClass.SWAPPED, PageClass.UNKNOWN)
@@ -59,7 +61,7 @@ def choose_layout(rows: list[Row], width: int) -> Layout:
     while True:
         widths = [column_width(column) for column in own]
         if shared:
-            widths.append(max(len("other"), _shared_width(rows, shared)))
+            widths.append(OTHER_WIDTH)
         room = width - fixed - sum(widths) - gap * len(widths)
         if room >= _NAME_LEAST + _STRIP_LEAST or len(own) <= 1:
             break
@@ -77,12 +79,6 @@ def choose_layout(rows: list[Row], width: int) -> Layout:
 def column_width(column: ClassColumn) -> int:
     """Return the width of a column: its title's, and five for a size."""
     return max(5, *(len(part) for part in column.title.split("\n")))
-
-
-def _shared_width(rows: list[Row], shared: list[ClassColumn]) -> int:
-    """Return the width of the widest "other": a glyph and five for each class in it."""
-    most = max(sum(1 for c in shared if row.counts[c.page_class]) for row in rows)
-    return 6 * most - 1
 
 
 def _split(rows: list[Row], room: int) -> tuple[int, int]:

@@ -15,7 +15,14 @@ from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.decode import bit_names
 from memlens.units import escape_text, format_size
 from memlens.views.columns import Row, format_value
-from memlens.views.layout import Layout, cell_len, choose_layout, cut_middle, short_name
+from memlens.views.layout import (
+    OTHER_WIDTH,
+    Layout,
+    cell_len,
+    choose_layout,
+    cut_middle,
+    short_name,
+)
 from memlens.views.reasons import group_unknown, list_runs
 from memlens.views.strip import draw_strip
 
@@ -86,7 +93,9 @@ def render_map(result: ProcessMap, whole: ProcessMap, options: TextOptions) -> I
     if rows:
         yield from _heading(layout)
         for row in rows:
-            yield _mapping_line(row, layout, options)
+            other = _other_lines(row, layout)
+            yield _mapping_line(row, layout, other[0] if other else "", options)
+            yield from _more_other(layout, other[1:])
             yield from _details(row.mapping, options)
         yield from _totals(result, rows, options)
     else:
@@ -119,9 +128,7 @@ def _heading(layout: Layout) -> Iterator[Line]:
     titles += [["other"]] if layout.shared else []
     styles = [f"bold {_STYLES[column.page_class]}" for column in layout.own]
     styles += [_BOLD] if layout.shared else []
-    left = f"{'address':>{layout.address}}{' ' * layout.gap}" if layout.address else ""
-    gap = " " * layout.gap
-    left += f"perm{gap} size{gap}{'mapping':{layout.name}}"
+    left, gap = _left_heading(layout), " " * layout.gap
     height = max((len(title) for title in titles), default=1)
     for level in range(height - 1, -1, -1):
         is_last = level == 0
@@ -134,7 +141,13 @@ def _heading(layout: Layout) -> Iterator[Line]:
         yield line
 
 
-def _mapping_line(row: Row, layout: Layout, options: TextOptions) -> Line:
+def _left_heading(layout: Layout) -> str:
+    gap = " " * layout.gap
+    left = f"{'address':>{layout.address}}{gap}" if layout.address else ""
+    return f"{left}perm{gap} size{gap}{'mapping':{layout.name}}"
+
+
+def _mapping_line(row: Row, layout: Layout, other: str, options: TextOptions) -> Line:
     mapping, gap = row.mapping, " " * layout.gap
     first, stop = scanned_pages(mapping, options.addresses)
     size = format_size((stop - first) * mapping.page_size_bytes)
@@ -145,27 +158,39 @@ def _mapping_line(row: Row, layout: Layout, options: TextOptions) -> Line:
         Segment(f"{left}{escape_text(mapping.permissions):4}{gap}{size:>5}{gap}"),
         Segment(name + padding, "" if mapping.path else _DIM),
     ]
-    line += _class_cells(row, layout)
+    line += _class_cells(row, layout, other)
     if layout.strip:
         line.append(Segment(gap))
         line += _strip(mapping, first, stop, layout.strip, options)
     return line
 
 
-def _class_cells(row: Row, layout: Layout) -> Line:
+def _class_cells(row: Row, layout: Layout, other: str) -> Line:
     gap, size = " " * layout.gap, row.mapping.page_size_bytes
     line = []
     for column, width in zip(layout.own, layout.widths, strict=False):
         text = format_value(column.unit, column.read(row), size)
         line.append(Segment(f"{gap}{text:>{width}}", _STYLES[column.page_class]))
     if layout.shared:
-        parts = [
-            _GLYPHS[column.page_class] + format_value(column.unit, column.read(row), size)
-            for column in layout.shared
-            if row.counts[column.page_class]
-        ]
-        line.append(Segment(f"{gap}{' '.join(parts):>{layout.widths[-1]}}"))
+        line.append(Segment(f"{gap}{other:>{OTHER_WIDTH}}"))
     return line
+
+
+def _other_lines(row: Row, layout: Layout) -> list[str]:
+    """Return the classes without a column of their own, as many on a line as fit."""
+    parts = [
+        _GLYPHS[column.page_class]
+        + format_value(column.unit, column.read(row), row.mapping.page_size_bytes)
+        for column in layout.shared
+        if row.counts[column.page_class]
+    ]
+    return textwrap.wrap(" ".join(parts), OTHER_WIDTH)
+
+
+def _more_other(layout: Layout, lines: list[str]) -> Iterator[Line]:
+    indent = len(_left_heading(layout)) + sum(layout.widths) + layout.gap * len(layout.widths)
+    for line in lines:
+        yield [Segment(f"{line:>{indent}}")]
 
 
 def _strip(
@@ -316,6 +341,6 @@ def format_seconds(seconds: float) -> str:
     >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 130)]
     ['0.04 ms', '12.3 ms', '2.5 s', '130 s']
     """
-    if seconds < 1:
+    if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"

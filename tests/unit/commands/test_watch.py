@@ -1,0 +1,60 @@
+"""Ctrl-C during a scan, and when a bar is drawn."""
+
+import io
+import signal
+import sys
+
+import pytest
+
+from memlens.commands import watch
+from memlens.commands.watch import Watch
+
+# mypy: disable-error-code="no-untyped-def"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_first_interrupt_stops_the_second_kills() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Watch("scan") as seen:
+        assert not seen.should_stop()
+        signal.raise_signal(signal.SIGINT)
+        assert seen.should_stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert seen.is_interrupted
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_who_ignores_interrupts_is_not_interrupted() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Watch("scan") as seen:
+            signal.raise_signal(signal.SIGINT)
+            assert not seen.should_stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("error", "patience_s", "is_drawn"),
+    [(Terminal, 0.0, True), (Terminal, 1000.0, False), (io.StringIO, 0.0, False)],
+)
+def test_a_bar_is_drawn_late_and_only_on_a_terminal(
+    monkeypatch, error: type[io.StringIO], patience_s: float, is_drawn: bool
+) -> None:
+    stream = error()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(watch, "_PATIENCE_S", patience_s)
+    monkeypatch.setenv("TERM", "xterm")
+    with Watch("reading process 7") as seen:
+        seen.should_stop()
+        seen.on_progress(5, 10)
+        seen.on_progress(10, 10)
+        seen.end_scan()
+    assert ("reading process 7" in stream.getvalue()) == is_drawn
+    if not is_drawn:
+        assert stream.getvalue() == ""

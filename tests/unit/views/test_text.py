@@ -1,0 +1,166 @@
+"""The text of a map at any width, with and without colour."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from memlens.account.model import Words
+from memlens.pages.classes import CLASSES, PageClass
+from memlens.views.layout import cell_len
+from memlens.views.text import TextOptions, format_seconds, render_map, scanned_pages
+
+# mypy: disable-error-code="no-untyped-def"
+
+EVERY = "PzckSda.GXeD?"
+
+
+def text_of(result, whole=None, **options) -> str:
+    lines = render_map(result, whole or result, TextOptions(**options))
+    return "\n".join("".join(part.text for part in line) for line in lines)
+
+
+@pytest.mark.parametrize("width", [80, 100, 132, 200])
+@pytest.mark.parametrize("is_colored", [False, True])
+def test_no_line_is_wider_than_the_terminal(
+    make_map, make_mapping, width: int, is_colored: bool
+) -> None:
+    path = "/very/long/" + "d" * 150 + "/name-that-is-long-too-日本語.so (deleted)"
+    result = make_map(
+        make_mapping(EVERY * 50, path=path, reason="a long reason " * 20),
+        make_mapping("PS.c" * 100, start=0xFFFFFFFFFF600000, path=""),
+        notes=("a long note " * 30,),
+    )
+    text = text_of(result, width=width, is_colored=is_colored, is_unicode=is_colored)
+    wide = [line for line in text.split("\n") if cell_len(line) > width]
+    assert not wide
+
+
+def test_no_class_is_lost_where_columns_are_shared(make_map, make_mapping) -> None:
+    result = make_map(make_mapping(EVERY, path="[heap]"), make_mapping("PS"))
+    lines = text_of(result, width=80).split("\n")
+    first = next(n for n, line in enumerate(lines) if "[heap]" in line)
+    last = next(n for n, line in enumerate(lines) if "/lib/x.so" in line)
+    words = " ".join(lines[first:last]).split()
+    cells = [word for word in words if word.endswith("4K")]
+    assert len(cells) == len(EVERY)
+    assert len({cell for cell in cells if cell != "4K"}) >= 3
+
+
+def test_the_numbers_of_a_mapping_stand_under_their_class(make_map, make_mapping) -> None:
+    lines = text_of(make_map(make_mapping("PPSSS."), make_mapping("PP", path="")), width=80)
+    heading, first, second = lines.split("\n")[3:6]
+    assert heading.split() == ["perm", "size", "mapping", "present", "swapped", "none", "where"]
+    assert first.split() == ["rw-p", "24K", "/lib/x.so", "8K", "12K", "4K", "PPSSS."]
+    assert second.split() == ["rw-p", "8K", "(anonymous)", "8K", "PP"]
+    assert first.index("12K") + 3 == heading.index("swapped") + 7
+
+
+def test_totals_are_the_legend(make_map, make_mapping) -> None:
+    text = text_of(make_map(make_mapping(EVERY)), width=200)
+    for row in CLASSES:
+        line = next(
+            line for line in text.split("\n") if line.startswith(f"{row.glyph} ")
+        ).split()
+        assert line[1] == row.page_class.label
+        assert line[2:4] == ["4K", "1"]
+        assert row.meaning in text
+    assert f"total {'':14} 52K 13 pages 100%".split() == [
+        word for line in text.split("\n") if "100%" in line for word in line.split()[:5]
+    ]
+
+
+@pytest.mark.parametrize(("pages", "share"), [("P" * 999 + "S", ">99%"), ("PS", "50%")])
+def test_a_share_never_rounds_to_all(make_map, make_mapping, pages: str, share: str) -> None:
+    text = text_of(make_map(make_mapping(pages)), width=80)
+    assert share in next(line for line in text.split("\n") if line.startswith("P "))
+
+
+def test_blocks_only_with_colour(make_map, make_mapping) -> None:
+    result = make_map(make_mapping("P" * 8 + "S" * 8))
+    assert "PPPPPPPPSSSSSSSS" in text_of(result, is_unicode=True)
+    assert "PPPPPPPPSSSSSSSS" in text_of(result, is_colored=True)
+    colored = list(render_map(result, result, TextOptions(80, True, True)))
+    strip = [part for line in colored for part in line if part.text == "█" * 8]
+    assert [part.style for part in strip] == ["green", "red"]
+
+
+def test_a_mixed_cell_is_shaded(make_map, make_mapping) -> None:
+    result = make_map(make_mapping("PS" * 500))
+    assert "▒" in text_of(result, is_colored=True, is_unicode=True)
+
+
+def test_the_summary_tells_what_is_unknown_and_of_all(make_map, make_mapping) -> None:
+    whole = make_map(make_mapping("P???"))
+    text = text_of(make_map(), whole)
+    assert "unknown   12K: why" in text
+    assert "evidence  pagemap; not used: mincore" in text
+    assert "cost      12.3 ms, 4K read, longest single read 1 ms" in text
+    assert "No mapping has pages of these classes." in text
+    assert "unknown   nothing" in text_of(make_map(make_mapping("P")))
+
+
+def test_too_many_reasons_and_notes_are_counted(make_map, make_mapping) -> None:
+    mappings = [make_mapping("?", start=0x1000 * n, reason=f"reason {n}") for n in range(1, 21)]
+    text = text_of(make_map(*mappings, notes=tuple(f"note {n}" for n in range(20))))
+    assert "48K: 12 more reasons" in text
+    assert "12 more (--json has them)" in text
+
+
+def test_a_partial_answer_says_so_at_the_top(make_map, make_mapping) -> None:
+    text = text_of(make_map(make_mapping("P"), is_complete=False))
+    assert "INCOMPLETE" in text.split("\n")[2]
+
+
+def test_nothing_from_a_process_reaches_the_terminal(make_map, make_mapping) -> None:
+    result = make_map(make_mapping("P?", path="/\x1b[2J\udcff\u202e", reason="\x07"))
+    hostile = replace(result.process, name="\x1b]0;x\x07", cmdline=("\x1b[31m", "\n"))
+    result = replace(result, process=hostile, notes=("\x1b[1m\n",))
+    for width in (80, 200):
+        text = text_of(result, width=width, has_runs=True)
+        assert all(line.isprintable() for line in text.split("\n"))
+        text.encode("utf-8")
+
+
+def test_runs_and_words_follow_their_mapping(make_map, make_mapping) -> None:
+    words = Words(np.array([1]), np.array([1 << 63 | 5], np.uint64))
+    result = make_map(replace(make_mapping("PP?"), words=words))
+    lines = [line.split() for line in text_of(result, has_runs=True).split("\n")]
+    assert ["1000-3000", "8K", "2", "pages", "present"] in lines
+    assert ["3000-4000", "4K", "1", "pages", "unknown:", "why"] in lines
+    assert ["2000", "8000000000000005", "present"] in lines
+
+
+@pytest.mark.parametrize(
+    ("addresses", "pages"),
+    [
+        (None, (0, 4)),
+        ((0, 1 << 64), (0, 4)),
+        ((0x2000, 0x3000), (1, 2)),
+        ((0x2001, 0x3001), (1, 3)),
+    ],
+)
+def test_a_range_cuts_a_mapping(make_mapping, addresses, pages) -> None:
+    assert scanned_pages(make_mapping("P..S"), addresses) == pages
+
+
+def test_a_cut_mapping_shows_the_size_it_was_cut_to(make_map, make_mapping) -> None:
+    text = text_of(make_map(make_mapping(" PS  ")), addresses=(0x2000, 0x4000))
+    line = next(line for line in text.split("\n") if line.startswith("rw-p")).split()
+    assert line == ["rw-p", "8K", "/lib/x.so", "4K", "4K", "PS"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0, "0 ms"), (0.9994, "999 ms"), (0.9996, "1 s"), (1.0, "1 s"), (1234.5, "1234 s")],
+)
+def test_seconds(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+def test_every_class_has_a_colour_that_rich_knows() -> None:
+    from rich.style import Style
+
+    assert len({row.page_class for row in CLASSES}) == len(PageClass)
+    for row in CLASSES:
+        assert Style.parse(f"bold {row.color}").color is not None
