@@ -29,6 +29,7 @@ from memlens.account.model import (
 )
 from memlens.account.pagetable import PageTable, Stopped
 from memlens.account.settle import Settler
+from memlens.account.stretches import join_ranges
 from memlens.errors import ProcessGone
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
@@ -133,7 +134,11 @@ class _Capture:
     def run(self, low: int, high: int) -> ProcessMap:
         identity = self.process.identity()
         reader = self._reader()
-        results = self._read_all(reader, low, high)
+        reader.opener.leases.prefetch()
+        try:
+            results = self._read_all(reader, low, high)
+        finally:
+            reader.opener.leases.close()
         meter = self.process.meter
         return ProcessMap(
             kernel=Kernel(os.uname().release, self.pagemap.page_size_bytes),
@@ -269,12 +274,19 @@ class _Capture:
             return concat_runs(
                 [
                     reader.table.read_entries(first, stop, is_anonymous=False)
-                    for first, stop in _stretches(batch, self.pagemap.page_size_bytes)
+                    for first, stop in self._stretches(batch)
                 ]
             )
         except Stopped:
             self._stop()
             return None
+
+    def _stretches(self, batch: list[_Span]) -> Iterable[tuple[int, int]]:
+        size = self.pagemap.page_size_bytes
+        spans = [span for span in batch if span.mapping.start < KERNEL_HALF]
+        starts = [span.mapping.start // size for span in spans]
+        ranges = [(a + s.first, a + s.stop) for a, s in zip(starts, spans, strict=True)]
+        return join_ranges(ranges, _BATCH_PAGES)
 
     def _progress(self, pages: int) -> None:
         self._done += pages
@@ -358,23 +370,6 @@ def _batches(spans: list[_Span]) -> Iterable[list[_Span]]:
         pages += length
     if batch:
         yield batch
-
-
-def _stretches(batch: list[_Span], size: int) -> Iterable[tuple[int, int]]:
-    """Yield ranges of address space that cover a batch without its wide gaps."""
-    first = last = -1
-    for span in batch:
-        if span.mapping.start >= KERNEL_HALF:
-            continue
-        base = span.mapping.start // size
-        if first < 0:
-            first = base + span.first
-        elif base + span.first - last > _BATCH_PAGES:
-            yield first, last
-            first = base + span.first
-        last = base + span.stop
-    if first >= 0:
-        yield first, last
 
 
 def _without_object(result: MappingPages) -> MappingPages:

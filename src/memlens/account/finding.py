@@ -14,7 +14,8 @@ from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ParseError
 from memlens.kernel import features
 from memlens.kernel.backing import TMPFS_MAGIC, Backing
-from memlens.kernel.opening import Opener, internal_device, leased_inodes, reopen
+from memlens.kernel.leases import Leases
+from memlens.kernel.opening import Opener, internal_device, reopen
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.shm import (
     SHM_DEST,
@@ -72,11 +73,13 @@ class Finder:
     sweep: Sweep
     missed: list[Missed] = field(default_factory=list)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
-    _leased: frozenset[tuple[int, int]] = frozenset()
+    _leases: Leases = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._leases = Leases(self.sweep.proc)
 
     def find(self) -> list[FoundObject]:
         """Return every object once."""
-        self._leased = leased_inodes(self.sweep.proc)
         for facts in self.sweep.processes:
             for use in facts.uses:
                 self._add_use(facts, use)
@@ -104,7 +107,7 @@ class Finder:
                 if fstatfs_type(handle) != TMPFS_MAGIC:
                     reason = "not shmem"
                     continue
-                if (status.st_dev, status.st_ino) in self._leased:
+                if self._leases.has(status):
                     return "under a write lease, which opening would break"
                 size = features.page_size_bytes()
                 return reopen(handle, "shmem", size, self.sweep.meter, item.name)

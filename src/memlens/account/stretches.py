@@ -18,9 +18,21 @@ def stretches(
     :param page_size_bytes: size of a page.
     :param gap_pages: the widest gap that a stretch may run over.
     """
+    size = page_size_bytes
+    return join_ranges(((m.start // size, m.stop // size) for m in mappings), gap_pages)
+
+
+def join_ranges(
+    ranges: Iterable[tuple[int, int]], gap_pages: int = GAP_PAGES
+) -> Iterator[tuple[int, int]]:
+    """
+    Yield half-open ranges that cover all of the given ones, which are in order.
+
+    >>> list(join_ranges([(0, 2), (3, 4), (9, 10)], gap_pages=1))
+    [(0, 4), (9, 10)]
+    """
     first = last = -1
-    for mapping in mappings:
-        start, stop = mapping.start // page_size_bytes, mapping.stop // page_size_bytes
+    for start, stop in ranges:
         if first < 0:
             first = start
         elif start - last > gap_pages:

@@ -9,7 +9,6 @@ is no open for the file system: no driver runs, no lease breaks, inotify is sile
 import errno
 import os
 import stat
-import time
 from dataclasses import dataclass
 
 from memlens.errors import MemlensError
@@ -22,9 +21,10 @@ from memlens.kernel.backing import (
     TMPFS_MAGIC,
     Backing,
 )
+from memlens.kernel.leases import Leases
 from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
+from memlens.kernel.procfs import Meter, decode_bytes, encode_text
 from memlens.kernel.syscalls import fstatfs_type
 
 ZERO_DEVICE = os.makedev(1, 5)
@@ -41,9 +41,6 @@ _KINDS = {
     HUGETLBFS_MAGIC: "hugetlb",
     OVERLAYFS_MAGIC: "overlay",
 }
-# Reading /proc/locks takes all file locks of the machine for a moment (percpu_down_write
-# in locks_start, fs/locks.c), so it is not done for every object.
-_LEASES_AGE_S = 0.5
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -83,8 +80,7 @@ class Opener:
         self._types: dict[str, str] | None = None
         self._facts: dict[tuple[str, int, str], ObjectFacts] = {}
         self._fds: dict[tuple[int, int], str] | None = None
-        self._leased: frozenset[tuple[int, int]] = frozenset()
-        self._leased_until = 0.0
+        self.leases = Leases(process.proc)
 
     def facts(self, mapping: Mapping) -> ObjectFacts:
         """
@@ -193,16 +189,9 @@ class Opener:
 
     def _reopen(self, handle: int, kind: str, mapping: Mapping) -> Backing | str:
         status = os.fstat(handle)
-        if self._is_leased(status):
+        if self.leases.has(status):
             return "under a write lease, which opening would break"
         return reopen(handle, kind, self.page_size_bytes, self.meter, mapping.path)
-
-    def _is_leased(self, status: os.stat_result) -> bool:
-        now = time.monotonic()
-        if now > self._leased_until:
-            self._leased = leased_inodes(self.process.proc)
-            self._leased_until = now + _LEASES_AGE_S
-        return (status.st_dev, status.st_ino) in self._leased
 
     def _file_system(self, device: str) -> str:
         if self._types is None:
@@ -250,26 +239,6 @@ def parse_mount_types(raw: bytes) -> dict[str, str]:
             major, _, minor = head.split()[2].partition(":")
             types[f"{int(major):02x}:{int(minor):02x}"] = tail.split(" ", 1)[0]
     return types
-
-
-def leased_inodes(proc: str) -> frozenset[tuple[int, int]]:
-    """
-    Return (device, inode) of every file that an open for reading would take a lease of.
-
-    A lease for reading is not disturbed by another reader (fcntl(2), F_SETLEASE).
-    """
-    try:
-        raw = read_file(f"{proc}/locks")
-    except OSError:
-        return frozenset()
-    found = set()
-    for line in raw.decode().split("\n"):
-        fields = line.split()
-        # "1: LEASE  ACTIVE    WRITE 77 fe:00:131 0 EOF"
-        if len(fields) > 5 and fields[1] in ("LEASE", "DELEG") and fields[3] != "READ":
-            major, minor, inode = fields[5].split(":")
-            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
-    return frozenset(found)
 
 
 def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:

@@ -1,0 +1,75 @@
+"""
+/proc/locks: which files are under a lease that opening them would break.
+
+Documentation/filesystems/proc.rst, fcntl(2) under F_SETLEASE.
+"""
+
+import os
+import threading
+import time
+
+from memlens.kernel.procfs import read_file
+
+# Reading /proc/locks takes the file locks of the whole machine for a moment and waits some
+# milliseconds for it (percpu_down_write in locks_start, fs/locks.c): not for every object.
+_AGE_S = 0.5
+
+
+class Leases:
+    """
+    The leases of the machine, read again when they are older than half a second.
+
+    :param proc: root of the /proc to read.
+    """
+
+    def __init__(self, proc: str) -> None:
+        self._proc = proc
+        self._inodes: frozenset[tuple[int, int]] = frozenset()
+        self._until = 0.0
+        self._reader: threading.Thread | None = None
+
+    def prefetch(self) -> None:
+        """Begin to read, for the first question will come soon."""
+        self._reader = threading.Thread(target=self._read, name="memlens-leases")
+        self._reader.start()
+
+    def has(self, status: os.stat_result) -> bool:
+        """Return whether an open for reading would break a lease of this file."""
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
+        if time.monotonic() > self._until:
+            self._read()
+        return (status.st_dev, status.st_ino) in self._inodes
+
+    def close(self) -> None:
+        """Wait for a read that is under way."""
+        if self._reader is not None:
+            self._reader.join()
+            self._reader = None
+
+    def _read(self) -> None:
+        try:
+            self._inodes = parse_leases(read_file(f"{self._proc}/locks"))
+        except OSError:
+            self._inodes = frozenset()
+        self._until = time.monotonic() + _AGE_S
+
+
+def parse_leases(raw: bytes) -> frozenset[tuple[int, int]]:
+    """
+    Return (device, inode) of the files that may not be opened for reading.
+
+    >>> line = b"1: LEASE  ACTIVE    WRITE 77 fe:00:131 0 EOF"
+    >>> parse_leases(line) == {(os.makedev(0xfe, 0), 131)}
+    True
+
+    A lease for reading is not disturbed by another reader.
+    """
+    found = set()
+    for line in raw.decode().split("\n"):
+        fields = line.split()
+        if len(fields) > 5 and fields[1] in ("LEASE", "DELEG") and fields[3] != "READ":
+            major, minor, inode = fields[5].split(":")
+            found.add((os.makedev(int(major, 16), int(minor, 16)), int(inode)))
+    return frozenset(found)
