@@ -1,0 +1,140 @@
+"""What `memlens doctor` prints."""
+
+import json
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from memlens.account.abilities import Abilities, derive_abilities
+from memlens.commands.doctor import command
+from memlens.errors import Unsupported
+from memlens.kernel.probes import Features, Probe
+from memlens.kernel.probes_reader import Reader
+from memlens.kernel.probes_rows import PROBE_TABLE
+from memlens.kernel.swaps import Swap, SwapArea, ZramFigures, ZswapFigures
+from memlens.views.doctor import SCHEMA, render_json, render_text
+
+ESCAPE = "\x1b"
+
+
+def probe(name: str, **changes: Any) -> Probe:
+    row = next(row for row in PROBE_TABLE if row.name == name)
+    return replace(Probe(name, True, "seen", "", "", row.group, row.title), **changes)
+
+
+def abilities() -> Abilities:
+    probes = {row.name: probe(row.name) for row in PROBE_TABLE}
+    probes["pfns"] = probe(
+        "pfns", is_available=False, proof="", reason="hidden", needs="CAP_SYS_ADMIN"
+    )
+    probes["mincore"] = probe(
+        "mincore", is_available=False, proof="", reason="off now", is_switched_off=True
+    )
+    swap = Swap(
+        (SwapArea(0, f"/a{ESCAPE}[2J b", "zram", 256, 128, 5, "zram0"),),
+        (ZramFigures("zram0", 1 << 20, 2 << 10, 8 << 10, 0, 0, 0, 0),),
+        ZswapFigures(True, "zstd", 1 << 20, 3 << 20),
+    )
+    reader = Reader(7, ("CAP_CHOWN", "CAP_PERFMON"), False, True, False)
+    return derive_abilities(
+        Features("6.18.0", 4096, "/proc", reader, tuple(probes.values()), swap, ("a note",))
+    )
+
+
+def text(width: int) -> str:
+    return "\n".join(line.plain for line in render_text(abilities(), width))
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_text_fits(width: int) -> None:
+    lines = text(width).split("\n")
+    # Headings of interfaces are not wrapped; all of them fit a terminal.
+    assert max(map(len, lines)) <= max(width, 80)
+
+
+def test_marks_are_words() -> None:
+    lines = text(80).split("\n")
+    rows = [row.split() for row in lines if row.startswith("  ") and row[2] != " "]
+    marks = {row[1]: row[0] for row in rows}
+    assert marks["pagemap"] == "ok"
+    assert marks["pfns"] == "missing"
+    assert marks["mincore"] == "off"
+
+
+def test_every_interface_is_shown_with_proof_or_reason() -> None:
+    shown = text(200)
+    assert all(f" {row.name} " in shown and row.title in shown for row in PROBE_TABLE)
+    assert "hidden; needs CAP_SYS_ADMIN" in shown
+
+
+def test_the_rest_is_shown() -> None:
+    shown = text(200)
+    assert "user 7, CAP_PERFMON" in shown
+    assert "CAP_CHOWN" not in shown
+    assert "note: a note" in shown
+    assert "zram, 512K of 1M used, priority 5" in shown
+    assert "zram0 holds 1M in 8K of RAM" in shown
+    assert "zswap is on (zstd), and holds 3M of swapped pages in 1M of RAM" in shown
+    assert "processes of this user: part" in shown
+    assert "page frames of the machine: nothing" in shown
+
+
+def test_names_cannot_move_the_cursor() -> None:
+    assert ESCAPE not in text(80)
+    assert r"\x1b[2J b" in text(200)
+
+
+def test_json() -> None:
+    document = json.loads(render_json(abilities()))
+    assert document["schema"] == SCHEMA == "memlens.doctor/1"
+    assert document["kernel"] == {"release": "6.18.0", "page_size_bytes": 4096}
+    assert document["reader"]["capabilities"] == ["CAP_CHOWN", "CAP_PERFMON"]
+    interfaces = {row["name"]: row for row in document["interfaces"]}
+    assert list(interfaces) == [row.name for row in PROBE_TABLE]
+    assert set(interfaces["pfns"]) == {field.name for field in fields(Probe)}
+    assert interfaces["pfns"]["needs"] == "CAP_SYS_ADMIN"
+    assert interfaces["mincore"]["is_switched_off"] is True
+    assert document["swap"]["areas"][0] == {
+        "line": 0,
+        "path": f"/a{ESCAPE}[2J b",
+        "kind": "zram",
+        "size_pages": 256,
+        "used_pages": 128,
+        "priority": 5,
+        "device": "zram0",
+        "numbers": [0, 22],
+    }
+    assert document["outlooks"][0]["scope"] == "own"
+    assert document["outlooks"][0]["gaps"][0].keys() == {"text", "needs"}
+
+
+def run(*arguments: str, **environment: str) -> Any:
+    return CliRunner().invoke(command, arguments, env=environment or None)
+
+
+def test_command_prints_text_without_colour() -> None:
+    result = run("--no-color", COLUMNS="80")
+    assert result.exit_code == 0
+    assert "  ok      pagemap " in result.stdout
+    assert ESCAPE not in result.stdout
+
+
+def test_command_prints_json() -> None:
+    result = run("--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["schema"] == SCHEMA
+
+
+def test_strict_tells_by_exit_code() -> None:
+    assert run("--json", MEMLENS_DISABLE="mincore").exit_code == 0
+    result = run("--json", "--strict", MEMLENS_DISABLE="mincore")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["interfaces"]
+
+
+def test_not_a_proc(tmp_path: Any) -> None:
+    result = run("--proc", str(tmp_path))
+    assert isinstance(result.exception, Unsupported)
+    assert result.exception.path == str(tmp_path)
