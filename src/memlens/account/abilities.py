@@ -136,7 +136,7 @@ def _process_outlook(
 ) -> Outlook:
     missing = [name for name in required if not features.has(name)]
     if missing:
-        gap = Gap("all of it: these processes cannot be read", _needs(features, missing[:1]))
+        gap = Gap("all of it: none of them could be read", _needs(features, missing[:1]))
         return Outlook(scope, title, "nothing", (gap,))
     rows = (_GapRow((_OPENING_ROWS[scope],), _OPENING_GAP), *_GAP_TABLE)
     gaps = _gaps(features, rows)

@@ -108,7 +108,7 @@ def probe_features(proc: str = "/proc") -> Features:
     own, notes = _find_self(proc)
     reader = read_reader(own)
     ground = Ground(proc, own, page_size_bytes(), reader, disabled)
-    probes = tuple(_run(row, ground) for row in PROBE_TABLE)
+    probes = tuple(run_row(row, ground) for row in PROBE_TABLE)
     return Features(
         kernel_release=os.uname().release,
         page_size_bytes=page_size_bytes(),
@@ -120,7 +120,12 @@ def probe_features(proc: str = "/proc") -> Features:
     )
 
 
-def _run(row: ProbeRow, ground: Ground) -> Probe:
+def run_row(row: ProbeRow, ground: Ground) -> Probe:
+    """
+    Return what one round trip shows.
+
+    A fault that is none of the kernel's, as a bug here, is raised.
+    """
     switched_off = [name for name in (row.name, *row.stands_on) if name in ground.disabled]
     if switched_off:
         reason = f"MEMLENS_DISABLE switches {switched_off[0]} off"

@@ -64,7 +64,10 @@ def ask_unwritable_files(ground: Ground) -> str:
     The kernel hides what is cached of a file from those who may neither write nor own it:
     mincore answers 1 for every page (commit 134fca9063ad), and cachestat fails.
     """
-    backing, what = _open_of_another(ground)
+    found = _open_of_another(ground)
+    if found is None:
+        return _trust_capabilities(ground)
+    backing, what = found
     try:
         # Behind the end, and behind what a file system may have read ahead.
         page = backing.size_pages() + 1
@@ -95,7 +98,13 @@ def _memfd_with_page_1(ground: Ground) -> Backing:
     return backing
 
 
-def _open_of_another(ground: Ground) -> tuple[Backing, str]:
+def _trust_capabilities(ground: Ground) -> str:
+    if "CAP_FOWNER" in ground.reader.capabilities and ground.reader.is_init_user_namespace:
+        return "CAP_FOWNER is effective; not tried, for lack of a file of another owner"
+    raise MemlensError("no file of another owner was found to try with")
+
+
+def _open_of_another(ground: Ground) -> tuple[Backing, str] | None:
     """Open a file that this user neither owns nor, without privilege, may write."""
     backing = ground.memfd(1)
     try:
@@ -110,7 +119,7 @@ def _open_of_another(ground: Ground) -> tuple[Backing, str]:
         if fd >= 0:
             name = os.path.realpath(path)
             return Backing(fd, "file", ground.page_size_bytes, ground.meter, False, name), name
-    raise MemlensError("no file of another owner was found to try with")
+    return None
 
 
 def _open_unwritable(path: str) -> int:

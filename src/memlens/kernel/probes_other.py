@@ -7,7 +7,6 @@ that gives up its user where that is allowed, else one that is there already.
 
 import os
 import select
-import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,12 +26,13 @@ _PR_SET_DUMPABLE = 4
 _ANSWER_BYTES = 64
 _ANSWER_S = 10.0
 _PROBE_BYTE = 0xA5
+_QUIT = b"q"
 
 
 class Child:
     """
     A forked child that does what one letter says: ``w`` writes its page, ``u`` gives up
-    its user; it answers with its directory's name in ``proc``, or ``!`` if it could not.
+    its user, ``q`` ends it; it answers with its name in ``proc``, or ``!`` if it could not.
 
     :param pages: memory that it inherits.
     :param proc: root of the /proc in which it looks up its own name.
@@ -60,12 +60,17 @@ class Child:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # An order, not a signal: after it gave up its user that takes CAP_KILL.  Nor is
+        # closing the pipe enough: a process forked meanwhile by another thread holds it too.
+        try:
+            os.write(self._orders, _QUIT)
+        except BrokenPipeError:
+            pass
         os.close(self._orders)
         os.close(self._answers)
         try:
-            os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-        except (ProcessLookupError, ChildProcessError):
+        except ChildProcessError:
             pass  # The caller ignores SIGCHLD.
 
     def tell(self, order: bytes) -> str:
@@ -90,7 +95,7 @@ def _obey(
     try:
         for fd in others:
             os.close(fd)
-        while order := os.read(orders, 1):
+        while (order := os.read(orders, 1)) not in (b"", _QUIT):
             try:
                 if order == b"w":
                     pages.write(0)
