@@ -1,75 +1,124 @@
-"""The recorded map of docs/examples, as text and as a picture."""
+"""What was recorded in docs/examples, drawn by the program's own views."""
 
 import html
 import io
 import json
 import re
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
+from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from memlens.account.model import Cost, Kernel, MappingPages, Process, ProcessMap, UnknownRun
+from memlens.account.abilities import Abilities
+from memlens.account.demo import DemoResult
+from memlens.account.explain import PageExplanation
+from memlens.account.model import ProcessMap
 from memlens.pages.classes import PageClass
-from memlens.pages.runs import Runs
+from memlens.views import demo, doctor, page
 from memlens.views.reasons import select_classes
 from memlens.views.text import TextOptions, render_map
 
 HERE = Path(__file__).parent
-RECORD = HERE / "examples" / "map.json"
+EXAMPLES = HERE / "examples"
 PICTURE = HERE / "map.svg"
-TEXT_WIDTH = 100
+TEXT_WIDTH = 96
 PICTURE_WIDTH = 136
 
-
-def read_record() -> ProcessMap:
-    """Return the map that the JSON of `memlens map --json --pages` describes."""
-    found = json.loads(RECORD.read_text())
-    page_size_bytes = found["kernel"]["page_size_bytes"]
-    process = found["process"]
-    return ProcessMap(
-        kernel=Kernel(**found["kernel"]),
-        process=Process(
-            pid=process["pid"],
-            name=process["name"],
-            cmdline=tuple(process["cmdline"]),
-            started_at=datetime.fromisoformat(process["started_at"]),
-        ),
-        evidence=found["evidence"],
-        mappings=tuple(mapping_of(row, page_size_bytes) for row in found["mappings"]),
-        cost=Cost(**found["cost"]),
-        is_complete=found["is_complete"],
-        notes=tuple(found["notes"]),
-    )
+_T = TypeVar("_T")
 
 
-def mapping_of(row: dict[str, Any], page_size_bytes: int) -> MappingPages:
-    """Return a mapping of the JSON."""
-    runs = [(first, pages, PageClass[name.upper()]) for first, pages, name in row["runs"]]
-    columns = np.array(runs, np.int64).reshape(-1, 3)
-    plain = {
-        key: value for key, value in row.items() if key not in ("pages", "runs", "unknown")
-    }
-    return MappingPages(
-        **plain,
-        page_size_bytes=page_size_bytes,
-        runs=Runs(columns[:, 0], columns[:, 1], columns[:, 2].astype(np.uint8)),
-        unknown=tuple(UnknownRun(*unknown) for unknown in row["unknown"]),
-    )
+def write_record(name: str, item: Any) -> None:
+    """Write a result of the library to docs/examples."""
+    text = json.dumps(asdict(item), default=_plain, indent=1)
+    # Runs of numbers on one line each.
+    text = re.sub(r"\[\s+([-\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    (EXAMPLES / f"{name}.json").write_text(text + "\n")
 
 
-def render_text(only: str = "") -> str:
-    """Return what `memlens map PID [--only CLASSES]` printed, in a console block."""
-    whole = read_record()
+def read_record(name: str, kind: type[_T]) -> _T:
+    """Return a result that ``write_record`` wrote."""
+    found: _T = rebuild(kind, json.loads((EXAMPLES / f"{name}.json").read_text()))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value.tolist()
+
+
+def rebuild(kind: Any, value: Any) -> Any:
+    """Return what ``asdict`` and JSON made of a value of this type."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        return kind(**{name: rebuild(hints[name], item) for name, item in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
+        return None if value is None else rebuild(kind, value)
+    if origin is tuple:
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        return tuple(rebuild(*pair) for pair in zip(kinds, value, strict=True))
+    if origin is np.ndarray:
+        return np.array(value, typing.get_args(arguments[1])[0])
+    if kind is datetime:
+        return datetime.fromisoformat(value)
+    return kind(value) if isinstance(kind, type) and issubclass(kind, IntEnum) else value
+
+
+def render_map_text(only: str = "") -> str:
+    """Return what `memlens map PID [--only CLASSES]` prints."""
+    whole = read_record("map", ProcessMap)
     wanted = frozenset(PageClass[name.upper()] for name in only.split(",") if name)
     shown = select_classes(whole, wanted) if wanted else whole
     lines = render_map(shown, whole, TextOptions(width=TEXT_WIDTH))
-    text = "\n".join("".join(part.text for part in line).rstrip() for line in lines)
     option = f" --only {only}" if only else ""
-    return f"```console\n$ memlens map {whole.process.pid}{option}\n{text}\n```\n"
+    text = ("".join(part.text for part in line) for line in lines)
+    return block(f"memlens map {whole.process.pid}{option}", text)
+
+
+def render_page_text() -> str:
+    """Return what `memlens page PID ADDRESS` prints."""
+    found = read_record("page", PageExplanation)
+    return block(
+        f"memlens page {found.process.pid} {found.address:x}",
+        plain_lines(page.render_text(found, TEXT_WIDTH)),
+    )
+
+
+def render_doctor_text(first: str = "") -> str:
+    """Return what `memlens doctor` prints, all or from the section that begins so."""
+    lines = plain_lines(doctor.render_text(read_record("doctor", Abilities), TEXT_WIDTH))
+    if first:
+        start = next(number for number, line in enumerate(lines) if line.startswith(first))
+        lines = ["...", *lines[start:]]
+    return block("memlens doctor", lines)
+
+
+def render_demo_text(first: str = "") -> str:
+    """Return what `memlens demo` prints, all or a section and the end."""
+    lines = plain_lines(demo.render_text(read_record("demo", DemoResult)))
+    if first:
+        start = next(number for number, line in enumerate(lines) if line.startswith(first))
+        end = lines.index("", start)
+        last = max(n for n, line in enumerate(lines) if line.startswith("pagemap alone"))
+        lines = [*lines[:5], "...", *lines[start:end], "...", *lines[last:]]
+    return block("memlens demo", lines)
+
+
+def plain_lines(lines: Iterable[Text]) -> list[str]:
+    return [line.plain for line in lines]
+
+
+def block(command: str, lines: Iterable[str]) -> str:
+    text = "\n".join(line.rstrip() for line in lines)
+    return f"```console\n$ {command}\n{text}\n```\n"
 
 
 def draw_picture() -> str:
@@ -81,13 +130,13 @@ def draw_picture() -> str:
         force_terminal=True,
         color_system="truecolor",
     )
-    whole = read_record()
+    whole = read_record("map", ProcessMap)
     options = TextOptions(width=PICTURE_WIDTH, is_colored=True, is_unicode=True)
     for line in render_map(whole, whole, options):
         console.print(Text.assemble(*line), overflow="crop", no_wrap=True)
     svg = console.export_svg(title=f"memlens map {whole.process.pid}", unique_id="memlens")
-    # Fonts from the network: the viewer's own will do.
     svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)
+    # Fonts from the network: the viewer's own will do.
     return re.sub(r"\n *@font-face {.*?\n *}", "", svg, flags=re.DOTALL)
 
 

@@ -95,7 +95,9 @@ def shown_commands() -> Iterator[tuple[str, list[str]]]:
                     yield f"{short(path)}: {line}", shlex.split(line[2:], comments=True)
 
 
-@pytest.mark.parametrize(("where", "words"), shown_commands(), ids=lambda item: str(item)[:40])
+@pytest.mark.parametrize(
+    ("where", "words"), list(shown_commands()), ids=lambda item: str(item)[:40]
+)
 def test_shown_commands_are_understood(where: str, words: list[str]) -> None:
     command: click.Command | None = cli
     rest = words[1:]
@@ -107,9 +109,9 @@ def test_shown_commands_are_understood(where: str, words: list[str]) -> None:
     assert not unknown
 
 
-def run_json(*options: str) -> dict[str, Any]:
+def run_json(*words: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, "-m", "memlens", "map", str(os.getpid()), "--json", *options],
+        [sys.executable, "-m", "memlens", *words, "--json"],
         capture_output=True,
         text=True,
         check=True,
@@ -129,7 +131,7 @@ def shape(value: object) -> object:
 
 def test_json_is_as_documented() -> None:
     (text,) = blocks(ROOT / "docs" / "json.md", "json")
-    documented, found = json.loads(text), run_json("--pages")
+    documented, found = json.loads(text), run_json("map", str(os.getpid()), "--pages")
     for part in ("kernel", "process", "cost"):
         documented_part, found_part = documented[part], found[part]
         documented_part.pop("cmdline", None), found_part.pop("cmdline", None)
@@ -146,7 +148,7 @@ def test_json_is_as_documented() -> None:
 
 
 def test_json_adds_up() -> None:
-    found = run_json("--pages")
+    found = run_json("map", str(os.getpid()), "--pages")
     labels = {kind.label for kind in PageClass}
     total: dict[str, int] = {}
     for mapping in found["mappings"]:
@@ -167,7 +169,40 @@ def test_json_adds_up() -> None:
 
 
 def test_json_without_pages_has_no_runs() -> None:
-    assert all("runs" not in mapping for mapping in run_json()["mappings"])
+    assert all(
+        "runs" not in mapping for mapping in run_json("map", str(os.getpid()))["mappings"]
+    )
+
+
+def table_keys(text: str) -> set[str]:
+    """Return the names in the first column of a table."""
+    cells = re.findall(r"^\| (`[^|]+) \|", text, flags=re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_json_of_doctor_is_as_documented() -> None:
+    text = sections(ROOT / "docs" / "json.md", 2)["memlens.doctor/1"].partition("\n# ")[0]
+    found = run_json("doctor")
+    assert found["schema"] == "memlens.doctor/1"
+    assert set(found) == table_keys(text)
+    (row,) = (line for line in text.splitlines() if line.startswith("| `interfaces`"))
+    for interface in found["interfaces"]:
+        assert set(interface) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_doctor_example_names_real_interfaces() -> None:
+    real = [(row["name"], row["title"]) for row in run_json("doctor")["interfaces"]]
+    shown = "".join(blocks(ROOT / "docs" / "commands.md", "console"))
+    assert re.findall(r"^  (?:ok|missing|off) +(\w+) +(.+)$", shown, flags=re.MULTILINE) == real
+
+
+def test_demo_example_shows_real_kinds_of_memory() -> None:
+    found = run_json("demo", "--no-swap")
+    real = {row["how"] for row in (*found["findings"], *found["left_out"])}
+    shown = "".join(blocks(ROOT / "docs" / "commands.md", "console"))
+    rows = re.findall(r"^  (\S.*?) +\d+  \w+ +(?:≠ +)?\w+ +✓$", shown, flags=re.MULTILINE)
+    assert len(rows) > 20
+    assert set(rows) <= real
 
 
 def tracked_files() -> list[Path]:
