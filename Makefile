@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check unit property recorded kernel packages bench docs clean
+.PHONY: help demo test check unit property recorded kernel packages bench bpf docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,7 @@ check: $(STAMP) ## format, lint, types, layers, generated documentation
 	$(BIN)/mypy
 	$(PYTEST) -q tests/test_layers.py
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python bpf/build.py --check
 
 unit: $(STAMP) ## tests of single modules, examples in docstrings and in the documentation
 	$(PYTEST) --doctest-modules src tests/unit tests/test_docs.py
@@ -51,6 +52,9 @@ bench: $(STAMP) packages ## measure what a scan costs, and write it to docs/
 
 docs: $(STAMP) ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py
+
+bpf: $(STAMP) ## build the BPF programs again (needs clang-14, libbpf-dev and bpftool)
+	$(BIN)/python bpf/build.py
 
 clean: ## remove what was built
 	rm -rf .venv build dist bench/build .pytest_cache .mypy_cache .ruff_cache .hypothesis

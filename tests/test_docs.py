@@ -180,13 +180,24 @@ def table_keys(text: str) -> set[str]:
     return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
 
 
-def test_json_of_doctor_is_as_documented() -> None:
-    text = sections(ROOT / "docs" / "json.md", 2)["memlens.doctor/1"].partition("\n# ")[0]
-    found = run_json("doctor")
-    assert found["schema"] == "memlens.doctor/1"
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("page", ["page", str(os.getpid()), f"{id(object):x}"]),
+        ("doctor", ["doctor"]),
+        ("demo", ["demo", "--no-swap"]),
+    ],
+)
+def test_json_of_other_commands_is_as_documented(name: str, words: list[str]) -> None:
+    text = sections(ROOT / "docs" / "json.md", 2)[f"memlens.{name}/1"].partition("\n# ")[0]
+    found = run_json(*words)
+    assert found["schema"] == f"memlens.{name}/1"
     assert set(found) == table_keys(text)
-    (row,) = (line for line in text.splitlines() if line.startswith("| `interfaces`"))
-    for interface in found["interfaces"]:
+
+
+def test_json_of_interfaces_is_as_documented() -> None:
+    (row,) = re.findall(r"^\| `interfaces` .*$", (ROOT / "docs" / "json.md").read_text(), re.M)
+    for interface in run_json("doctor")["interfaces"]:
         assert set(interface) <= set(re.findall(r"`(\w+)`", row))
 
 
