@@ -1,0 +1,91 @@
+"""Cached pages of files by combination of flags."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.account.flagworkers import FlagCounts, Watch
+from memlens.errors import AccessDenied
+from memlens.kernel import features
+from memlens.kernel.cachedframes import CachedFile
+from memlens.kernel.kpage import KpageFile
+from memlens.kernel.kpagebatch import read_sorted
+from memlens.pages.bits import PM_PFN, PM_PRESENT
+from memlens.pages.flags import join_words
+from memlens.pages.wordcounts import WordCounts
+
+
+def count_file_flags(
+    paths: Sequence[str],
+    *,
+    offsets: tuple[int, int] | None = None,
+    proc: str = "/proc",
+    watch: Watch | None = None,
+) -> FlagCounts:
+    """
+    Count the pages of files that are in RAM, by their flags.
+
+    :param offsets: only this half-open range of offsets, in bytes.
+    :raises MemlensError: if a file cannot be looked at.
+    :raises AccessDenied: if frames are hidden from this reader.
+
+    Each cached page is mapped here for a moment; see ``kernel.cachedframes``.
+    """
+    counts, moved = WordCounts(), 0
+    watch = watch or Watch()
+    raise_if_hidden(proc)
+    is_stopped = False
+    with KpageFile("kpageflags", proc) as flags:
+        for path in paths:
+            with CachedFile(path) as file:
+                for page, places, joined in iter_file_flags(file, flags, offsets):
+                    counts.add(joined[places])
+                    moved += int((~places).sum())
+                    if watch.on_progress is not None:
+                        watch.on_progress(page, file.pages)
+                    if watch.should_stop is not None and watch.should_stop():
+                        is_stopped = True
+                        break
+    words, pages = counts.totals()
+    return FlagCounts(
+        page_size_bytes=features.page_size_bytes(),
+        words=words,
+        pages=pages,
+        moved_pages=moved,
+        is_complete=not is_stopped,
+    )
+
+
+def raise_if_hidden(proc: str) -> None:
+    """
+    Raise if this reader does not see page frames.
+
+    :raises AccessDenied: saying what would be enough.
+    """
+    if not features.is_pfn_visible():
+        path = f"{proc}/self/pagemap"
+        raise AccessDenied("page frames are hidden", path=path, needs="CAP_SYS_ADMIN")
+
+
+def iter_file_flags(
+    file: CachedFile, flags: KpageFile, offsets: tuple[int, int] | None
+) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.uint64]]]:
+    """
+    Yield ``(page, is_same, joined)`` of cached pages, piece by piece.
+
+    ``is_same`` says which still had the same frame after their flags were read.
+    """
+    size = file.page_size_bytes
+    first, stop = 0, None
+    if offsets is not None:
+        first, stop = offsets[0] // size, -(-offsets[1] // size)
+    for page, words in file.iter_words(first, stop):
+        present = (words & PM_PRESENT) != 0
+        kept = words[present]
+        pfns = (kept & PM_PFN).view(np.int64)
+        order = np.argsort(pfns)
+        found = np.empty(len(pfns), np.uint64)
+        found[order] = read_sorted(flags, pfns[order])
+        again = next(file.iter_words(page, page + len(words)))[1]
+        yield page + len(words), again[present] == kept, join_words(found, kept)

@@ -1,0 +1,221 @@
+"""
+Counting flags in several threads: what they share, what each has, and the sum of it.
+
+Reads of the kernel's files run side by side; what Python does between them does not.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.account.flagpages import Window
+from memlens.kernel import features
+from memlens.kernel.kpage import KpageFile
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.physical import NodeRange
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import Meter
+from memlens.pages.wordcounts import WordCounts
+
+# More would wait for each other: what Python does between reads, it does one at a time.
+_THREADS_AT_MOST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class FlagCounts:
+    """
+    Pages by what kpageflags, and for processes pagemap, say of them.
+
+    :param page_size_bytes: size of a page.
+    :param words: joined words as ``pages.flags.join_words`` makes them, ``(n,)`` uint64.
+    :param pages: how many pages have each word, ``(n,)`` int64.
+    :param frames: distinct page frames among them, None if they were not told apart.
+    :param swapped_pages: pages in swap: they have no frame, and no flags but ``swap``.
+    :param marker_pages: entries that look like swap and are none: guards, poison, pages
+        in migration.
+    :param moved_pages: pages that changed at every look; they are in no other number.
+    :param hidden_pages: pages whose frame this reader may not see.
+    :param node_pages: pages of each NUMA node, empty where there is only one.
+    :param is_complete: False if it was stopped early.
+    :param notes: what limits the numbers, one line each.
+    """
+
+    page_size_bytes: int
+    words: NDArray[np.uint64]
+    pages: NDArray[np.int64]
+    frames: int | None = None
+    swapped_pages: int = 0
+    marker_pages: int = 0
+    moved_pages: int = 0
+    hidden_pages: int = 0
+    node_pages: dict[int, int] = field(default_factory=dict)
+    is_complete: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_pages(self) -> int:
+        """Return the sum over all words."""
+        return int(self.pages.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """
+    How a caller follows a count, and ends it.
+
+    :param on_progress: called with done and all pages; all is 0 if it is not known.
+    :param should_stop: polled between pieces.
+    """
+
+    on_progress: Callable[[int, int], None] | None = None
+    should_stop: Callable[[], bool] | None = None
+
+
+class Part:
+    """One process or the machine, shared by the threads that count it."""
+
+    def __init__(self, proc: str, watch: Watch, cgroup: int = 0) -> None:
+        self.proc = proc
+        self.watch = watch
+        self.cgroup = cgroup
+        self.directory: ProcessDir | None = None
+        self.lock = threading.Lock()
+        self.total = self.done = 0
+        self.stopped = self.at_end = False
+        self.is_hidden = False
+        self.page_size_bytes = features.page_size_bytes()
+        self.counts = WordCounts()
+        self.tallies: dict[str, int] = {}
+        self.node_ranges: list[NodeRange] = []
+        self.seen: NDArray[np.bool_] | None = None
+
+    def advance(self, pages: int) -> None:
+        """Say how far it is, and whether to go on."""
+        with self.lock:
+            self.done += pages
+            if self.watch.on_progress is not None:
+                self.watch.on_progress(min(self.done, self.total or self.done), self.total)
+            if self.watch.should_stop is not None and self.watch.should_stop():
+                self.stopped = True
+
+    def add_tally(self, name: str, pages: int) -> None:
+        """Add to one of the numbers beside the words."""
+        if pages:
+            with self.lock:
+                self.tallies[name] = self.tallies.get(name, 0) + pages
+
+
+class Worker:
+    """What one thread has for itself."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.counts = WordCounts()
+        self.nodes: dict[int, int] = {}
+        self.flags: KpageFile | None = None
+        self.cgroups: KpageFile | None = None
+        self.pagemap: Pagemap | None = None
+
+    def open(self) -> None:
+        """Open the files; each thread has its own."""
+        part = self.part
+        if not part.is_hidden:
+            self.flags = KpageFile("kpageflags", part.proc)
+        if part.cgroup:
+            self.cgroups = KpageFile("kpagecgroup", part.proc)
+        if part.directory is not None:
+            fd, path = part.directory.open("pagemap"), f"{part.directory.path}/pagemap"
+            self.pagemap = Pagemap(fd, part.page_size_bytes, Meter(), path)
+
+    def close(self) -> None:
+        """Close them, and hand over what was counted."""
+        for file in (self.flags, self.cgroups, self.pagemap):
+            if file is not None:
+                file.close()
+        with self.part.lock:
+            self.part.counts.merge(self.counts)
+        for node, pages in self.nodes.items():
+            self.part.add_tally(f"node {node}", pages)
+
+    def note_frames(self, pfns: NDArray[np.int64]) -> None:
+        """Mark sorted frames as seen, and count them by node."""
+        seen = self.part.seen
+        if seen is not None:
+            seen[pfns[: np.searchsorted(pfns, len(seen))]] = True
+        for row in self.part.node_ranges:
+            low, high = np.searchsorted(pfns, (row.first, row.stop))
+            self.nodes[row.node] = self.nodes.get(row.node, 0) + int(high - low)
+
+
+class CountJob(Protocol):
+    """Counts one job, ``(first, stop)`` ranges of pages or frames; returns their pages."""
+
+    def __call__(self, worker: Worker, job: list[Window]) -> int: ...
+
+
+def run_jobs(part: Part, jobs: Iterable[list[Window]], count: CountJob) -> None:
+    """Give the jobs to threads: reads of the kernel's files run side by side."""
+    pending = iter(jobs)
+
+    def work() -> None:
+        worker = Worker(part)
+        try:
+            worker.open()
+            while not part.stopped:
+                with part.lock:
+                    job = next(pending, None)
+                if job is None:
+                    return
+                part.advance(count(worker, job))
+        finally:
+            worker.close()
+
+    threads = min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
+    with ThreadPoolExecutor(threads) as pool:
+        futures = [pool.submit(work) for _ in range(threads)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            part.stopped = True
+            raise
+
+
+def add_parts(parts: Sequence[Part]) -> FlagCounts:
+    """Return the sum of what was counted in parts; a frame in two of them is one."""
+    counts, tallies = WordCounts(), dict[str, int]()
+    for part in parts:
+        counts.merge(part.counts)
+        for name, pages in part.tallies.items():
+            tallies[name] = tallies.get(name, 0) + pages
+    words, found = counts.totals()
+    nodes = {row.node for part in parts for row in part.node_ranges}
+    return FlagCounts(
+        page_size_bytes=features.page_size_bytes(),
+        words=words,
+        pages=found,
+        frames=_count_seen(parts),
+        swapped_pages=tallies.get("swapped", 0),
+        marker_pages=tallies.get("markers", 0),
+        moved_pages=tallies.get("moved", 0),
+        hidden_pages=tallies.get("hidden", 0),
+        node_pages={node: tallies.get(f"node {node}", 0) for node in sorted(nodes)},
+        is_complete=not any(part.stopped for part in parts),
+    )
+
+
+def _count_seen(parts: Sequence[Part]) -> int | None:
+    seen = [part.seen for part in parts if part.seen is not None]
+    if not parts or len(seen) < len(parts):
+        return None
+    together = max(seen, key=len)
+    for one in seen:
+        if one is not together:
+            together[: len(one)] |= one
+    return int(np.count_nonzero(together))

@@ -1,0 +1,98 @@
+"""
+Where physical memory is: /proc/zoneinfo, and the NUMA nodes in sysfs.
+
+Documentation/filesystems/proc.rst, Documentation/ABI/stable/sysfs-devices-node and
+sysfs-devices-memory.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from memlens.kernel.procfs import decode_bytes, read_file
+
+SYS = "/sys/devices/system"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRange:
+    """Frames of a NUMA node: PFNs of ``[first, stop)``."""
+
+    node: int
+    first: int
+    stop: int
+
+
+def parse_zone_stop(raw: bytes) -> int:
+    r"""
+    Return the PFN after the last of any zone, from /proc/zoneinfo; 0 if it does not say.
+
+    >>> parse_zone_stop(b"Node 0, zone DMA\n  spanned  4095\n  start_pfn:           1\n")
+    4096
+    """
+    stop = spanned = 0
+    for line in decode_bytes(raw).split("\n"):
+        fields = line.split()
+        if len(fields) == 2 and fields[0] == "spanned":
+            spanned = int(fields[1])
+        elif len(fields) == 2 and fields[0] == "start_pfn:" and spanned:
+            stop = max(stop, int(fields[1]) + spanned)
+    return stop
+
+
+def count_frames(proc: str = "/proc") -> int:
+    """Return the number of page frames up to the end of memory; 0 if it is not known."""
+    try:
+        return parse_zone_stop(read_file(f"{proc}/zoneinfo"))
+    except OSError:
+        return 0
+
+
+def read_nodes(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
+    """
+    Return the frames of each NUMA node, in order, from the memory blocks of sysfs.
+
+    A block whose pages belong to two nodes counts for the first of them.  Empty where the
+    kernel has no memory blocks (CONFIG_MEMORY_HOTPLUG).
+    """
+    try:
+        text = Path(f"{sys}/memory/block_size_bytes").read_text()
+        frames = int(text, 16) // page_size_bytes
+        names = sorted(os.listdir(f"{sys}/node"))
+    except (OSError, ValueError):
+        return []
+    blocks: dict[int, int] = {}
+    for name in names:
+        match = re.fullmatch(r"node(\d+)", name)
+        if match is None:
+            continue
+        for block in os.listdir(f"{sys}/node/{name}"):
+            if found := re.fullmatch(r"memory(\d+)", block):
+                blocks.setdefault(int(found[1]), int(match[1]))
+    return _join_blocks(blocks, frames)
+
+
+def _join_blocks(blocks: dict[int, int], frames: int) -> list[NodeRange]:
+    ranges: list[NodeRange] = []
+    for block, node in sorted(blocks.items()):
+        first, stop = block * frames, (block + 1) * frames
+        if ranges and ranges[-1].stop == first and ranges[-1].node == node:
+            ranges[-1] = NodeRange(node, ranges[-1].first, stop)
+        else:
+            ranges.append(NodeRange(node, first, stop))
+    return ranges
+
+
+def read_pmd_order(page_size_bytes: int) -> int:
+    """
+    Return how many pages one entry of the page middle directory maps, as a power of two.
+
+    Documentation/admin-guide/mm/transhuge.rst.  Without transparent huge pages: what fits
+    one page of entries.
+    """
+    try:
+        size = int(read_file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"))
+    except (OSError, ValueError):
+        size = page_size_bytes * page_size_bytes // 8
+    return (size // page_size_bytes).bit_length() - 1

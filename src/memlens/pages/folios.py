@@ -1,0 +1,170 @@
+"""
+How transparent huge pages are mapped: which size, aligned or not, whole or in part.
+
+A folio is what the kernel handles as one: ``1 << order`` pages, consecutive in physical
+memory.  The rules are those of the kernel's thpmaps, for its counters by PTE.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.pages.flags import KPF_ANON, KPF_HEAD, KPF_THP
+
+KINDS = ("anon", "file")
+ANON, FILE = range(2)
+FITS = ("aligned", "unaligned")
+ALIGNED, UNALIGNED = range(2)
+ORDERS = 32
+
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class HugePages:
+    """
+    Present pages of transparent huge pages, in the order of their addresses.
+
+    :param vfn: address divided by the page size, ``(n,)`` int64.
+    :param pfn: page frame, ``(n,)`` int64.
+    :param flags: words of kpageflags, ``(n,)`` uint64.
+    """
+
+    vfn: _Ints
+    pfn: _Ints
+    flags: NDArray[np.uint64]
+
+    @property
+    def kind(self) -> _Ints:
+        """Return ``ANON`` or ``FILE`` for each page, ``(n,)`` int64."""
+        return np.where((self.flags & KPF_ANON) != 0, ANON, FILE)
+
+    @property
+    def is_head(self) -> NDArray[np.bool_]:
+        """Return which pages are the first of their folio, ``(n,)`` bool."""
+        is_head: NDArray[np.bool_] = (self.flags & KPF_HEAD) != 0
+        return is_head
+
+    def ranges(self) -> tuple[_Ints, _Ints]:
+        """Return where ranges consecutive in address and frame start and stop."""
+        if not len(self.vfn):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        breaks = np.flatnonzero((np.diff(self.vfn) != 1) | (np.diff(self.pfn) != 1)) + 1
+        return np.append(0, breaks), np.append(breaks, len(self.vfn))
+
+    def slice(self, begin: int, end: int) -> "HugePages":
+        """Return the pages ``[begin, end)``."""
+        return HugePages(self.vfn[begin:end], self.pfn[begin:end], self.flags[begin:end])
+
+
+def select_huge(vfn: _Ints, pfn: _Ints, flags: NDArray[np.uint64]) -> HugePages:
+    """Return the pages that are of transparent huge pages."""
+    is_huge = (flags & KPF_THP) != 0
+    return HugePages(vfn[is_huge], pfn[is_huge], flags[is_huge])
+
+
+def join_huge(one: HugePages, other: HugePages) -> HugePages:
+    """Return the pages of both; ``other`` follows."""
+    if not len(one.vfn):
+        return other
+    return HugePages(
+        np.concatenate((one.vfn, other.vfn)),
+        np.concatenate((one.pfn, other.pfn)),
+        np.concatenate((one.flags, other.flags)),
+    )
+
+
+def find_cut(huge: HugePages, stop_vfn: int, block_pages: int) -> int:
+    """
+    Return from where on pages must wait for those that follow them.
+
+    :param stop_vfn: the page after the last that was read.
+    :param block_pages: size of the largest block to be counted, a power of two.
+
+    Only a range that reaches the end can go on.  It is cut before its last folio, or, if
+    it is inside one folio, where no aligned block is cut.
+    """
+    starts, stops = huge.ranges()
+    if not len(starts) or int(huge.vfn[-1]) + 1 != stop_vfn:
+        return len(huge.vfn)
+    start, stop = int(starts[-1]), int(stops[-1])
+    heads = np.flatnonzero(huge.is_head[start:stop])
+    if len(heads):
+        return start + int(heads[-1])
+    beyond = int(huge.vfn[-1]) % block_pages + 1
+    return max(start, stop - beyond)
+
+
+@dataclass(slots=True)
+class HugeTally:
+    """
+    Pages of transparent huge pages, by how they are mapped.
+
+    :param whole: pages of folios mapped whole, by kind, fit and order, ``(2, 2, 32)``.
+    :param partial: pages of folios mapped in part, by kind, ``(2,)``.
+    :param blocks: pages in contiguous blocks of each order asked for, by kind.
+    """
+
+    whole: _Ints = field(default_factory=lambda: np.zeros((2, 2, ORDERS), np.int64))
+    partial: _Ints = field(default_factory=lambda: np.zeros(2, np.int64))
+    blocks: dict[int, _Ints] = field(default_factory=dict)
+
+    def add(self, huge: HugePages, ends_in_tail: NDArray[np.bool_]) -> None:
+        """
+        Count pages.
+
+        :param ends_in_tail: for each of ``huge.ranges()``, whether the frame after it
+            belongs to the range's last folio.
+        """
+        if not len(huge.vfn):
+            return
+        self._add_folios(huge, ends_in_tail)
+        for order in self.blocks:
+            self._add_blocks(huge, order)
+
+    def merge(self, other: "HugeTally") -> None:
+        """Add what another has counted."""
+        self.whole += other.whole
+        self.partial += other.partial
+        for order, pages in other.blocks.items():
+            self.blocks[order] = self.blocks.get(order, np.zeros(2, np.int64)) + pages
+
+    def _add_folios(self, huge: HugePages, ends_in_tail: NDArray[np.bool_]) -> None:
+        starts, stops = huge.ranges()
+        kind = huge.kind
+        heads = np.flatnonzero(huge.is_head)
+        low, high = np.searchsorted(heads, starts), np.searchsorted(heads, stops)
+        has_head = high > low
+        first_heads = np.append(heads, 0)[low]
+        # Before the first head are the tails of a folio whose head is not mapped here.
+        front = np.where(has_head, first_heads - starts, stops - starts)
+        np.add.at(self.partial, kind[starts], front)
+        is_cut = has_head & ends_in_tail
+        cut_heads = heads[high[is_cut] - 1]
+        np.add.at(self.partial, kind[cut_heads], stops[is_cut] - cut_heads)
+        is_whole = np.ones(len(heads), bool)
+        is_whole[high[is_cut] - 1] = False
+        # A folio ends at the next head, or with its range.
+        ends = np.append(heads[1:], 0)
+        ends[high[has_head] - 1] = stops[has_head]
+        self._add_whole(huge, heads[is_whole], (ends - heads)[is_whole])
+
+    def _add_whole(self, huge: HugePages, heads: _Ints, lengths: _Ints) -> None:
+        orders = np.frexp(lengths)[1] - 1
+        pages = np.left_shift(1, orders)
+        fit = np.where(huge.vfn[heads] % pages == 0, ALIGNED, UNALIGNED)
+        np.add.at(self.whole, (huge.kind[heads], fit, orders), pages)
+
+    def _add_blocks(self, huge: HugePages, order: int) -> None:
+        """Count aligned blocks inside one folio; they may be a part of it."""
+        pages = 1 << order
+        starts, stops = huge.ranges()
+        lengths = stops - starts
+        is_level = np.repeat((huge.vfn[starts] - huge.pfn[starts]) % pages == 0, lengths)
+        fits = np.arange(len(huge.vfn)) + pages <= np.repeat(stops, lengths)
+        begins = np.flatnonzero((huge.vfn % pages == 0) & is_level & fits)
+        heads_before = np.append(0, np.cumsum(huge.is_head))
+        is_one = heads_before[begins + pages] == heads_before[begins + 1]
+        counted = np.bincount(huge.kind[begins[is_one]], minlength=2) * pages
+        self.blocks[order] = self.blocks[order] + counted
