@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments, names)
     chosen = [name for name in names if not options.only or name in options.only]
     ctx = prepare(is_quick=options.quick)
-    print(describe_machine(), flush=True)
+    machine = describe_machine()
+    print(machine, flush=True)
     sections = []
     for name in chosen:
         section = run_scenario(name, ctx)
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sections.append(section)
     is_whole = not (options.only or options.quick or any(map(has_failed, sections)))
     if is_whole:
-        write_page(PAGE, sections)
+        write_page(PAGE, machine, sections)
     missed = [row for section in sections for row in section.rows if row.is_missed]
     print(f"\n{len(missed)} limits not kept" if missed else "\nall limits kept")
     return 1 if missed else 0

@@ -48,9 +48,9 @@ def render_text(sections: Sequence[Section]) -> str:
     return "\n".join(lines[1:])
 
 
-def render_page(sections: Sequence[Section]) -> str:
+def render_page(machine: str, sections: Sequence[Section]) -> str:
     """Return the page for the documentation."""
-    return "\n".join([INTRODUCTION, describe_machine(), *_render_tables(sections)]) + "\n"
+    return "\n".join([INTRODUCTION, machine, *_render_tables(sections)]) + "\n"
 
 
 def describe_machine() -> str:
@@ -60,14 +60,15 @@ def describe_machine() -> str:
     return (
         f"Machine: Linux {release}, {platform.machine()}, {os.cpu_count()} CPUs (virtual or"
         f" not), {memory_gib:.0f} GiB; Python {platform.python_version()},"
-        f" numpy {np.__version__}."
+        f" numpy {np.__version__}; load average before the run"
+        f" {os.getloadavg()[0]:.1f}."
     )
 
 
-def write_page(path: Path, sections: Sequence[Section]) -> None:
+def write_page(path: Path, machine: str, sections: Sequence[Section]) -> None:
     """Write the page for the documentation."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render_page(sections))
+    path.write_text(render_page(machine, sections))
 
 
 def _render_tables(sections: Sequence[Section]) -> Iterator[str]:
