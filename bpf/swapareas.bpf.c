@@ -57,7 +57,7 @@ static long visit_area(__u32 number, void *unused)
 SEC("syscall")
 int list_areas(void *unused)
 {
-	static const char name[] = "swap_info";
+	char name[] = "swap_info";	/* on the stack: v6.1 refuses a name in a read-only map */
 	__u64 address = 0;
 
 	if (bpf_kallsyms_lookup_name(name, sizeof(name), 0, &address) || !address)
