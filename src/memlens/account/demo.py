@@ -278,7 +278,7 @@ def _build_and_look(
                 if why:
                     left_out[number] = LeftOut(specimen.family, specimen.how, why)
                 else:
-                    findings[number] = _judge(specimen, result)
+                    findings[number] = judge(specimen, result)
                     left_out.pop(number, None)
             open_ones = {n: open_ones[n] for n in disproofs if n in open_ones}
             if not open_ones:
@@ -290,8 +290,12 @@ def _in_order(rows: dict[int, _T]) -> tuple[_T, ...]:
     return tuple(row for _, row in sorted(rows.items()))
 
 
-def _judge(specimen: Specimen, result: ProcessMap) -> Finding:
-    """Compare what memlens and pagemap say of a specimen with what it is."""
+def judge(specimen: Specimen, result: ProcessMap) -> Finding:
+    """
+    Compare what memlens and pagemap say of a specimen with what it is.
+
+    :param result: a map of the process that made it, with the raw words.
+    """
     classes, words, unknown = _pages_of(specimen, result)
     naive = [naive_answer(int(word)) for word in words]
     expected = [labels for pages, labels in specimen.expected for _ in range(pages)]

@@ -167,12 +167,13 @@ def kpage_meaning(flags: int) -> str:
 
 def call_asked(call: Call, page: int, way: str) -> str:
     """Return which call this was, of which page."""
+    is_refused = isinstance(call.answer, str)
     return {
         "open": f"open {way}",
         "size": "fstat of the object: its size",
         "blocks": "fstat of the object: the pages that it owns (st_blocks)",
         "seek": f"lseek(SEEK_DATA, SEEK_HOLE) for page {page} of the object",
-        "cachestat": f"cachestat of page {page} of the object",
+        "cachestat": f"cachestat of page {call.first if is_refused else page} of the object",
         "mincore": f"mincore of page {page} of the object, on a mapping of our own",
     }[call.name]
 
@@ -189,7 +190,8 @@ def call_answer(call: Call, page: int) -> str:
     if call.name == "open":
         return "opened for reading, without touching access times"
     if call.name == "size":
-        return f"{call.answer[1]} bytes: pages 0 to {call.answer[0] - 1}"
+        size, pages = call.answer[1], call.answer[0]
+        return f"{size} bytes: " + (f"pages 0 to {pages - 1}" if pages else "no pages")
     if call.name == "blocks":
         return f"{call.answer[0]} pages"
     if call.name == "seek":

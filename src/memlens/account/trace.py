@@ -55,12 +55,17 @@ class Trace:
         self.repeats[call] = self.repeats.get(call, 0) + 1
 
     def of_page(self, page: int) -> list[Call]:
-        """Return the calls about one page of the object, and those about the whole of it."""
-        whole = ("open", "size", "blocks")
+        """
+        Return the calls about one page of the object, and those about the whole of it.
+
+        A refusal is about the whole, whichever page was tried.
+        """
         return [
             call
             for call in self.calls
-            if call.name in whole or call.first <= page < call.first + call.pages
+            if call.name in ("open", "size", "blocks")
+            or isinstance(call.answer, str)
+            or call.first <= page < call.first + call.pages
         ]
 
 
@@ -127,7 +132,9 @@ class TracedBacking(Backing):
         except OSError as error:
             self.trace.add("cachestat", first, pages, os.strerror(error.errno or 0))
             raise
-        self.trace.add("cachestat", first, pages, found)
+        # Before the size is known, it was only tried whether this reader may ask.
+        if any(call.name == "size" for call in self.trace.calls):
+            self.trace.add("cachestat", first, pages, found)
         return found
 
     def mincore(self, first: int, pages: int) -> NDArray[np.bool_]:

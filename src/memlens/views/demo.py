@@ -50,7 +50,7 @@ def render_text(
 
 def _legend(is_unicode: bool) -> str:
     differs, agrees = ("≠", "✓") if is_unicode else ("!=", "ok")
-    return f"{differs} pagemap alone misleads; {agrees} memlens says what the memory was made to be"
+    return f"{differs} pagemap alone misleads; {agrees} memlens agrees with how it was made"
 
 
 def _swap_text(result: DemoResult) -> str:
