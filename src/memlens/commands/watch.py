@@ -18,7 +18,8 @@ class Watch:
     A context in which Ctrl-C asks a scan to stop, and a long one shows its progress.
 
     The first Ctrl-C sets ``is_interrupted``: the scan returns what it has, and that is
-    printed; the second kills.  A bar is drawn on standard error if that is a terminal, after a second.
+    printed; the second kills.  A bar is drawn on standard error if that is a terminal,
+    after a second.
 
     :param label: what is being done, for the bar.
     """

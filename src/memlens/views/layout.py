@@ -119,6 +119,9 @@ def short_name(path: str, width: int, ellipsis: str) -> str:
         name = name[1:]
     elif name.startswith("/"):
         name = name.rpartition("/")[2] or name
+    if cell_len(name) > width:
+        # All shared memory without a name in a file system is "deleted".
+        name = name.removesuffix(" (deleted)")
     return cut_middle(name, width, ellipsis)
 
 

@@ -16,6 +16,8 @@ from memlens.views.layout import cell_len, choose_layout, cut_middle, short_name
         ("/usr/lib/libc.so.6", 14, "libc.so.6"),
         ("/dev/shm/a (deleted)", 14, "a (deleted)"),
         ("/memfd:a/b/c/d/e (deleted)", 25, "memfd:a/b/c/d/e (deleted)"),
+        ("/dev/shm/name.12 (deleted)", 14, "name.12"),
+        ("/memfd:a long name (deleted)", 9, "memf~name"),
         ("/usr/lib/abcdefghijklmnop.so", 9, "abcd~p.so"),
         ("/ends/in/slash/", 9, "/end~ash/"),
         ("/a\x1b[2J", 14, "/a\\x1b[2J"),
