@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import memlens
+from memlens.account.abilities import read_abilities
 from memlens.errors import AccessDenied
 from memlens.kernel.kpage import KpageFile, read_kpagecount, read_kpageflags
 from memlens.kernel.swaps import read_swap
@@ -42,6 +43,8 @@ CAPABILITIES = {
     "+sys_ptrace,+checkpoint_restore,+dac_read_search": {"map_files", *OTHERS},
     "+sys_ptrace,+sys_admin,+dac_read_search": JUDGED,
 }
+
+LEAST = ("sys_ptrace", "sys_admin", "dac_read_search", "fowner")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +117,22 @@ def test_what_capabilities_give_to_user_0(someone: int, given: str) -> None:
     assert not any("is to be seen" in reason for reason in reasons), reasons
 
 
+def test_what_a_service_with_few_capabilities_sees(someone: int) -> None:
+    """The least for everything, as a user other than 0."""
+    names = ",".join(f"+{name}" for name in LEAST)
+    document = doctor(
+        *("setpriv", f"--reuid={USER + 1}", f"--regid={USER + 1}", "--clear-groups"),
+        *(f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set=-all,{names}"),
+    )
+    assert document["reader"]["uid"] == USER + 1
+    expected = {*JUDGED, "unwritable_files", "kpagecgroup"}
+    if not memlens.probe_features().has("cachewalk"):
+        expected.discard("cachewalk")
+    assert expected <= available(document)
+    levels = [row["level"] for row in document["outlooks"]]
+    assert levels == [row.level for row in read_abilities().outlooks]
+
+
 def test_an_ordinary_user(someone: int) -> None:
     def look() -> dict[str, Any]:
         found = memlens.probe_features()
@@ -135,8 +154,6 @@ def test_an_ordinary_user(someone: int) -> None:
 
 
 def test_an_ordinary_user_is_told_what_a_map_leaves_open() -> None:
-    from memlens.account.abilities import read_abilities
-
     def look() -> list[list[Any]]:
         return [[row.scope, row.level, len(row.gaps)] for row in read_abilities().outlooks]
 

@@ -100,7 +100,7 @@ def probe_features(proc: str = "/proc") -> Features:
     :raises Unsupported: if there is no /proc.
     :raises ValueError: if MEMLENS_DISABLE is malformed.
 
-    Takes some 20 ms, and makes short-lived child processes and mappings; nothing of
+    Takes some 60 ms, and makes short-lived child processes and mappings; nothing of
     another process is touched.  An answer about other users' processes stands for one of
     them: a security module may judge each differently.
     """

@@ -8,12 +8,12 @@ that gives up its user where that is allowed, else one that is there already.
 import os
 import select
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 
-from memlens.errors import MemlensError
-from memlens.kernel.maps import parse_maps
+from memlens.errors import AccessDenied, MemlensError
+from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.probes_own import PM_PRESENT, Ground, OwnPages, expect, open_file, read_text
 from memlens.kernel.probes_table import find_mapping
 from memlens.kernel.process import PF_KTHREAD, parse_stat
@@ -21,6 +21,7 @@ from memlens.kernel.procfs import raise_errno, read_file
 from memlens.kernel.syscalls import libc
 
 _OTHER_UIDS = (65534, 65533)
+_OTHERS_TRIED = 8
 _PM_SOFT_DIRTY = 1 << 55
 _PR_SET_DUMPABLE = 4
 _ANSWER_BYTES = 64
@@ -132,81 +133,123 @@ def ask_soft_dirty(ground: Ground) -> str:
 
 def ask_other_smaps(ground: Ground) -> str:
     """The mappings of another user's process can be read."""
-    with _other(ground) as (directory, what, _):
-        path = f"{directory}/smaps"
-        expect(bool(read_text(path, f"smaps of {what}")), f"smaps of {what} is empty")
-    return f"read those of {what}"
+
+    def ask(other: Other) -> str:
+        raw = read_text(f"{other.directory}/smaps", f"smaps of {other.what}")
+        expect(bool(raw), f"smaps of {other.what} is empty")
+        return f"read those of {other.what}"
+
+    return _ask_others(ground, ask)
 
 
 def ask_other_pagemap(ground: Ground) -> str:
     """A page of another user's process that was written reads present."""
-    with _other(ground) as (directory, what, pages):
-        pagemap = ground.pagemap(directory, what)
+
+    def ask(other: Other) -> str:
+        pagemap = ground.pagemap(other.directory, other.what)
         try:
-            if pages is None:
-                address = parse_maps(read_text(f"{directory}/maps", f"maps of {what}"))[0].start
-                words = pagemap.read_words(address // ground.page_size_bytes, 1)
-                expect(len(words) == 1, f"pagemap of {what} is empty")
-                return f"read that of {what}"
-            word = int(pagemap.read_words(pages.first_page, 1)[0])
+            words = pagemap.read_words(other.first_page(ground), 1)
         finally:
             pagemap.close()
-    expect(bool(word & PM_PRESENT), f"a page that {what} wrote does not read present")
-    return f"a page that {what} wrote reads present"
+        expect(len(words) == 1, f"pagemap of {other.what} is empty")
+        if other.pages is None:
+            return f"read that of {other.what}"
+        is_present = bool(int(words[0]) & PM_PRESENT)
+        expect(is_present, f"a page that {other.what} wrote does not read present")
+        return f"a page that {other.what} wrote reads present"
+
+    return _ask_others(ground, ask)
 
 
 def ask_other_map_files(ground: Ground) -> str:
     """The object of another user's shared anonymous mapping can be opened."""
-    with _other(ground) as (directory, what, pages):
-        mappings = parse_maps(read_text(f"{directory}/maps", f"maps of {what}"))
-        if pages is not None:
-            name = find_mapping(mappings, pages.address).name
-            fd = open_file(f"{directory}/map_files/{name}", f"map_files of {what}")
-            try:
-                is_same = os.pread(fd, 1, 0) == bytes([_PROBE_BYTE])
-            finally:
-                os.close(fd)
-            expect(is_same, "another object was opened")
-            return f"opened shared anonymous memory of {what}"
-        for mapping in mappings:
+
+    def ask(other: Other) -> str:
+        what = f"map_files of {other.what}"
+        if other.pages is None:
             # Held, not opened: what it is is not known.
-            if mapping.inode and mapping.path.startswith("/"):
-                path = f"{directory}/map_files/{mapping.name}"
-                os.close(open_file(path, f"map_files of {what}", os.O_PATH))
-                return f"reached a file that {what} maps"
-    raise MemlensError(f"{what} maps no file to try with")
+            name = next((row.name for row in other.mappings() if row.inode), "")
+            if not name:
+                raise MemlensError(f"{other.what} maps no file to try with")
+            os.close(open_file(f"{other.directory}/map_files/{name}", what, os.O_PATH))
+            return f"reached a file that {other.what} maps"
+        name = find_mapping(other.mappings(), other.pages.address).name
+        fd = open_file(f"{other.directory}/map_files/{name}", what)
+        try:
+            is_same = os.pread(fd, 1, 0) == bytes([_PROBE_BYTE])
+        finally:
+            os.close(fd)
+        expect(is_same, "another object was opened")
+        return f"opened shared anonymous memory of {other.what}"
+
+    return _ask_others(ground, ask)
 
 
-@contextmanager
-def _other(ground: Ground) -> Iterator[tuple[str, str, OwnPages | None]]:
+@dataclass(frozen=True, slots=True)
+class Other:
     """
-    Yield the directory of another user's process, what it is, and memory that it shares.
+    A process of another user.
 
-    :raises MemlensError: if there is none.
+    :param directory: its directory in /proc.
+    :param what: which it is, for a person.
+    :param pages: memory that it has written and shares with us, None if it is not a child.
     """
-    uid = next(uid for uid in _OTHER_UIDS if uid != ground.reader.uid)
+
+    directory: str
+    what: str
+    pages: OwnPages | None = None
+
+    def mappings(self) -> list[Mapping]:
+        """
+        Return what it maps.
+
+        :raises MemlensError: as ``read_text`` tells.
+        """
+        return parse_maps(read_text(f"{self.directory}/maps", f"maps of {self.what}"))
+
+    def first_page(self, ground: Ground) -> int:
+        """Return the number of a page of its address space."""
+        if self.pages is not None:
+            return self.pages.first_page
+        return next((row.start for row in self.mappings()), 0) // ground.page_size_bytes
+
+
+def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
+    """
+    Return the proof for a child that gave up its user, or for a process that is there.
+
+    :raises MemlensError: if it is refused for all that were tried, or there is none.
+    """
     if "CAP_SETUID" in ground.reader.capabilities:
+        uid = next(uid for uid in _OTHER_UIDS if uid != ground.reader.uid)
         with ground.pages(1, is_shared=True) as pages, Child(pages, ground.proc, uid) as child:
             try:
-                directory = f"{ground.proc}/{child.tell(b'u')}"
+                name = child.tell(b"u")
+                # What is shared is not in its page table before it touches it.
+                child.tell(b"w")
             except MemlensError:
-                directory = ""  # No such user in this user namespace.
-            if directory:
-                _map_in(child, pages)
-                yield directory, "a child that became another user", pages
-                return
-    pid = _find_other(ground)
-    yield f"{ground.proc}/{pid}", f"process {pid}", None
+                name = ""  # No such user in this user namespace.
+            if name:
+                pages.memory[0] = _PROBE_BYTE
+                what = "a child that became another user"
+                return ask(Other(f"{ground.proc}/{name}", what, pages))
+    refusals: list[MemlensError] = []
+    for pid in _others_there(ground):
+        # Some processes are shielded from everybody, so that one refusal is not the end.
+        try:
+            return ask(Other(f"{ground.proc}/{pid}", f"process {pid}"))
+        except MemlensError as error:
+            refusals.append(error)
+    if refusals:
+        raise next(
+            (error for error in refusals if isinstance(error, AccessDenied)), refusals[0]
+        )
+    raise MemlensError("no process of another user is to be seen here")
 
 
-def _map_in(child: Child, pages: OwnPages) -> None:
-    """Have the child touch the page, which fork leaves out of its page table."""
-    child.tell(b"w")
-    pages.memory[0] = _PROBE_BYTE
-
-
-def _find_other(ground: Ground) -> int:
-    """Return a process of another user that has memory; PID 1 if that is one."""
+def _others_there(ground: Ground) -> list[int]:
+    """Return a few processes of other users that have memory, lowest first."""
+    found: list[int] = []
     for name in sorted(filter(str.isdigit, os.listdir(ground.proc)), key=int):
         directory = f"{ground.proc}/{name}"
         try:
@@ -216,8 +259,10 @@ def _find_other(ground: Ground) -> int:
         except (OSError, ValueError, IndexError):
             continue
         if not stat.flags & PF_KTHREAD and stat.state not in "ZX":
-            return int(name)
-    raise MemlensError("no process of another user is to be seen here")
+            found.append(int(name))
+        if len(found) == _OTHERS_TRIED:
+            break
+    return found
 
 
 def _clear_soft_dirty(directory: str) -> None:

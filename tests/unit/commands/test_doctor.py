@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,7 +135,15 @@ def test_strict_tells_by_exit_code() -> None:
     assert json.loads(result.stdout)["interfaces"]
 
 
-def test_not_a_proc(tmp_path: Any) -> None:
+def test_not_a_proc(tmp_path: Path) -> None:
     result = run("--proc", str(tmp_path))
     assert isinstance(result.exception, Unsupported)
     assert result.exception.path == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", [row.name for row in PROBE_TABLE])
+def test_permissions_are_documented(name: str) -> None:
+    """docs/permissions.md tells what each interface needs."""
+    page = Path(__file__).parents[3] / "docs" / "permissions.md"
+    table = page.read_text().split("## What each interface needs")[1].split("\n## ")[0]
+    assert any(f"`{name}`" in line.split("|")[1] for line in table.split("\n") if "|" in line)
