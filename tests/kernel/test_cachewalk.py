@@ -235,6 +235,20 @@ def test_evicted_pages_of_a_disk_file_are_not_swap(
 
 
 @NONE
+def test_an_answer_longer_than_one_call(swap: str, walker: CacheWalker) -> None:
+    """More pages than a call visits, and more records than it has room for."""
+    with memfd(150_001) as made:
+        made.bytes[:: 2 * PAGE] = 1
+        records = walker.walk_fd(made.fd)
+        assert records.index.tolist() == list(range(0, 150_001, 2))
+        assert set(records.pages.tolist()) == {1}
+        by_vma = walker.walk_vma(os.getpid(), made.address)
+        assert (by_vma.index == records.index).all()
+        part = walker.walk_fd(made.fd, 131_000, 131_073)
+        assert part.index.tolist() == list(range(131_000, 131_073, 2))
+
+
+@NONE
 def test_what_is_not_there(swap: str, walker: CacheWalker) -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         walker.walk_fd(1 << 20)
