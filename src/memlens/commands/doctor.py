@@ -1,5 +1,7 @@
 """``memlens doctor``: what this kernel and this user can see."""
 
+from shutil import get_terminal_size
+
 import click
 
 from memlens.commands import common
@@ -25,7 +27,12 @@ def command(as_json: bool, no_color: bool, proc: str, strict: bool) -> None:
     if as_json:
         common.write_pieces((view.render_json(abilities), "\n"))
     else:
-        console = common.console(no_color)
-        for line in view.render_text(abilities, console.width):
-            console.print(line, soft_wrap=True)
+        lines = view.render_text(abilities, get_terminal_size().columns)
+        if common.is_colored(no_color):
+            console = common.console()
+            for line in lines:
+                console.print(line, soft_wrap=True)
+        else:
+            # Not through rich, which has an exit code of its own for a closed pipe.
+            common.write_pieces(f"{line.plain.rstrip()}\n" for line in lines)
     common.strict_exit(strict, not abilities.is_complete)
