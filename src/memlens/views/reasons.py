@@ -63,6 +63,7 @@ def group_unknown(result: ProcessMap) -> list[Unknown]:
     """Return why pages are unknown, the reason with most pages first."""
     pages: defaultdict[str, int] = defaultdict(int)
     mappings: defaultdict[str, set[int]] = defaultdict(set)
+    # In a single mapping the note holds; it is the same for all of its pages.
     texts: defaultdict[str, set[str]] = defaultdict(set)
     for mapping in result.mappings:
         for run in mapping.unknown:
@@ -71,7 +72,7 @@ def group_unknown(result: ProcessMap) -> list[Unknown]:
             mappings[group].add(mapping.start)
             texts[group].add(run.reason)
     found = [
-        Unknown(texts[group].pop() if len(texts[group]) == 1 else group, count, len(starts))
+        Unknown(texts[group].pop() if len(starts) == 1 else group, count, len(starts))
         for (group, count), starts in zip(pages.items(), mappings.values(), strict=True)
     ]
     return sorted(found, key=lambda unknown: -unknown.pages)

@@ -32,7 +32,7 @@ def test_what_smaps_adds_does_not_split_a_reason(make_map, make_mapping) -> None
     note = "hidden (smaps counts {} of swap in this mapping)"
     result = make_map(
         make_mapping("?", reason=note.format("4K")),
-        make_mapping("?", start=0x9000, reason=note.format("8K")),
+        make_mapping("?", start=0x9000, reason=note.format("4K")),
     )
     assert group_unknown(result) == [Unknown("hidden", 2, 2)]
     alone = make_map(make_mapping("?", reason=note.format("4K")))
