@@ -225,14 +225,13 @@ def check_slots(records: CacheRecords, areas: Sequence[NumberedArea]) -> None:
     """
     if not records.is_swap.any():
         return
-    area = records.area[records.is_swap]
-    seen = np.flatnonzero(np.bincount(area, minlength=AREA_NUMBERS)).tolist()
+    seen = np.flatnonzero(np.bincount(records.area[records.is_swap])).tolist()
     if seen[-1] >= AREA_NUMBERS or len(seen) > len(areas):
         raise CacheWalkInvalid(f"swap areas {seen} where /proc/swaps has {len(areas)}")
     slots = _slots_by_area(areas, seen)
-    first = records.slot[records.is_swap]
-    last = first + records.pages[records.is_swap].astype(np.uint64)
-    if (first == 0).any() or (last > slots[area]).any():
+    stop = records.slot + records.pages.astype(np.uint64)
+    is_outside = (records.slot == 0) | (stop > slots[records.area])
+    if (is_outside & records.is_swap).any():
         raise CacheWalkInvalid("the walk gave a slot past the end of its swap area")
 
 

@@ -159,7 +159,7 @@ class CacheWalker:
             if described.magic == OVERLAYFS_MAGIC:
                 raise Unsupported("a file of overlayfs has its pages in the file below")
             raw = self._walk(call, described, start_page, stop_page)
-        return decode_records(raw, described, areas)
+            return decode_records(raw, described, areas)
 
     def walk_vma(
         self,
@@ -197,7 +197,7 @@ class CacheWalker:
                 first if start_page is None else start_page,
                 last if stop_page is None else stop_page,
             )
-        return decode_records(raw, described, areas)
+            return decode_records(raw, described, areas)
 
     def _call(self, call: Callable[[_Control], None], start: int, stop: int) -> _Control:
         control = self._control
@@ -237,8 +237,12 @@ class CacheWalker:
         start: int,
         stop: int,
     ) -> Records:
-        """Call until the walk has come to ``stop``; a call ends early to stay short."""
-        parts = []
+        """
+        Call until the walk has come to ``stop``; a call ends early to stay short.
+
+        The records of a single call are those in the map, valid until the next call.
+        """
+        parts: list[Records] = []
         stuck = 0
         while start < stop:
             control = self._call(call, start, stop)
@@ -246,7 +250,10 @@ class CacheWalker:
                 raise CacheWalkInvalid("another object came to be there during the walk")
             if control.records > len(self._records):
                 raise CacheWalkInvalid(f"the walk claims {control.records} records")
-            parts.append(self._records[: control.records].copy())
+            found = self._records[: control.records]
+            if not parts and control.next >= stop:
+                return found
+            parts.append(found.copy())
             stuck = stuck + 1 if control.next <= start else 0
             if stuck > _MAX_CALLS_WITHOUT_PROGRESS:
                 raise CacheWalkInvalid(f"page {start} changes faster than it can be read")
