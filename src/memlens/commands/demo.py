@@ -1,10 +1,8 @@
 """``memlens demo``: memory of every kind, what pagemap says of it, and what is true."""
 
-import sys
-
 import click
 
-from memlens.commands import common
+from memlens.commands import common, lines
 
 
 @click.command(name="demo")
@@ -26,9 +24,7 @@ def command(as_json: bool, no_color: bool, no_swap: bool) -> None:
     if as_json:
         common.write_pieces((view.render_json(result), "\n"))
     else:
-        console = common.console(no_color)
-        is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-        for line in view.render_text(result, console.width, is_unicode):
-            console.print(line, soft_wrap=True)
+        width = lines.terminal_width()
+        lines.print_lines(view.render_text(result, width, lines.is_unicode()), no_color)
     if result.disagreeing_pages or result.leftovers:
         raise click.exceptions.Exit(common.EXIT_ERROR)

@@ -1,10 +1,8 @@
 """``memlens page PID ADDRESS``: one page, step by step."""
 
-import sys
-
 import click
 
-from memlens.commands import common
+from memlens.commands import common, lines
 
 
 @click.command(name="page")
@@ -28,7 +26,5 @@ def command(pid: int, address: int, as_json: bool, no_color: bool, proc: str) ->
     if as_json:
         common.write_pieces((view.render_json(found), "\n"))
         return
-    console = common.console(no_color)
-    is_unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    for line in view.render_text(found, console.width, is_unicode):
-        console.print(line, soft_wrap=True)
+    width = lines.terminal_width()
+    lines.print_lines(view.render_text(found, width, lines.is_unicode()), no_color)

@@ -76,7 +76,7 @@ class _Maker:
         except (CannotMake, OSError) as error:
             failure = str(error) if isinstance(error, CannotMake) else _text(error)
             return _row(number, Region(0, 0), [], failure)
-        if not made.is_forked:
+        if not made.is_forked and not made.is_borrowed:
             # A child of another specimen must not share this one.
             try:
                 made.region.advise(MADV_DONTFORK)
@@ -87,7 +87,7 @@ class _Maker:
 
     def _throw_away(self, number: int) -> None:
         old = self.made.pop(number, None)
-        if old is not None:
+        if old is not None and not old.is_borrowed:
             libc.munmap(old.region.address, old.region.pages * PAGE)
 
 

@@ -72,6 +72,7 @@ class Made:
         ``AnonHugePages`` (smaps) and ``resident`` (mincore).
     :param held: what must stay open or alive for it.
     :param is_forked: whether a child shares it, while all others are kept out of it.
+    :param is_borrowed: whether it was there before, and must stay.
     """
 
     region: Region
@@ -79,6 +80,7 @@ class Made:
     figures: dict[str, int] = field(default_factory=dict)
     held: list[object] = field(default_factory=list)
     is_forked: bool = False
+    is_borrowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

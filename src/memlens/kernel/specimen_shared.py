@@ -283,7 +283,7 @@ def _vvar(_: Bench) -> Made:
     for row in parse_maps(read_file("/proc/self/maps")):
         if row.path == "[vvar]":
             region = Region(row.start, (row.stop - row.start) // mmap.PAGESIZE)
-            return Made(region, all_pages(region, "device"))
+            return Made(region, all_pages(region, "device"), is_borrowed=True)
     raise CannotMake("this kernel has no [vvar]")
 
 
