@@ -1,0 +1,78 @@
+"""Fixtures of the kernel tests: swap of our own, and a machine left as it was found."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import swapareas
+from swapareas import (
+    Missing,
+    Squeeze,
+    machine_lock,
+    machine_state,
+    swap_area,
+)
+
+MUST_RUN = bool(os.environ.get("MEMLENS_REQUIRE_KERNEL"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Time tests alone: a session's fixtures may wait for the machine's lock."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(150, func_only=True))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: object) -> Iterator[None]:
+    """Turn skips into failures where the kernel tests are required."""
+    report = yield
+    if MUST_RUN and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but MEMLENS_REQUIRE_KERNEL is set: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> Iterator[None]:
+    """Hold the machine's lock, and see that the machine is left as it was."""
+    if sys.platform != "linux":
+        pytest.skip("needs Linux")
+    if os.geteuid() != 0:
+        pytest.skip("needs root: swap, other processes' pages")
+    # SIGTERM as an exception, so that fixtures are torn down.
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with machine_lock():
+        before = machine_state()
+        yield
+        assert machine_state() == before
+    signal.signal(signal.SIGTERM, former)
+
+
+@pytest.fixture(scope="session")
+def squeeze(machine: None) -> Squeeze:
+    """Return the maker of memory cgroups to reclaim from."""
+    try:
+        return swapareas.squeeze()
+    except Missing as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def swap(
+    request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Turn on one swap area; the parameter is its kind, ``none`` for no swap at all."""
+    kind = request.param
+    if kind == "none":
+        yield kind
+        return
+    try:
+        with swap_area(kind, tmp_path_factory.mktemp("swap")):
+            yield kind
+    except Missing as missing:
+        pytest.skip(str(missing))

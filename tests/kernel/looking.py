@@ -1,0 +1,150 @@
+"""Have memlens look, also in processes of their own, and hold what it says."""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import raw
+from numpy.typing import NDArray
+from workloads.base import Expected, Workload
+
+from memlens import PageClass, ProcessMap, map_process
+
+ATTEMPTS = 4
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What memlens said of one range: a class per page, and the reasons for ``unknown``."""
+
+    classes: NDArray[np.uint8]
+    reasons: dict[int, str]
+
+
+def seen_of(result: ProcessMap, expected: Expected) -> Seen:
+    """Return the classes of the expected range; -1 (255) where no mapping covers it."""
+    pages = len(expected.classes)
+    classes = np.full(pages, 255, np.uint8)
+    reasons: dict[int, str] = {}
+    for mapping in result.mappings:
+        if mapping.stop <= expected.start or mapping.start >= expected.stop:
+            continue
+        shift = (mapping.start - expected.start) // raw.PAGE
+        for first, count, value in mapping.runs:
+            low, high = max(shift + first, 0), min(shift + first + count, pages)
+            if low < high:
+                classes[low:high] = value
+        for run in mapping.unknown:
+            for page in range(shift + run.first, shift + run.first + run.pages):
+                reasons[page] = run.reason
+    return Seen(classes, reasons)
+
+
+def differences(expected: Expected, seen: Seen) -> str:
+    """Return a report of the pages that differ, "" if none does."""
+    wanted = np.array(expected.classes, np.uint8)
+    wrong = np.flatnonzero(seen.classes != wanted)
+    if not len(wrong):
+        return ""
+    lines = [f"{len(wrong)} of {len(wanted)} pages differ; the first are:"]
+    for page in wrong[:6].tolist():
+        lines.append(
+            f"  {expected.describe(page)}: expected {expected.classes[page].label}, "
+            f"got {_label(int(seen.classes[page]))} {seen.reasons.get(page, '')}; "
+            f"{_evidence(expected, page)}"
+        )
+    return "\n".join(lines)
+
+
+def _label(value: int) -> str:
+    return PageClass(value).label if value < len(PageClass) else "nothing"
+
+
+def _evidence(expected: Expected, page: int) -> str:
+    where = expected.start + page * raw.PAGE
+    words = raw.read_pagemap(expected.pid, where, 1).tolist()
+    text = f"word {words[0]:#018x}" if words else "no word"
+    try:
+        fd = raw.open_object(expected.pid, where)
+    except (OSError, ValueError):
+        return text
+    try:
+        offset = expected.object_offset + page * raw.PAGE
+        return f"{text}, {raw.read_object(fd, offset, 1)}"
+    finally:
+        os.close(fd)
+
+
+class Look:
+    """map_process, in this process."""
+
+    def __call__(self, pid: int) -> ProcessMap:
+        return map_process(pid)
+
+
+def look_while_it_stands(workload: Workload, look: Look) -> list[tuple[Expected, Seen]]:
+    """
+    Look at a workload, and return what was seen if its state stood all the while.
+
+    :raises StateMoved: if the kernel changed the state: build it again and retry.
+    """
+    workload.reprove()
+    results = {pid: look(pid) for pid in workload.pids}
+    workload.reprove()
+    return [
+        (expected, seen_of(results[expected.pid], expected)) for expected in workload.mappings
+    ]
+
+
+class LookElsewhere(Look):
+    """map_process in a process of its own, with interfaces switched off."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
+
+    def __call__(self, pid: int) -> ProcessMap:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"%d\n" % pid)
+        self.process.stdin.flush()
+        answer = pickle.load(self.process.stdout)
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, ProcessMap)
+        return answer
+
+
+@contextmanager
+def looker(disabled: Iterable[str]) -> Iterator[LookElsewhere]:
+    """Start a process that maps others with these interfaces switched off."""
+    environment = os.environ | {"MEMLENS_DISABLE": ",".join(disabled)}
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__)), "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        try:
+            yield LookElsewhere(process)
+        finally:
+            process.kill()
+
+
+def _serve() -> None:
+    for line in sys.stdin.buffer:
+        try:
+            answer: object = map_process(int(line))
+        except Exception as error:
+            answer = error
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve()

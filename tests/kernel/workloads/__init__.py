@@ -1,0 +1,1 @@
+"""The catalogue of kinds of memory; catalogue.py lists them."""

@@ -1,0 +1,138 @@
+"""Files on overlayfs, which answers some questions for another file than the mapped one."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from driver import (
+    MADV_DONTNEED,
+    MAP_SHARED,
+    PAGE,
+    PROT_READ,
+    Target,
+    pages_where,
+)
+
+from workloads.base import (
+    BOTH,
+    PRIME,
+    Expected,
+    P,
+    Tools,
+    Workload,
+    entries,
+    page_out,
+    pattern,
+)
+from workloads.files import FADV_RANDOM, STATES, drop, require_disk
+
+ENTRIES, workload = entries()
+
+OVERLAY = ("mapped", "cached", "on disk", "hole")
+
+
+def _overlay(tools: Tools, driven: Target, lower: Path, upper: Path) -> Path:
+    """Mount an overlay in the target alone and return where."""
+    merged = tools.directory / "merged"
+    work = upper.parent / "work"
+    for path in (lower, upper, work):
+        path.mkdir(exist_ok=True, parents=True)
+    driven.mount("overlay", merged, f"lowerdir={lower},upperdir={upper},workdir={work}")
+    return merged
+
+
+def _overlay_mapping(driven: Target, path: Path, states: Sequence[str]) -> Expected:
+    fd = driven.os("open", str(path), os.O_RDONLY)
+    driven.os("posix_fadvise", fd, 0, 0, FADV_RANDOM)
+    start = driven.mmap(len(states), protection=PROT_READ, flags=MAP_SHARED, fd=fd)
+    drop(driven, fd, list(range(len(states))))
+    for page in pages_where(states, "cached", "mapped"):
+        driven.os("pread", fd, 1, page * PAGE)
+    driven.peek(start, pages_where(states, "mapped"))
+    unmapped = [page for page, state in enumerate(states) if state != "mapped"]
+    driven.madvise(start, unmapped, MADV_DONTNEED)
+    classes = [STATES[state] for state in states]
+    return Expected(driven.pid, start, classes, "overlay", 0, states)
+
+
+def _write_file(path: Path, states: Sequence[str]) -> None:
+    with path.open("wb", buffering=0) as file:
+        file.truncate(len(states) * PAGE)
+        for page, state in enumerate(states):
+            if state != "hole":
+                os.pwrite(file.fileno(), b"memlens" * 100, page * PAGE)
+        os.fsync(file.fileno())
+
+
+@workload("none", *BOTH)
+def overlay(tools: Tools) -> Workload:
+    """Files of the lower and of the upper layer; cachestat is wrong here."""
+    require_disk(tools.directory)
+    driven = tools.target()
+    driven.isolate_mounts()
+    states = pattern(OVERLAY, PRIME)
+    (tools.directory / "lower").mkdir()
+    (tools.directory / "layer" / "upper").mkdir(parents=True)
+    _write_file(tools.directory / "lower" / "below", states)
+    _write_file(tools.directory / "layer" / "upper" / "above", states)
+    merged = _overlay(
+        tools, driven, tools.directory / "lower", tools.directory / "layer" / "upper"
+    )
+    below = _overlay_mapping(driven, merged / "below", states)
+    above = _overlay_mapping(driven, merged / "above", states)
+    return Workload(driven, [below, above])
+
+
+@workload()
+def overlay_copied_up(tools: Tools) -> Workload:
+    """After a copy-up everything one can open answers for the copy, not for what is mapped."""
+    require_disk(tools.directory)
+    driven = tools.target()
+    driven.isolate_mounts()
+    states = pattern(OVERLAY, PRIME)
+    (tools.directory / "lower").mkdir()
+    _write_file(tools.directory / "lower" / "below", states)
+    merged = _overlay(
+        tools, driven, tools.directory / "lower", tools.directory / "layer" / "upper"
+    )
+    below = _overlay_mapping(driven, merged / "below", states)
+    writer = driven.os("open", str(merged / "below"), os.O_RDWR)
+    driven.os("pwrite", writer, b"up", 0)
+    below.classes = [P.PRESENT if kind is P.PRESENT else P.UNKNOWN for kind in below.classes]
+    return Workload(driven, [below])
+
+
+def _on_tmpfs(tools: Tools, *, is_lower_there: bool) -> Workload:
+    driven = tools.target()
+    driven.isolate_mounts()
+    memory = Path(f"/dev/shm/memlens-test-{driven.pid}")
+    tools.stack.callback(shutil.rmtree, memory)
+    lower = memory / "lower" if is_lower_there else tools.directory / "lower"
+    merged = _overlay(tools, driven, lower, memory / "upper")
+    states = pattern(("swapped", "hole", "mapped"), PRIME)
+    fd = driven.os("open", str(merged / "file"), os.O_RDWR | os.O_CREAT)
+    driven.os("ftruncate", fd, PRIME * PAGE)
+    start = driven.mmap(PRIME, flags=MAP_SHARED, fd=fd)
+    swapped = pages_where(states, "swapped")
+    with tools.squeeze.cgroup() as cgroup:
+        with cgroup.charging(driven.pid):
+            driven.poke(start, swapped)
+        page_out(driven, start, swapped)
+        drop(driven, fd, swapped, cgroup)
+    driven.poke(start, pages_where(states, "mapped"))
+    known = {"swapped": P.SWAPPED, "hole": P.NONE, "mapped": P.PRESENT}
+    classes = [known[state] for state in states]
+    return Workload(driven, [Expected(driven.pid, start, classes, "overlay", 0, states)])
+
+
+@workload(*BOTH)
+def overlay_on_tmpfs(tools: Tools) -> Workload:
+    """All layers on a tmpfs: smaps Swap alone tells where the pages are."""
+    return _on_tmpfs(tools, is_lower_there=True)
+
+
+@workload(*BOTH)
+def overlay_of_two_filesystems(tools: Tools) -> Workload:
+    """Upper on tmpfs, lower on disk: stat answers with the device of a layer."""
+    return _on_tmpfs(tools, is_lower_there=False)
