@@ -19,7 +19,7 @@ import recorded
 from memlens import errors
 from memlens.commands.main import cli
 from memlens.kernel.features import SWITCHES
-from memlens.pages.bits import PAGEMAP_BITS
+from memlens.pages.bits import KPAGE_BITS, PAGEMAP_BITS
 from memlens.pages.classes import CLASSES, REASONS
 
 ROOT = Path(__file__).parent.parent
@@ -70,6 +70,13 @@ def render_classes() -> str:
 def render_bits() -> str:
     rows = (
         (row.bit, row.symbol, f"`{row.name}`", row.since, row.meaning) for row in PAGEMAP_BITS
+    )
+    return table(("bit", "symbol", "name", "since", "meaning"), rows)
+
+
+def render_flags() -> str:
+    rows = (
+        (row.bit, row.symbol, f"`{row.name}`", row.since, row.meaning) for row in KPAGE_BITS
     )
     return table(("bit", "symbol", "name", "since", "meaning"), rows)
 
@@ -130,6 +137,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "bits": render_bits,
     "classes": render_classes,
     "errors": render_errors,
+    "flags": render_flags,
     "help": render_help,
     "map": recorded.render_map_text,
     "page": recorded.render_page_text,

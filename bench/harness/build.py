@@ -12,6 +12,7 @@ from pathlib import Path
 KERNEL_SOURCE = "linux-source-6.12"
 KERNEL_FILES = (
     "*/tools/mm/page-types.c",
+    "*/tools/mm/thpmaps",
     "*/tools/include",
     "*/tools/lib/*.c",
     "*/tools/lib/api",
@@ -51,6 +52,17 @@ def build_page_types(build: Path) -> Path | str:
     except (OSError, subprocess.CalledProcessError) as error:
         return f"page-types could not be built: {_first_line(error)}"
     return program
+
+
+def find_thpmaps(build: Path) -> Path | str:
+    """Return the kernel's thpmaps, a script, or one line that says why it is missing."""
+    script = build / "linux" / "tools" / "mm" / "thpmaps"
+    try:
+        if not script.exists():
+            _extract(_find_archive(build), build / "linux")
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"thpmaps cannot be had: {_first_line(error)}"
+    return script
 
 
 def _find_archive(build: Path) -> list[str]:

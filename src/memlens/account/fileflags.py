@@ -1,6 +1,7 @@
 """Cached pages of files by combination of flags."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +40,11 @@ def count_file_flags(
     with KpageFile("kpageflags", proc) as flags:
         for path in paths:
             with CachedFile(path) as file:
-                for page, places, joined in iter_file_flags(file, flags, offsets):
-                    counts.add(joined[places])
-                    moved += int((~places).sum())
+                for piece in iter_file_flags(file, flags, offsets):
+                    counts.add(piece.joined[piece.is_same])
+                    moved += int((~piece.is_same).sum())
                     if watch.on_progress is not None:
-                        watch.on_progress(page, file.pages)
+                        watch.on_progress(piece.stop, file.pages)
                     if watch.should_stop is not None and watch.should_stop():
                         is_stopped = True
                         break
@@ -68,24 +69,44 @@ def raise_if_hidden(proc: str) -> None:
         raise AccessDenied("page frames are hidden", path=path, needs="CAP_SYS_ADMIN")
 
 
+class FilePiece(NamedTuple):
+    """
+    Cached pages of a piece of a file, ``(n,)`` each.
+
+    :param stop: page after the piece.
+    :param place: page in the file, int64.
+    :param pfn: frame, int64.
+    :param joined: joined words, uint64.
+    :param is_same: which still had this frame after its flags were read, bool.
+    """
+
+    stop: int
+    place: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    joined: NDArray[np.uint64]
+    is_same: NDArray[np.bool_]
+
+
 def iter_file_flags(
     file: CachedFile, flags: KpageFile, offsets: tuple[int, int] | None
-) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.uint64]]]:
-    """
-    Yield ``(page, is_same, joined)`` of cached pages, piece by piece.
-
-    ``is_same`` says which still had the same frame after their flags were read.
-    """
+) -> Iterator[FilePiece]:
+    """Yield the cached pages of a file, piece by piece."""
     size = file.page_size_bytes
     first, stop = 0, None
     if offsets is not None:
         first, stop = offsets[0] // size, -(-offsets[1] // size)
     for page, words in file.iter_words(first, stop):
-        present = (words & PM_PRESENT) != 0
+        present = np.flatnonzero(words & PM_PRESENT)
         kept = words[present]
         pfns = (kept & PM_PFN).view(np.int64)
         order = np.argsort(pfns)
         found = np.empty(len(pfns), np.uint64)
         found[order] = read_sorted(flags, pfns[order])
-        again = next(file.iter_words(page, page + len(words)))[1]
-        yield page + len(words), again[present] == kept, join_words(found, kept)
+        _, again = next(file.iter_words(page, page + len(words)))
+        yield FilePiece(
+            page + len(words),
+            present + page,
+            pfns,
+            join_words(found, kept),
+            again[present] == kept,
+        )

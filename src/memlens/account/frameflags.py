@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from memlens.account.flagpages import Window
 from memlens.account.flagworkers import FlagCounts, Part, Watch, Worker, add_parts, run_jobs
+from memlens.kernel.cgroupmembers import find_cgroup, read_cgroup_inode
 from memlens.kernel.kpagebatch import read_sorted
 from memlens.kernel.physical import count_frames
 
@@ -47,6 +48,16 @@ def count_cgroup_flags(
     part = Part(proc, watch or Watch(), cgroup=inode)
     run_jobs(part, _machine_jobs(part, addresses), _count_cgroup_job)
     return add_parts([part])
+
+
+def resolve_cgroup(path: str, proc: str = "/proc") -> int:
+    """
+    Return the number by which kpagecgroup names a cgroup.
+
+    :param path: its directory, or its path as /proc/PID/cgroup gives it.
+    :raises MemlensError: if there is none.
+    """
+    return read_cgroup_inode(find_cgroup(path, proc))
 
 
 def _machine_jobs(part: Part, addresses: tuple[int, int] | None) -> Iterator[list[Window]]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from memlens.account.flagpages import JOB_PAGES, TRIES
 from memlens.account.hugemodel import HugeFigures, HugeMapping, HugeProcess, HugeResult
 from memlens.account.mapping import KERNEL_HALF
-from memlens.errors import AccessDenied, MemlensError
+from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import features
+from memlens.kernel.cgroupmembers import find_cgroup, read_cgroup_pids
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.kpagebatch import read_sorted
 from memlens.kernel.maps import Mapping, MappingFigures
@@ -57,6 +58,7 @@ def map_huge(
     is_strict: bool = True,
     proc: str = "/proc",
     on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> HugeResult:
     """
     Tell how huge pages are mapped in processes.
@@ -65,6 +67,7 @@ def map_huge(
         two of pages, at most the PMD's.
     :param is_strict: whether a process that cannot be read is an error; else it is named
         in the result.
+    :param should_stop: polled between processes; what was read is returned.
     :raises MemlensError: as the reads give it.
     :raises ValueError: for an order that cannot be.
     """
@@ -80,8 +83,15 @@ def map_huge(
     missed: list[tuple[int, str]] = []
     with HugeReader(proc, tuple(block_orders), pmd_order) as reader:
         for number, pid in enumerate(pids):
+            if should_stop is not None and should_stop():
+                missed += [(left, "stopped early") for left in pids[number:]]
+                break
             try:
                 processes.append(reader.read(pid))
+            except Unsupported:
+                # A kernel thread has no memory of its own: nothing is missed.
+                if is_strict:
+                    raise
             except MemlensError as error:
                 if is_strict:
                     raise
@@ -100,6 +110,16 @@ def map_huge(
             ksm_frames=reader.count_ksm_frames(),
             missed=tuple(missed),
         )
+
+
+def list_cgroup_pids(path: str, proc: str = "/proc") -> list[int]:
+    """
+    Return the processes of a cgroup and of those below it.
+
+    :param path: its directory, or its path as /proc/PID/cgroup gives it.
+    :raises MemlensError: if there is none.
+    """
+    return read_cgroup_pids(find_cgroup(path, proc))
 
 
 class HugeReader:

@@ -1,0 +1,186 @@
+"""Pages one after the other with frame, flags, map count and cgroup, joined into ranges."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.account.fileflags import iter_file_flags
+from memlens.account.flagpages import list_windows, read_windows
+from memlens.errors import MemlensError
+from memlens.kernel import features
+from memlens.kernel.cachedframes import CachedFile
+from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
+from memlens.kernel.kpage import KpageFile
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import Meter
+from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
+from memlens.pages.flagfilter import Filter
+from memlens.pages.flags import join_words
+
+_PIECE = 1 << 16
+_NO_PLACE = -1
+
+
+class PageRange(NamedTuple):
+    """
+    Consecutive pages that are alike.
+
+    :param place: address or offset in pages, -1 for pages that are listed by frame.
+    :param pfn: the first frame; of swapped pages the first slot; 0 if it is hidden.
+    :param joined: joined word, see ``pages.flags.join_words``.
+    :param map_count: page tables that map each, None if it is not known.
+    :param cgroup: inode of the cgroup that is charged, 0 if none is, None if not known.
+    """
+
+    place: int
+    pages: int
+    pfn: int
+    joined: int
+    map_count: int | None
+    cgroup: int | None
+
+
+class _Piece(NamedTuple):
+    place: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    joined: NDArray[np.uint64]
+
+
+class PageLister:
+    """
+    Lists pages.
+
+    :param wanted: takes joined words and says which to list.
+    :param inode: only pages that are charged to this cgroup, 0 for all.
+    :raises MemlensError: if kpageflags cannot be read.
+    """
+
+    def __init__(self, wanted: Filter, proc: str = "/proc", inode: int = 0) -> None:
+        self.proc = proc
+        self.wanted = wanted
+        self.inode = inode
+        self._files = ExitStack()
+        self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
+        self._counts = self._open("kpagecount")
+        self._cgroups = self._open("kpagecgroup")
+
+    def __enter__(self) -> "PageLister":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def list_process(
+        self, pid: int, addresses: tuple[int, int] | None = None
+    ) -> Iterator[PageRange]:
+        """Yield the pages of a process in the order of addresses; each is read once."""
+        size = features.page_size_bytes()
+        with ProcessDir(pid, self.proc) as directory:
+            path = f"{directory.path}/pagemap"
+            pagemap = Pagemap(directory.open("pagemap"), size, Meter(), path)
+            try:
+                for job in list_windows(directory, size, addresses):
+                    for window in job:
+                        words = read_windows(pagemap, [window])
+                        yield from self._ranges(self._of_words(words, window[0]))
+            except EOFError:
+                raise directory.gone_error() from None
+            finally:
+                pagemap.close()
+
+    def list_file(
+        self, path: str, offsets: tuple[int, int] | None = None
+    ) -> Iterator[PageRange]:
+        """Yield the cached pages of a file in the order of offsets."""
+        with CachedFile(path) as file:
+            for piece in iter_file_flags(file, self._flags, offsets):
+                yield from self._ranges(
+                    _Piece(
+                        piece.place[piece.is_same],
+                        piece.pfn[piece.is_same],
+                        piece.joined[piece.is_same],
+                    )
+                )
+
+    def list_machine(self, addresses: tuple[int, int] | None = None) -> Iterator[PageRange]:
+        """Yield page frames in order."""
+        size = features.page_size_bytes()
+        first, stop = 0, 1 << 52
+        if addresses is not None:
+            first, stop = addresses[0] // size, -(-addresses[1] // size)
+        while first < stop:
+            pages = min(_PIECE, stop - first)
+            words = self._flags.read_range(first, pages)
+            pfns = np.arange(first, first + len(words))
+            yield from self._ranges(_Piece(np.full(len(pfns), _NO_PLACE), pfns, words))
+            if len(words) < pages:
+                return
+            first += pages
+
+    def cgroup_names(self) -> dict[int, str]:
+        """Return the paths of cgroups by the number that ranges give."""
+        return cgroup_paths_by_inode(find_hierarchy(self.proc))
+
+    def _open(self, name: str) -> KpageFile | None:
+        try:
+            return self._files.enter_context(KpageFile(name, self.proc))
+        except MemlensError:
+            return None
+
+    def _of_words(self, words: NDArray[np.uint64], first: int) -> _Piece:
+        is_swap = (words & PM_SWAP) != 0
+        has_frame = ((words & PM_PRESENT) != 0) & ((words & PM_PFN) != 0)
+        listed = np.flatnonzero(is_swap | has_frame)
+        kept, is_slot = words[listed], is_swap[listed]
+        pfns = np.where(is_slot, (kept & PM_SWAP_SLOT) >> PM_SWAP_SLOT_SHIFT, kept & PM_PFN)
+        flags = np.zeros(len(kept), np.uint64)
+        flags[~is_slot] = self._flags.read_pfns(pfns[~is_slot])
+        return _Piece(listed + first, pfns.astype(np.int64), join_words(flags, kept))
+
+    def _ranges(self, piece: _Piece) -> Iterator[PageRange]:
+        is_wanted = self.wanted(piece.joined)
+        place, pfn = piece.place[is_wanted], piece.pfn[is_wanted]
+        joined = piece.joined[is_wanted]
+        counts = _read(self._counts, pfn, joined)
+        cgroups = _read(self._cgroups, pfn, joined)
+        if self.inode and cgroups is not None:
+            is_charged = cgroups == np.uint64(self.inode)
+            place, pfn, joined = place[is_charged], pfn[is_charged], joined[is_charged]
+            cgroups = cgroups[is_charged]
+            counts = counts[is_charged] if counts is not None else None
+        if not len(pfn):
+            return
+        has_place = int(place[0]) != _NO_PLACE
+        is_new = (np.diff(pfn) != 1) | (joined[1:] != joined[:-1])
+        if has_place:
+            is_new |= np.diff(place) != 1
+        for column in (counts, cgroups):
+            if column is not None:
+                is_new |= column[1:] != column[:-1]
+        heads = np.append(0, np.flatnonzero(is_new) + 1)
+        lengths = np.diff(np.append(heads, len(pfn)))
+        for head, pages in zip(heads.tolist(), lengths.tolist(), strict=True):
+            yield PageRange(
+                int(place[head]),
+                pages,
+                int(pfn[head]),
+                int(joined[head]),
+                None if counts is None else int(counts[head]),
+                None if cgroups is None else int(cgroups[head]),
+            )
+
+
+def _read(
+    file: KpageFile | None, pfns: NDArray[np.int64], joined: NDArray[np.uint64]
+) -> NDArray[np.uint64] | None:
+    """Return the words of frames, 0 for what is a slot and no frame."""
+    if file is None:
+        return None
+    is_frame = (joined & PM_SWAP) == 0
+    words = np.zeros(len(pfns), np.uint64)
+    words[is_frame] = file.read_pfns(pfns[is_frame].astype(np.uint64))
+    return words
