@@ -50,6 +50,9 @@ class PlainObject:
     def size_pages(self) -> int:
         return len(self.rows)
 
+    def forget_extent(self) -> None:
+        pass
+
     def data_extents(self, first: int, stop: int) -> np.ndarray:
         self.calls += 1
         is_data = [False, *(row[1] for row in self.rows[first:stop]), False]

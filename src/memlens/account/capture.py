@@ -48,10 +48,12 @@ from memlens.pages.runs import (
 from memlens.units import format_size
 
 # A batch goes through all reads before the next begins: mappings up to so many pages
-# together, and of one vast mapping so many pages at a time.
-_BATCH_PAGES = 1 << 20
+# together; of a larger one so many pages at a time, by how uniform it is.
+_BATCH_PAGES = 1 << 18
 _BATCH_MAPPINGS = 2000
-_PART_PAGES = 1 << 24
+_PART_LEAST = 1 << 18
+_PART_MOST = 1 << 24
+_FEW_RUNS = 1000
 # Times that mappings which changed under the scan are read anew.
 _ROUNDS = 3
 
@@ -139,6 +141,7 @@ class _Capture:
             results = self._read_all(reader, low, high)
         finally:
             reader.opener.leases.close()
+            reader.close()
         meter = self.process.meter
         return ProcessMap(
             kernel=Kernel(os.uname().release, self.pagemap.page_size_bytes),
@@ -157,7 +160,7 @@ class _Capture:
         table = PageTable(
             self.pagemap,
             use_scan=use_scan,
-            zero_pfn=0 if use_scan else features.zero_pfn(),
+            zero_pfn=features.zero_pfn(),
             keep_words=self.keep_words,
             should_stop=self.should_stop,
         )
@@ -243,8 +246,9 @@ class _Capture:
     def _read_parts(
         self, reader: MappingReader, span: _Span, entries: Runs | None
     ) -> Iterable[Verdicts]:
-        for first in range(span.first, span.stop, _PART_PAGES):
-            stop = min(first + _PART_PAGES, span.stop)
+        first, part = span.first, _PART_LEAST
+        while first < span.stop:
+            stop = min(first + part, span.stop)
             try:
                 self.check_stop()
                 verdicts = reader.read(span.mapping, first, stop, entries)
@@ -255,6 +259,10 @@ class _Capture:
                 return
             self._progress(stop - first)
             yield verdicts
+            # Vast and uniform mappings go in large parts, crumbled ones in small.
+            is_uniform = len(verdicts.runs) < _FEW_RUNS
+            part = min(part * 2, _PART_MOST) if is_uniform else _PART_LEAST
+            first = stop
 
     def check_stop(self) -> None:
         """Raise ``Stopped`` once the scan was ended, or if the caller wants it to."""
@@ -273,7 +281,7 @@ class _Capture:
         try:
             return concat_runs(
                 [
-                    reader.table.read_entries(first, stop, is_anonymous=False)
+                    reader.table.read_entries(first, stop, is_anonymous=None)
                     for first, stop in self._stretches(batch)
                 ]
             )

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from memlens.account.objects import TRIES, ObjectReader
+from memlens.account.objects import PIECE, TRIES, ObjectReader
 from memlens.account.pagetable import PageTable
 from memlens.account.settle import Settler, settle_preallocated
-from memlens.kernel.backing import Backing
 from memlens.kernel.maps import Mapping
 from memlens.kernel.opening import KERNEL_NAMES, ObjectFacts, Opener
 from memlens.kernel.overlay import is_maybe_copied_up
@@ -21,6 +21,9 @@ from memlens.pages.classes import (
 from memlens.pages.runs import (
     Runs,
     clip_runs,
+    concat_runs,
+    decode_runs,
+    encode_runs,
     fill_runs,
     merge_runs,
     replace_runs,
@@ -34,6 +37,9 @@ from memlens.pages.runs import (
 KERNEL_HALF = 1 << 63
 # Open pages closer than this are asked about together.
 _JOIN_PAGES = 512
+# From so many runs on, shorter than this on average, pages are taken one by one.
+_CRUMBS = 256
+_CRUMB_PAGES = 64
 _VERDICTS = {
     kind: entry_verdicts(kind)
     for kind in ("anonymous", "private", "shared", "special", "kernel")
@@ -72,6 +78,7 @@ class MappingReader:
     settler: Settler
     disabled: frozenset[str]
     has_cachestat: bool
+    _last: tuple[tuple[object, ...], ObjectReader] | None = None
 
     def read(self, mapping: Mapping, first: int, stop: int, entries: Runs | None) -> Verdicts:
         """
@@ -85,7 +92,7 @@ class MappingReader:
         facts = self.opener.facts(mapping)
         kind = _mapping_kind(mapping, facts)
         runs = self._entry_verdicts(mapping, kind, first, stop, entries)
-        runs, refusal = self._ask_object(mapping, facts, runs)
+        runs, refusal = self._ask_object(mapping, facts, kind, runs)
         for _ in range(TRIES):
             again = select_runs(runs, runs.value == Verdict.AGAIN)
             if not len(again):
@@ -116,56 +123,100 @@ class MappingReader:
     def _read_again(
         self, mapping: Mapping, facts: ObjectFacts, kind: str, runs: Runs, again: Runs
     ) -> Runs:
+        parts = []
         for first, stop in window_runs(again, _JOIN_PAGES):
             fresh = self._entry_verdicts(mapping, kind, first, stop, None)
-            fresh, _ = self._ask_object(mapping, facts, fresh)
-            runs = replace_runs(runs, restrict_runs(fresh, again))
-        return runs
+            parts.append(self._ask_object(mapping, facts, kind, fresh)[0])
+        return replace_runs(runs, restrict_runs(concat_runs(parts), again))
 
-    def _ask_object(self, mapping: Mapping, facts: ObjectFacts, runs: Runs) -> tuple[Runs, str]:
+    def _ask_object(
+        self, mapping: Mapping, facts: ObjectFacts, kind: str, runs: Runs
+    ) -> tuple[Runs, str]:
         """Replace ``ASK`` by what the object says."""
         asked = select_runs(runs, runs.value == Verdict.ASK)
         if not len(asked):
             return runs, ""
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
             return _replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
-        backing = self.opener.open(mapping)
-        if isinstance(backing, str):
-            return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), backing
+        reader = self._reader(mapping, facts)
+        if isinstance(reader, str):
+            return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), reader
         try:
-            answers = self._ask_pages(mapping, backing, asked)
+            if _is_crumbled(runs):
+                answered = self._ask_densely(mapping, kind, reader, runs)
+            else:
+                answered = self._ask_windows(mapping, kind, reader, runs, asked)
+            if facts.kind == "shmem" and "seek_data" not in self.disabled:
+                answered = settle_preallocated(reader.backing, answered)
         except OSError as error:
             refusal = f"asking the object: {error.strerror}"
             return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), refusal
-        finally:
-            backing.close()
-        return self._look_back(mapping, facts, replace_runs(runs, answers), asked), ""
+        return answered, ""
 
-    def _ask_pages(self, mapping: Mapping, backing: Backing, asked: Runs) -> Runs:
+    def _reader(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
+        """Open an object, or go on with the one of the mapping before if it is the same."""
+        key = (mapping.device, mapping.inode, mapping.path, facts.kind)
+        if self._last is not None and self._last[0] == key:
+            return self._last[1]
+        self.close()
+        backing = self.opener.open(mapping)
+        if isinstance(backing, str):
+            return backing
+        try:
+            reader = ObjectReader(
+                backing, self.disabled, self.has_cachestat, self.table.check_stop
+            )
+        except OSError as error:
+            backing.close()
+            return f"asking the object: {error.strerror}"
+        self._last = key, reader
+        return reader
+
+    def close(self) -> None:
+        """Close the object that was asked last."""
+        if self._last is not None:
+            self._last[1].backing.close()
+            self._last = None
+
+    def _ask_windows(
+        self, mapping: Mapping, kind: str, reader: ObjectReader, runs: Runs, asked: Runs
+    ) -> Runs:
         # The page of the object is pgoff + (address - start), never the address.
         pgoff = mapping.offset_bytes // self._size
-        reader = ObjectReader(backing, self.disabled, self.has_cachestat, self.table.check_stop)
-        answers = asked
-        for first, stop in window_runs(asked, _JOIN_PAGES):
-            found = shift_runs(reader.verdicts(pgoff + first, pgoff + stop), -pgoff)
-            answers = replace_runs(answers, restrict_runs(found, asked))
-        if backing.kind == "shmem" and "seek_data" not in self.disabled:
-            answers = settle_preallocated(backing, answers)
-        return answers
+        windows = window_runs(asked, _JOIN_PAGES)
+        found = concat_runs(
+            [
+                shift_runs(reader.verdicts(pgoff + first, pgoff + stop), -pgoff)
+                for first, stop in windows
+            ]
+        )
+        runs = replace_runs(runs, restrict_runs(found, asked))
+        # A page that was mapped meanwhile is what the page table says now: that was true at
+        # some moment of the scan, while the object's answer may be of before or after.
+        now = concat_runs(
+            [self._entry_verdicts(mapping, kind, first, stop, None) for first, stop in windows]
+        )
+        moved = select_runs(now, now.value != Verdict.ASK)
+        return replace_runs(runs, restrict_runs(moved, asked))
 
-    def _look_back(self, mapping: Mapping, facts: ObjectFacts, runs: Runs, asked: Runs) -> Runs:
-        """
-        Read the page table of the asked pages again.
-
-        A page that was mapped meanwhile is what the page table says now: that was true
-        at some moment of the scan, while the object's answer may be of before or after.
-        """
-        kind = _mapping_kind(mapping, facts)
-        for first, stop in window_runs(asked, _JOIN_PAGES):
-            now = self._entry_verdicts(mapping, kind, first, stop, None)
-            now = select_runs(now, now.value != Verdict.ASK)
-            runs = replace_runs(runs, restrict_runs(now, asked))
-        return runs
+    def _ask_densely(
+        self, mapping: Mapping, kind: str, reader: ObjectReader, runs: Runs
+    ) -> Runs:
+        """Do the same page by page, where runs are so short that they do not pay."""
+        pgoff = mapping.offset_bytes // self._size
+        parts = []
+        for first in range(int(runs.first[0]), int(runs.stop[-1]), PIECE):
+            stop = min(first + PIECE, int(runs.stop[-1]))
+            verdicts = _dense(clip_runs(runs, first, stop), first, stop)
+            is_asked = verdicts == Verdict.ASK
+            if is_asked.any():
+                answers = reader.dense_verdicts(pgoff + first, pgoff + stop)
+                now = self._entry_verdicts(mapping, kind, first, stop, None)
+                later = _dense(now, first, stop)
+                is_moved = later != Verdict.ASK
+                verdicts[is_asked] = np.where(is_moved, later, answers)[is_asked]
+            parts.append(encode_runs(verdicts, first))
+        return concat_runs(parts)
 
 
 def _mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
@@ -175,6 +226,14 @@ def _mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
     if facts.kind in ("special", "device"):
         return "kernel" if mapping.path in KERNEL_NAMES else "special"
     return "shared" if mapping.is_shared else "private"
+
+
+def _is_crumbled(runs: Runs) -> bool:
+    return len(runs) > _CRUMBS and int(runs.stop[-1] - runs.first[0]) < len(runs) * _CRUMB_PAGES
+
+
+def _dense(runs: Runs, first: int, stop: int) -> NDArray[np.uint8]:
+    return decode_runs(shift_runs(runs, -first), stop - first)
 
 
 def _replace_value(runs: Runs, old: int, new: int) -> Runs:

@@ -13,10 +13,12 @@ from memlens.pages.runs import (
     Runs,
     clip_runs,
     concat_runs,
+    decode_runs,
     encode_runs,
     one_run,
     replace_runs,
     select_runs,
+    shift_runs,
     window_runs,
 )
 
@@ -26,6 +28,7 @@ PIECE = 1 << 16
 _BLOCK = 512
 # Looks at contradictory evidence before it is called changing.
 TRIES = 4
+_NO_EXTENTS = np.empty((0, 2), np.int64)
 
 
 @dataclass(slots=True)
@@ -80,6 +83,32 @@ class ObjectReader:
             found, Runs(odd.first, odd.pages, np.full(len(odd), Reason.CHANGING, np.uint8))
         )
 
+    def dense_verdicts(self, first: int, stop: int) -> NDArray[np.uint8]:
+        """
+        Return a verdict for every page of a range, ``(stop - first,)`` uint8.
+
+        Meant for ranges of at most ``PIECE`` pages in which verdicts change often.
+
+        :raises OSError: if the object cannot be asked at all.
+        """
+        is_inside = stop <= self.backing.size_pages()
+        if not is_inside or not self.is_honest or self.backing.kind == "hugetlb":
+            return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
+        verdicts, is_odd = object_verdicts(self.backing.kind)
+        extents = self._extents(first, stop)
+        evidence = self._look_densely(first, stop, extents)
+        found = verdicts[evidence]
+        where = is_odd[evidence]
+        if where.any():
+            runs = encode_runs(evidence)
+            odd = select_runs(runs, is_odd[runs.value])
+            for begin, end in window_runs(odd, gap=_BLOCK):
+                found[begin:end] = decode_runs(
+                    shift_runs(self.verdicts(first + begin, first + end), -first - begin),
+                    end - begin,
+                )
+        return found
+
     def is_without_swap(self, pages: int) -> bool:
         """Return whether one call proves that no page of a shmem object is on swap."""
         if not pages:
@@ -96,13 +125,14 @@ class ObjectReader:
         is_odd: NDArray[np.bool_],
     ) -> tuple[Runs, Runs]:
         """Ask about odd evidence once more; what repeats itself, or is plain now, holds."""
-        still_odd = []
+        self.backing.forget_extent()
+        looks = []
         for first, stop in window_runs(odd, gap=_BLOCK):
             self.check_stop()
-            again = self._look(first, stop)
-            found = replace_runs(found, Runs(again.first, again.pages, verdicts[again.value]))
-            still_odd.append(_unsettled(odd, again, verdicts, is_odd))
-        return found, concat_runs(still_odd)
+            looks.append(self._look(first, stop))
+        again = concat_runs(looks)
+        found = replace_runs(found, Runs(again.first, again.pages, verdicts[again.value]))
+        return found, _unsettled(odd, again, verdicts, is_odd)
 
     def _end_only(self, first: int, stop: int) -> Runs:
         end = min(max(self.backing.size_pages(), first), stop)
@@ -154,20 +184,26 @@ class ObjectReader:
         return Evidence.CACHE if is_full else Evidence(0)
 
     def _look_inside(self, first: int, stop: int) -> list[Runs]:
+        extents = self._extents(first, stop)
         if not self._has_seek:
             # The whole is asked first and then halved, so that vast holes cost one call.
-            whole = None if self.backing.kind != "block" else np.array([[first, stop]])
             if self.has_cachestat:
-                return self._halve(first, stop, whole)
-            return self._pieces(first, stop, whole)
-        extents = self.backing.data_extents(first, stop)
+                return self._halve(first, stop, extents)
+            return self._pieces(first, stop, extents)
         parts: list[Runs] = []
-        for begin, end, is_gap in _split_gaps(first, stop, extents):
+        known = _NO_EXTENTS if extents is None else extents
+        for begin, end, is_gap in _split_gaps(first, stop, known):
             if is_gap and self.has_cachestat:
                 parts.extend(self._halve(begin, end, extents))
             else:
                 parts.extend(self._pieces(begin, end, extents))
         return parts
+
+    def _extents(self, first: int, stop: int) -> NDArray[np.int64] | None:
+        """Return where there is data, None if that cannot be asked."""
+        if self.backing.kind == "block":
+            return np.array([[first, stop]])
+        return self.backing.data_extents(first, stop) if self._has_seek else None
 
     def _halve(self, first: int, stop: int, extents: NDArray[np.int64] | None) -> list[Runs]:
         """Look at a range that is likely all alike: halves are asked only if it is not."""

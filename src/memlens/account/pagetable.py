@@ -11,6 +11,7 @@ from memlens.kernel.pagemap import (
     PAGE_IS_PFNZERO,
     PAGE_IS_PRESENT,
     PAGE_IS_SWAPPED,
+    SCAN_REGIONS,
     Pagemap,
 )
 from memlens.pages.classes import Entry
@@ -19,6 +20,7 @@ from memlens.pages.runs import (
     Runs,
     concat_runs,
     encode_runs,
+    merge_runs,
     replace_runs,
     restrict_runs,
     select_runs,
@@ -27,6 +29,11 @@ from memlens.pages.runs import (
 
 # Swapped pages closer than this are read with one call.
 _JOIN_PAGES = 512
+_ANY_OF = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+_WANTED = _ANY_OF | PAGE_IS_PFNZERO
+# A call of PAGEMAP_SCAN that is full after so few pages has found crumbs.
+_CRUMBLED_PAGES = SCAN_REGIONS * 8
+_WORDS_AT_ONCE = 1 << 16
 
 
 class Stopped(Exception):
@@ -53,21 +60,22 @@ class PageTable:
     should_stop: Callable[[], bool] | None = None
     words: list[Words] = field(default_factory=list)
 
-    def read_entries(self, first: int, stop: int, is_anonymous: bool) -> Runs:
+    def read_entries(self, first: int, stop: int, is_anonymous: bool | None) -> Runs:
         """
         Return the entries of a range of address space.
 
         :param first: first page, an address divided by the page size.
         :param stop: page after the last.
-        :param is_anonymous: whether one anonymous mapping holds the whole range.
+        :param is_anonymous: whether one mapping without an object holds the whole range, or
+            one with; None if several mappings do.
         :return: runs of ``Entry``; pages in none are ``EMPTY``.
         :raises Stopped: if the caller wants an end.
         :raises EOFError: if the page table has vanished.
         """
         if self.use_scan:
             self.pagemap.meter.used.add("pagemap_scan")
-            return self._scan_entries(first, stop)
-        return self._decode_words(first, stop, is_anonymous)
+            return self._scan_entries(first, stop, is_anonymous)
+        return self._decode_words(first, stop, bool(is_anonymous))
 
     def take_words(self, first: int, stop: int) -> Words:
         """Return the words kept for a range, the last read of each page, from ``first``."""
@@ -83,41 +91,47 @@ class PageTable:
         keep = word != 0
         return Words(page[keep] - first, word[keep])
 
-    def _scan_entries(self, first: int, stop: int) -> Runs:
+    def _scan_entries(self, first: int, stop: int, is_anonymous: bool | None) -> Runs:
         size = np.uint64(self.pagemap.page_size_bytes)
         parts = []
-        any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
-        for regions in self.pagemap.scan(first, stop - first, any_of, any_of | PAGE_IS_PFNZERO):
+        page = first
+        while page < stop:
             self.check_stop()
-            begin = (regions[:, 0] // size).astype(np.int64)
-            end = (regions[:, 1] // size).astype(np.int64)
-            parts.append(Runs(begin, end - begin, _ENTRY_OF_CATEGORIES[regions[:, 2]]))
-        found = concat_runs(parts)
-        # SWAPPED covers markers and migration too; only the word tells them apart.
-        asked = found if self.keep_words else select_runs(found, found.value == Entry.SWAP)
-        for low, high in window_runs(asked, _JOIN_PAGES):
-            found = self._refine(found, low, high)
-        return found
+            regions, end = self.pagemap.scan_once(page, stop, _ANY_OF, _WANTED)
+            begins = (regions[:, 0] // size).astype(np.int64)
+            ends = (regions[:, 1] // size).astype(np.int64)
+            entries = _ENTRY_OF_CATEGORIES[regions[:, 2]]
+            parts.append(self._resolve(merge_runs(Runs(begins, ends - begins, entries))))
+            is_crumbled = len(regions) == SCAN_REGIONS and end - page < _CRUMBLED_PAGES
+            page = end
+            if is_crumbled and is_anonymous is not None and self.zero_pfn:
+                # So many short regions cost more than words do.
+                end = min(page + _WORDS_AT_ONCE, stop)
+                parts.append(self._decode_words(page, end, is_anonymous))
+                page = end
+        return concat_runs(parts)
 
-    def _refine(self, found: Runs, first: int, stop: int) -> Runs:
-        """Replace SWAP by what the words say, piece by piece."""
-        patches = []
+    def _resolve(self, found: Runs) -> Runs:
+        """Read the words of swapped pages: only they tell a marker or a migration."""
+        asked = found if self.keep_words else select_runs(found, found.value == Entry.SWAP)
+        if not len(asked):
+            return found
+        windows = window_runs(asked, _JOIN_PAGES)
+        patches = concat_runs([self._refine(low, high) for low, high in windows])
+        is_swap = select_runs(found, found.value == Entry.SWAP)
+        return replace_runs(found, restrict_runs(patches, is_swap))
+
+    def _refine(self, first: int, stop: int) -> Runs:
+        """Return what the words of a range say."""
+        parts = []
         for page, words in self._iter_words(first, stop):
             if self.keep_words:
                 self._keep(page, words)
             fresh = decode_entries(words, is_anonymous=False)
-            runs = encode_runs(fresh, page)
             # Swapped a moment ago and something else now: to be looked at again.
-            is_changed = (runs.value == Entry.PRESENT) | (runs.value == Entry.EMPTY)
-            patches.append(
-                Runs(
-                    runs.first,
-                    runs.pages,
-                    np.where(is_changed, np.uint8(Entry.TRANSIT), runs.value),
-                )
-            )
-        is_swap = select_runs(found, found.value == Entry.SWAP)
-        return replace_runs(found, restrict_runs(concat_runs(patches), is_swap))
+            fresh[(fresh == Entry.PRESENT) | (fresh == Entry.EMPTY)] = Entry.TRANSIT
+            parts.append(encode_runs(fresh, page))
+        return concat_runs(parts)
 
     def _decode_words(self, first: int, stop: int, is_anonymous: bool) -> Runs:
         parts = []

@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,7 @@ class Backing:
     meter: Meter
     is_writable: bool
     path: str = ""
+    _extent: tuple[int, int] = field(default=(0, 0), init=False)
 
     def close(self) -> None:
         """Close the object; twice is fine."""
@@ -96,35 +97,44 @@ class Backing:
 
         A page that holds any data counts whole: blocks may be smaller than pages.
         """
-        size = self.page_size_bytes
         found = array("q")
         position = first
         while position < stop:
-            try:
-                data = os.lseek(self.fd, position * size, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    break
-                raise
-            if data < position * size:
-                raise OSError(errno.EINVAL, "lseek went backwards")
-            if data >= stop * size:
-                break
-            try:
-                hole = os.lseek(self.fd, data, os.SEEK_HOLE)
-            except OSError as error:
-                # Cut short between the two calls: nothing is left here.
-                if error.errno == errno.ENXIO:
-                    break
-                raise
-            begin, end = data // size, min(-(-hole // size), stop)
-            if end <= position:
+            begin, end = self._extent_at(position)
+            if begin >= stop:
                 break
             found.append(max(begin, position))
-            found.append(end)
+            found.append(min(end, stop))
             position = end
         self.meter.used.add("seek_data")
         return np.frombuffer(found, np.int64).reshape(-1, 2) if found else _NO_EXTENTS
+
+    def forget_extent(self) -> None:
+        """Ask anew about data that was seen to reach beyond the range asked for."""
+        self._extent = (0, 0)
+
+    def _extent_at(self, page: int) -> tuple[int, int]:
+        """
+        Return the first stretch of data that ends after a page, ``_NOWHERE`` if none does.
+
+        SEEK_HOLE looks at all of a stretch, however long, so the last one is remembered:
+        else piece after piece of it would be looked at to its end.
+        """
+        size = self.page_size_bytes
+        if self._extent[0] <= page < self._extent[1]:
+            return self._extent
+        try:
+            data = os.lseek(self.fd, page * size, os.SEEK_DATA)
+            if data < page * size:
+                raise OSError(errno.EINVAL, "lseek went backwards")
+            hole = os.lseek(self.fd, data, os.SEEK_HOLE)
+        except OSError as error:
+            # Past the last data, or cut short between the two calls: nothing is left here.
+            if error.errno == errno.ENXIO:
+                return _NOWHERE
+            raise
+        self._extent = data // size, max(-(-hole // size), page + 1)
+        return self._extent
 
     def cachestat(self, first: int, pages: int) -> tuple[int, int]:
         """
@@ -183,4 +193,5 @@ class Backing:
         return (vector & 1).astype(bool)
 
 
+_NOWHERE = (1 << 62, 1 << 62)
 _NO_EXTENTS = np.empty((0, 2), np.int64)

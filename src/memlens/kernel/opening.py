@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from memlens.errors import MemlensError
 from memlens.kernel.backing import (
@@ -24,7 +25,7 @@ from memlens.kernel.backing import (
 from memlens.kernel.leases import Leases
 from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter, decode_bytes, encode_text
+from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
 
 ZERO_DEVICE = os.makedev(1, 5)
@@ -58,6 +59,17 @@ class ObjectFacts:
     refusal: str = ""
 
 
+class MountTable(NamedTuple):
+    """
+    The mounts of a process, by what /proc/PID/maps and fdinfo print.
+
+    ``types``: file system type by device; ``devices``: device by mount ID.
+    """
+
+    types: dict[str, str]
+    devices: dict[int, str]
+
+
 class Opener:
     """
     Opens the objects of one process.
@@ -77,7 +89,7 @@ class Opener:
         self.meter = process.meter
         self.has_map_files = "map_files" not in disabled
         self._refusal = "map_files is switched off"
-        self._types: dict[str, str] | None = None
+        self._mount_table: MountTable | None = None
         self._facts: dict[tuple[str, int, str], ObjectFacts] = {}
         self._fds: dict[tuple[int, int], str] | None = None
         self.leases = Leases(process.proc)
@@ -120,7 +132,7 @@ class Opener:
             os.close(handle)
 
     def _look(self, mapping: Mapping) -> ObjectFacts:
-        file_system = self._file_system(mapping.device)
+        file_system = self._mounts().types.get(mapping.device, "")
         if file_system in HANGING_TYPES or file_system.startswith("fuse."):
             return ObjectFacts("file", f"{file_system} could hang the reader: not asked")
         handle = self.hold(mapping)
@@ -149,13 +161,13 @@ class Opener:
                     self._refusal = reason
             else:
                 self.meter.used.add("map_files")
-                return handle if _is_same(handle, mapping) else _close(handle, REPLACED)
+                return handle if self._is_same(handle, mapping) else _close(handle, REPLACED)
         for path in self._other_paths(mapping):
             try:
                 handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
             except OSError:
                 continue
-            if _is_same(handle, mapping):
+            if self._is_same(handle, mapping):
                 return handle
             os.close(handle)
         return reason
@@ -193,13 +205,34 @@ class Opener:
             return "under a write lease, which opening would break"
         return reopen(handle, kind, self.page_size_bytes, self.meter, mapping.path)
 
-    def _file_system(self, device: str) -> str:
-        if self._types is None:
+    def _is_same(self, handle: int, mapping: Mapping) -> bool:
+        """Return whether a descriptor is the object of the line of maps."""
+        status = os.fstat(handle)
+        if status.st_ino == mapping.inode and status.st_dev == device_number(mapping.device):
+            return True
+        magic = fstatfs_type(handle)
+        # Subvolumes of btrfs have devices of their own in stat, but not in maps.
+        if magic == BTRFS_MAGIC:
+            return status.st_ino == mapping.inode
+        # With layers on several file systems, stat on an overlay gives those of the layer.
+        return magic == OVERLAYFS_MAGIC and self._is_same_inode(handle, mapping)
+
+    def _is_same_inode(self, handle: int, mapping: Mapping) -> bool:
+        """Compare with what fdinfo says: the overlay's own inode, and its mount."""
+        raw = read_file(f"/proc/self/fdinfo/{handle}")
+        fields = dict(
+            line.split(":", 1) for line in decode_bytes(raw).split("\n") if ":" in line
+        )
+        device = self._mounts().devices.get(int(fields.get("mnt_id", "-1")))
+        return device == mapping.device and int(fields.get("ino", "-1")) == mapping.inode
+
+    def _mounts(self) -> MountTable:
+        if self._mount_table is None:
             try:
-                self._types = parse_mount_types(self.process.read("mountinfo"))
+                self._mount_table = parse_mount_table(self.process.read("mountinfo"))
             except MemlensError:
-                self._types = {}
-        return self._types.get(device, "")
+                self._mount_table = MountTable({}, {})
+        return self._mount_table
 
 
 def reopen(
@@ -225,20 +258,23 @@ def reopen(
     return Backing(fd, kind, page_size_bytes, meter, is_writable, path)
 
 
-def parse_mount_types(raw: bytes) -> dict[str, str]:
+def parse_mount_table(raw: bytes) -> MountTable:
     """
-    Return the file system type of each device, as /proc/PID/maps prints devices.
+    Return the file system of each device and the device of each mount.
 
-    >>> parse_mount_types(b"24 1 254:0 / / rw - ext4 /dev/vda rw")
-    {'fe:00': 'ext4'}
+    >>> parse_mount_table(b"24 1 254:0 / / rw - ext4 /dev/vda rw")
+    MountTable(types={'fe:00': 'ext4'}, devices={24: 'fe:00'})
     """
-    types = {}
+    table = MountTable({}, {})
     for line in decode_bytes(raw).split("\n"):
         head, dash, tail = line.partition(" - ")
         if dash:
-            major, _, minor = head.split()[2].partition(":")
-            types[f"{int(major):02x}:{int(minor):02x}"] = tail.split(" ", 1)[0]
-    return types
+            fields = head.split()
+            major, _, minor = fields[2].partition(":")
+            device = f"{int(major):02x}:{int(minor):02x}"
+            table.types[device] = tail.split(" ", 1)[0]
+            table.devices[int(fields[0])] = device
+    return table
 
 
 def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:
@@ -255,15 +291,6 @@ def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:
     if not stat.S_ISREG(status.st_mode):
         return ObjectFacts("special", "not a regular file")
     return ObjectFacts(_KINDS.get(magic, "file"))
-
-
-def _is_same(handle: int, mapping: Mapping) -> bool:
-    """Return whether a descriptor is the object of the line of maps."""
-    status = os.fstat(handle)
-    if status.st_ino != mapping.inode:
-        return False
-    # Subvolumes of btrfs have devices of their own in stat, but not in maps.
-    return status.st_dev == device_number(mapping.device) or fstatfs_type(handle) == BTRFS_MAGIC
 
 
 def device_number(device: str) -> int:

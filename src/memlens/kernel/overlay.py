@@ -43,7 +43,8 @@ def is_maybe_copied_up(process: ProcessDir, mapping: Mapping) -> bool:
     # A deleted file's path may by now be that of another one.
     if not path.startswith(prefix) or path.endswith(" (deleted)"):
         return True
-    return _is_copy(encode_text(overlay.upper), encode_text(path[len(prefix) :]))
+    upper = _reach(process, overlay.upper)
+    return upper is None or _is_copy(upper, encode_text(path[len(prefix) :]))
 
 
 def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
@@ -52,7 +53,8 @@ def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
     if overlay is None:
         return True
     layers = [*filter(None, [overlay.upper]), *overlay.lower]
-    return any(_is_tmpfs(encode_text(layer)) for layer in layers)
+    reached = [_reach(process, layer) for layer in layers]
+    return any(path is None or _is_tmpfs(path) for path in reached)
 
 
 def parse_overlays(raw: bytes) -> dict[str, Overlay]:
@@ -89,6 +91,17 @@ def _overlay_of(process: ProcessDir, mapping: Mapping) -> Overlay | None:
         return None
 
 
+def _reach(process: ProcessDir, path: str) -> bytes | None:
+    """
+    Return a way to a directory that the mount's options name, None if there is none.
+
+    They name it as whoever mounted it saw it: mostly as we do, else as the process does.
+    """
+    own = encode_text(path)
+    seen_by_process = encode_text(f"{process.path}/root{path}")
+    return next((way for way in (own, seen_by_process) if os.path.isdir(way)), None)
+
+
 def _is_tmpfs(path: bytes) -> bool:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -101,8 +114,6 @@ def _is_tmpfs(path: bytes) -> bool:
 
 
 def _is_copy(upper: bytes, relative: bytes) -> bool:
-    if not os.path.isdir(upper):
-        return True
     path = os.path.join(upper, relative)
     try:
         os.lstat(path)

@@ -148,26 +148,36 @@ class Pagemap:
 
         A region ends at the end of a piece, not only where categories change.
         """
+        page, stop = first_page, first_page + pages
+        while page < stop:
+            regions, page = self.scan_once(page, stop, any_of, wanted)
+            if len(regions):
+                yield regions
+
+    def scan_once(
+        self, first_page: int, stop_page: int, any_of: int, wanted: int
+    ) -> tuple[NDArray[np.uint64], int]:
+        """
+        Return the regions that one call of PAGEMAP_SCAN gives, and the page to go on from.
+
+        Parameters and errors as of ``scan``.
+        """
         size = self.page_size_bytes
         argument = self._argument
         argument.category_anyof_mask = any_of
         argument.return_mask = wanted
         argument.max_pages = SCAN_PAGES
-        start, stop = first_page * size, (first_page + pages) * size
-        while start < stop:
-            argument.start = start
-            argument.end = min(start + SCAN_SPAN * size, stop)
-            before = time.perf_counter()
-            try:
-                # The argument is below 1 KiB, so that ioctl runs without the GIL.
-                found = fcntl.ioctl(self.fd, _PAGEMAP_SCAN, argument)
-            except OSError as error:
-                self._raise(error)
-            self._account(found * 24, time.perf_counter() - before)
-            regions = self._regions[:found].copy()
-            start = self._scanned_to(regions, argument.end)
-            if found:
-                yield regions
+        argument.start = first_page * size
+        argument.end = min(first_page + SCAN_SPAN, stop_page) * size
+        before = time.perf_counter()
+        try:
+            # The argument is below 1 KiB, so that ioctl runs without the GIL.
+            found = fcntl.ioctl(self.fd, _PAGEMAP_SCAN, argument)
+        except OSError as error:
+            self._raise(error)
+        self._account(found * 24, time.perf_counter() - before)
+        regions = self._regions[:found].copy()
+        return regions, self._scanned_to(regions, argument.end) // size
 
     def _scanned_to(self, regions: NDArray[np.uint64], stop: int) -> int:
         """

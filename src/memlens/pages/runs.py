@@ -122,13 +122,14 @@ def decode_runs(runs: Runs, pages: int, fill: int = 0) -> NDArray[np.uint8]:
     """
     if len(runs) and int(runs.stop[-1]) > pages:
         raise ValueError(f"run ends at page {int(runs.stop[-1])} of {pages}")
+    if int(runs.pages.sum()) == pages:
+        return np.repeat(runs.value, runs.pages)
     dense = np.full(pages, fill, np.uint8)
-    if len(runs):
-        covered = np.zeros(pages + 1, np.int8)
-        covered[runs.first] += 1
-        np.add.at(covered, runs.stop, -1)
-        inside = np.cumsum(covered[:-1]).astype(bool)
-        dense[inside] = np.repeat(runs.value, runs.pages)
+    steps = np.zeros(pages + 1, np.int8)
+    # No page begins two runs or ends two, so that plain indexing counts right.
+    steps[runs.first] += 1
+    steps[runs.stop] -= 1
+    dense[np.cumsum(steps[:-1], dtype=np.int8).astype(bool)] = np.repeat(runs.value, runs.pages)
     return dense
 
 
@@ -257,8 +258,11 @@ def select_runs(runs: Runs, wanted: NDArray[np.bool_]) -> Runs:
 def _edges(one: Runs, other: Runs) -> NDArray[np.int64]:
     """Return every page where a run begins or ends, sorted, each once."""
     # np.unique does the same, but its first call imports numpy.ma, which takes 20 ms.
+    edges: NDArray[np.int64]
     edges = np.sort(np.concatenate([one.first, one.stop, other.first, other.stop]))
-    return edges[np.append(True, edges[1:] != edges[:-1])]
+    is_new = np.ones(len(edges), bool)
+    np.not_equal(edges[1:], edges[:-1], out=is_new[1:])
+    return edges[is_new]
 
 
 def _value_at(
