@@ -35,8 +35,9 @@ from memlens.pages.runs import (
 
 # Above this address is the kernel's half, which no page table of a process covers.
 KERNEL_HALF = 1 << 63
-# Open pages closer than this are asked about together.
-_JOIN_PAGES = 512
+# Open pages closer than this are asked about together: a call costs as much as asking about
+# some thousand pages more.
+_JOIN_PAGES = 4096
 # From so many runs on, shorter than this on average, pages are taken one by one.
 _CRUMBS = 256
 _CRUMB_PAGES = 64

@@ -142,8 +142,7 @@ class PageTable:
                 self._keep(page, words)
             entries = decode_entries(words, is_anonymous)
             self._mark_zero_pages(entries, words)
-            runs = encode_runs(entries, page)
-            parts.append(select_runs(runs, runs.value != Entry.EMPTY))
+            parts.append(encode_runs(entries, page))
         return concat_runs(parts)
 
     def _mark_zero_pages(self, entries: NDArray[np.uint8], words: NDArray[np.uint64]) -> None:

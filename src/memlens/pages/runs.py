@@ -62,10 +62,13 @@ def merge_runs(runs: Runs) -> Runs:
     """
     if len(runs) < 2:
         return runs
-    starts_new = np.ones(len(runs), bool)
-    starts_new[1:] = (runs.value[1:] != runs.value[:-1]) | (runs.first[1:] != runs.stop[:-1])
-    if starts_new.all():
+    # Neighbours of one value are few as a rule, and only these need be looked at.
+    alike = np.flatnonzero(runs.value[1:] == runs.value[:-1])
+    joined = alike[runs.first[alike] + runs.pages[alike] == runs.first[alike + 1]]
+    if not len(joined):
         return runs
+    starts_new = np.ones(len(runs), bool)
+    starts_new[joined + 1] = False
     heads = np.flatnonzero(starts_new)
     lasts = np.append(heads[1:], len(runs)) - 1
     first = runs.first[heads]
