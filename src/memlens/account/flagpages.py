@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.mapping import KERNEL_HALF
 from memlens.kernel import features
 from memlens.kernel.pagemap import PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Pagemap
 from memlens.kernel.process import ProcessDir
@@ -15,6 +14,8 @@ from memlens.pages.bits import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFN, PM_PRESENT, P
 
 Window = tuple[int, int]
 
+# Above this address is the kernel's half, which no page table of a process covers.
+KERNEL_HALF = 1 << 63
 # How often a page that changes is asked again.
 TRIES = 4
 # More pages at once are more frames that lie together; fewer change meanwhile.

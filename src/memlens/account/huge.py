@@ -13,9 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.flagpages import JOB_PAGES, TRIES
+from memlens.account.flagpages import JOB_PAGES, KERNEL_HALF, TRIES
 from memlens.account.hugemodel import HugeFigures, HugeMapping, HugeProcess, HugeResult
-from memlens.account.mapping import KERNEL_HALF
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import features
 from memlens.kernel.cgroupmembers import find_cgroup, read_cgroup_pids

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-_MULTIPLIERS = np.random.default_rng(1).integers(1, 1 << 63, 64, np.uint64) | np.uint64(1)
+# Odd numbers without a pattern: powers of a constant of Knuth's.
+_MULTIPLIERS = tuple(np.uint64(pow(6364136223846793005, i, 1 << 64)) for i in range(1, 65))
 _BITS_AT_LEAST = 10
 # Neighbours are mostly alike; runs shorter than this on average are not worth finding.
 _RUN_PAGES = 4
