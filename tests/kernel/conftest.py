@@ -62,11 +62,15 @@ def squeeze(machine: None) -> Squeeze:
         pytest.skip(str(missing))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def swap(
     request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """Turn on one swap area; the parameter is its kind, ``none`` for no swap at all."""
+    """
+    Turn on one swap area; the parameter is its kind, ``none`` for no swap at all.
+
+    Off again at the end of each module, since other modules bring swap of their own.
+    """
     kind = request.param
     if kind == "none":
         yield kind

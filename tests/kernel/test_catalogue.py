@@ -11,7 +11,7 @@ from workloads.catalogue import cases
 CASES = [pytest.param(entry, kind, id=f"{entry.name}-{kind}") for entry, kind in cases()]
 
 
-@pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="session")
+@pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
 def test_every_page_is_in_its_class(
     entry: Entry, swap: str, squeeze: Squeeze, tmp_path: Path
 ) -> None:

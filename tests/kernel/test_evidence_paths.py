@@ -1,0 +1,118 @@
+"""
+Every workload through every path: without an interface memlens says the same, or why not.
+
+A path may know less, and then says ``unknown`` with a reason; it never says otherwise.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+from looking import ATTEMPTS, Look, Seen, differences, looker, seen_of
+from swapareas import Missing, Squeeze
+from workloads.base import Entry, Expected, StateMoved, Workload
+from workloads.catalogue import cases
+
+from memlens import PageClass
+
+SWITCHES = (
+    *("pagemap_scan", "map_files", "seek_data", "cachestat", "mincore"),
+    *("kpageflags", "smaps", "cachewalk"),
+)
+OBJECT_SWITCHES = ("map_files", "seek_data", "cachestat", "mincore", "cachewalk")
+PATHS = (
+    *((switch,) for switch in SWITCHES),
+    *combinations(OBJECT_SWITCHES, 2),
+    ("pagemap_scan", "kpageflags"),
+    ("seek_data", "cachestat", "mincore"),
+    SWITCHES,
+)
+CASES = [pytest.param(entry, kind, id=f"{entry.name}-{kind}") for entry, kind in cases()]
+Paths = dict[tuple[str, ...], Look]
+
+P = PageClass
+OPEN_SHMEM = {P.CACHED, P.SWAP_CACHED, P.SWAPPED, P.PREALLOCATED, P.NONE}
+# What may stay open when one interface alone is missing: classes, by kind of proof.
+LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
+    "pagemap_scan": {},
+    "kpageflags": {},
+    "cachewalk": {},
+    "smaps": {"pfn": {P.DEVICE}, "overlay": {P.SWAPPED}},
+    "seek_data": {
+        "disk": {P.NONE, P.ON_DISK},
+        "overlay": {P.NONE, P.ON_DISK, P.SWAPPED},
+    },
+    "mincore": {
+        "shmem": {P.SWAPPED, P.SWAP_CACHED},
+        "overlay": {P.CACHED, P.NONE, P.ON_DISK, P.SWAPPED},
+    },
+    "cachestat": {"shmem": OPEN_SHMEM - {P.SWAPPED}},
+    # Objects without a path or a descriptor: shared anonymous, SysV, deleted, in namespaces.
+    "map_files": {"shmem": OPEN_SHMEM, "hugetlb": {P.CACHED, P.NONE}},
+}
+
+
+@pytest.fixture(scope="module")
+def paths(machine: None) -> Iterator[Paths]:
+    """Return a reader for every path, each in a process of its own."""
+    with ExitStack() as stack:
+        yield {path: stack.enter_context(looker(path)) for path in PATHS}
+
+
+def disagreements(path: tuple[str, ...], expected: Expected, seen: Seen) -> str:
+    """Return a report on the pages whose class is another one, or unknown without need."""
+    wanted = np.array(expected.classes, np.uint8)
+    is_unknown = seen.classes == PageClass.UNKNOWN
+    is_excused = np.zeros(len(wanted), bool)
+    for page in np.flatnonzero(is_unknown).tolist():
+        is_excused[page] = bool(seen.reasons.get(page)) and _may_be_open(path, expected, page)
+    checked = Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
+    report = differences(expected, checked)
+    return f"without {', '.join(path)}: {report}" if report else ""
+
+
+def _may_be_open(path: tuple[str, ...], expected: Expected, page: int) -> bool:
+    if len(path) > 1:
+        return True
+    return expected.classes[page] in LEAVES_OPEN[path[0]].get(expected.proof, set())
+
+
+@pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
+def test_paths_agree(
+    entry: Entry, swap: str, squeeze: Squeeze, paths: Paths, tmp_path: Path
+) -> None:
+    reports = _retried(entry, swap, squeeze, tmp_path, lambda stands: _look(stands, paths))
+    assert not reports, "\n".join(reports)
+
+
+def _look(workload: Workload, paths: Paths) -> list[str]:
+    reports = []
+    for path, look in paths.items():
+        results = {pid: look(pid) for pid in workload.pids}
+        for expected in workload.mappings:
+            seen = seen_of(results[expected.pid], expected)
+            reports.append(disagreements(path, expected, seen))
+    workload.reprove()
+    return [report for report in reports if report]
+
+
+def _retried(
+    entry: Entry,
+    swap: str,
+    squeeze: Squeeze,
+    directory: Path,
+    look: Callable[[Workload], list[str]],
+) -> list[str]:
+    for attempt in range(ATTEMPTS):
+        try:
+            with entry.open(swap, squeeze, directory / str(attempt)) as workload:
+                return look(workload)
+        except StateMoved:
+            if attempt == ATTEMPTS - 1:
+                raise
+        except Missing as missing:
+            pytest.skip(str(missing))
+    raise AssertionError("unreachable")
