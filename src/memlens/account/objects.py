@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.walking import ObjectWalk, Walking
 from memlens.kernel.backing import Backing
 from memlens.pages.classes import Evidence, Reason, Verdict, object_verdicts
 from memlens.pages.runs import (
@@ -40,12 +41,16 @@ class ObjectReader:
     :param disabled: interfaces that may not be used.
     :param has_cachestat: whether the kernel has cachestat.
     :param check_stop: raises when the caller wants an end.
+    :param walking: the page-cache walk, None to do without.
+    :param walk: that of this object.
     """
 
     backing: Backing
     disabled: frozenset[str]
     has_cachestat: bool
     check_stop: Callable[[], None] = lambda: None
+    walking: Walking | None = None
+    walk: ObjectWalk | None = field(default=None, init=False)
     is_honest: bool = field(init=False)
     _has_seek: bool = field(init=False)
     _has_mincore: bool = field(init=False)
@@ -59,6 +64,10 @@ class ObjectReader:
         # On ramfs all is data; a block device has no holes.
         self._has_seek = "seek_data" not in self.disabled and kind not in ("ramfs", "block")
         self._has_mincore = "mincore" not in self.disabled and self.is_honest
+        if self.walking is not None:
+            self.walk = ObjectWalk(
+                self.walking, self.backing, self._has_seek, self._has_mincore
+            )
 
     def verdicts(self, first: int, stop: int) -> Runs:
         """
@@ -92,7 +101,9 @@ class ObjectReader:
         :raises OSError: if the object cannot be asked at all.
         """
         is_inside = stop <= self.backing.size_pages()
-        if not is_inside or not self.is_honest or self.backing.kind == "hugetlb":
+        is_walked = self.walking is not None and self.walking.is_eager
+        is_dense = is_inside and self.is_honest and not is_walked
+        if not is_dense or self.backing.kind == "hugetlb":
             return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
         verdicts, is_odd = object_verdicts(self.backing.kind)
         extents = self._extents(first, stop)
@@ -168,22 +179,29 @@ class ObjectReader:
         parts = []
         if self.backing.kind == "hugetlb":
             if end > first:
-                parts.append(one_run(first, end - first, self._look_hugetlb()))
+                parts.append(self._look_hugetlb(first, end))
         elif end > first:
             parts.extend(self._look_inside(first, end))
         if stop > end:
             parts.append(one_run(end, stop - end, Evidence.PAST_END))
         return concat_runs(parts)
 
-    def _look_hugetlb(self) -> int:
-        """All pages of a file are there, or none, or nobody says which."""
+    def _look_hugetlb(self, first: int, stop: int) -> Runs:
+        """All pages of a file are there, or none, or only the walk says which."""
         allocated = self.backing.allocated_pages()
         if not allocated:
-            return Evidence.NEITHER
-        is_full = allocated >= self.backing.size_pages()
-        return Evidence.CACHE if is_full else Evidence(0)
+            return one_run(first, stop - first, Evidence.NEITHER)
+        if allocated >= self.backing.size_pages():
+            return one_run(first, stop - first, Evidence.CACHE)
+        walked = None if self.walk is None else self.walk.walk(first, stop)
+        return one_run(first, stop - first, Evidence(0)) if walked is None else walked
 
     def _look_inside(self, first: int, stop: int) -> list[Runs]:
+        if self.walk is not None and self.walk.is_worth(stop - first):
+            return self.walk.look(first, stop, self._ask, self.check_stop)
+        return self._ask(first, stop)
+
+    def _ask(self, first: int, stop: int) -> list[Runs]:
         extents = self._extents(first, stop)
         if not self._has_seek:
             # The whole is asked first and then halved, so that vast holes cost one call.

@@ -9,12 +9,10 @@ tools/lib/bpf/skel_internal.h of the kernel for what the loader is handed.
 
 import ctypes
 import errno
-import json
 import mmap
 import os
 import platform
 import struct
-from importlib import resources
 from typing import Any, NoReturn
 
 from memlens.errors import AccessDenied, MemlensError, Unsupported
@@ -184,6 +182,10 @@ class Skeleton:
     """
 
     def __init__(self, name: str) -> None:
+        # Imported here: most scans need no program, and these take 10 ms.
+        import json
+        from importlib import resources
+
         blobs = resources.files("memlens.kernel") / "bpf_blobs"
         record = json.loads((blobs / f"{name}.json").read_bytes())
         data = (blobs / f"{name}.data").read_bytes()
