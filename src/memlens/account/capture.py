@@ -7,7 +7,7 @@ The order of reads for one process; what changed meanwhile is read again.
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from memlens.account.mapping import (
     KERNEL_HALF,
     MappingReader,
     Verdicts,
-    is_object_class,
+    make_reader,
     object_label,
 )
 from memlens.account.model import (
@@ -24,28 +24,23 @@ from memlens.account.model import (
     MappingPages,
     Process,
     ProcessMap,
-    UnknownRun,
-    Words,
 )
-from memlens.account.pagetable import PageTable, Stopped
-from memlens.account.settle import Settler
+from memlens.account.pagetable import Stopped
 from memlens.account.stretches import join_ranges
+from memlens.account.unknown import explain_unknown, without_object
 from memlens.errors import ProcessGone
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
-from memlens.kernel.opening import Opener
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.pages.classes import REASONS, PageClass, Reason, Verdict
+from memlens.pages.classes import PageClass, Reason
 from memlens.pages.runs import (
     Runs,
     concat_runs,
     merge_runs,
     one_run,
-    select_runs,
 )
-from memlens.units import format_size
 
 # A batch goes through all reads before the next begins: mappings up to so many pages
 # together; of a larger one so many pages at a time, by how uniform it is.
@@ -135,7 +130,13 @@ class _Capture:
 
     def run(self, low: int, high: int) -> ProcessMap:
         identity = self.process.identity()
-        reader = self._reader()
+        reader = make_reader(
+            self.process,
+            self.pagemap,
+            self.disabled,
+            keep_words=self.keep_words,
+            should_stop=self.should_stop,
+        )
         reader.opener.leases.prefetch()
         try:
             results = self._read_all(reader, low, high)
@@ -152,24 +153,6 @@ class _Capture:
             is_complete=self.is_complete,
             notes=tuple(self.notes),
             used=tuple(sorted(meter.used)),
-        )
-
-    def _reader(self) -> MappingReader:
-        size = self.pagemap.page_size_bytes
-        use_scan = "pagemap_scan" not in self.disabled and features.has_pagemap_scan()
-        table = PageTable(
-            self.pagemap,
-            use_scan=use_scan,
-            zero_pfn=features.zero_pfn(),
-            keep_words=self.keep_words,
-            should_stop=self.should_stop,
-        )
-        return MappingReader(
-            table=table,
-            opener=Opener(self.process, self.disabled, size),
-            settler=Settler(self.process, size, "smaps" not in self.disabled),
-            disabled=self.disabled,
-            has_cachestat="cachestat" not in self.disabled and features.has_cachestat(),
         )
 
     def _evidence(self, reader: MappingReader) -> dict[str, bool]:
@@ -211,7 +194,7 @@ class _Capture:
         if is_last:
             for mapping in gone:
                 self.notes.append(f"{mapping.name} kept changing during the scan")
-                kept[mapping] = _without_object(kept[mapping])
+                kept[mapping] = without_object(kept[mapping])
             return []
         for mapping in gone:
             self.notes.append(f"{mapping.name} changed or vanished during the scan")
@@ -304,49 +287,18 @@ class _Capture:
     def _result(
         self, reader: MappingReader, span: _Span, parts: list[Verdicts]
     ) -> MappingPages:
-        runs = concat_runs([part.runs for part in parts])
-        refusal = next((part.refusal for part in parts if part.refusal), "")
-        base = span.mapping.start // self.pagemap.page_size_bytes
+        mapping, facts = span.mapping, parts[0].facts
+        verdicts = Verdicts(
+            facts,
+            concat_runs([part.runs for part in parts]),
+            next((part.refusal for part in parts if part.refusal), ""),
+        )
+        runs = reader.settle(mapping, verdicts)
+        base = mapping.start // self.pagemap.page_size_bytes
         words = None
         if self.keep_words:
             words = reader.table.take_words(base + span.first, base + span.stop)
-        return self._mapping_pages(
-            span.mapping,
-            object_label(parts[0].facts),
-            runs,
-            self._unknown(reader, span.mapping, runs, refusal),
-            words,
-        )
-
-    def _unknown(
-        self, reader: MappingReader, mapping: Mapping, runs: Runs, refusal: str
-    ) -> tuple[UnknownRun, ...]:
-        found = []
-        for first, pages, value in select_runs(runs, runs.value >= Verdict.FIRST_REASON):
-            reason = REASONS[value - Verdict.FIRST_REASON]
-            if value == Reason.NOT_OPENED:
-                reason = refusal or reason
-            if value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
-                reason += self._swap_note(reader, mapping)
-            found.append(UnknownRun(first, pages, reason))
-        return tuple(found)
-
-    def _swap_note(self, reader: MappingReader, mapping: Mapping) -> str:
-        """Return what smaps can still say of a mapping that cannot be asked."""
-        pages = reader.settler.pages(mapping, "Swap")
-        if pages is None:
-            return ""
-        swap = format_size(pages * self.pagemap.page_size_bytes)
-        return f" (smaps counts {swap} of swap in this mapping)"
-
-    def _mapping_pages(
-        self,
-        mapping: Mapping,
-        kind: str,
-        runs: Runs,
-        unknown: tuple[UnknownRun, ...],
-        words: Words | None,
-    ) -> MappingPages:
+        unknown = explain_unknown(reader.settler, mapping, runs, verdicts.refusal)
         if unknown:
             value = np.minimum(runs.value, np.uint8(PageClass.UNKNOWN))
             runs = merge_runs(Runs(runs.first, runs.pages, value))
@@ -358,7 +310,7 @@ class _Capture:
             device=mapping.device,
             inode=mapping.inode,
             path=mapping.path,
-            object=kind,
+            object=object_label(facts),
             page_size_bytes=self.pagemap.page_size_bytes,
             runs=runs,
             unknown=unknown,
@@ -378,24 +330,3 @@ def _batches(spans: list[_Span]) -> Iterable[list[_Span]]:
         pages += length
     if batch:
         yield batch
-
-
-def _without_object(result: MappingPages) -> MappingPages:
-    """Return a mapping that kept changing without what its object was asked."""
-    is_asked = np.array([is_object_class(value) for _, _, value in result.runs], bool)
-    unknown = tuple(
-        UnknownRun(first, pages, _text(Reason.MAPPING_CHANGED))
-        for first, pages, value in result.runs
-        if is_object_class(value)
-    )
-    value = np.where(is_asked, np.uint8(PageClass.UNKNOWN), result.runs.value)
-    return replace(
-        result,
-        runs=merge_runs(Runs(result.runs.first, result.runs.pages, value)),
-        unknown=tuple(sorted((*result.unknown, *unknown), key=lambda run: run.first)),
-        notes=(*result.notes, "kept changing during the scan"),
-    )
-
-
-def _text(reason: Reason) -> str:
-    return REASONS[reason - Verdict.FIRST_REASON]

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from memlens.account.mapping import MappingReader, Verdicts
+from memlens.account.mapping import Verdicts, make_reader
 from memlens.account.meanings import CATEGORIES
-from memlens.account.pagetable import PageTable
 from memlens.account.settle import Settler
 from memlens.account.trace import Trace, TracedOpener
 from memlens.errors import MemlensError, ProcessGone, Unsupported
@@ -17,8 +16,6 @@ from memlens.pages.classes import PageClass, Reason
 
 # Looks at a page that changes under the reader before the last is taken.
 _TRIES = 4
-# Parts in which map_process reads a vast mapping, whose totals then settle nothing.
-_WHOLE_PAGES = 1 << 24
 # Totals of the whole mapping decide about these, as they do in map_process.
 _BY_TOTALS = frozenset(
     {
@@ -47,6 +44,7 @@ class PageLook:
     :param word_after: the same afterwards.
     :param categories: what PAGEMAP_SCAN gave, None if it was not asked.
     :param verdicts: of the page alone.
+    :param settler: knows the totals of its mapping.
     :param value: its ``PageClass``, or the ``Reason`` why there is none.
     :param is_by_totals: whether totals of the whole mapping were asked for it.
     :param swap_in_mapping: pages of the mapping on swap, where only that is known.
@@ -64,6 +62,7 @@ class PageLook:
     word_after: int | None = None
     categories: int | None = None
     verdicts: Verdicts = field(init=False)
+    settler: Settler = field(init=False)
     value: int = 0
     is_by_totals: bool = False
     swap_in_mapping: int | None = None
@@ -107,34 +106,26 @@ class PageLook:
         return is_mapped == bool(self.word & int(PM_PRESENT))
 
     def _judge(self) -> None:
-        reader = self._reader(self.trace)
-        self.verdicts = reader.read(self.mapping, self.page, self.page + 1, None)
+        self.verdicts = self._read(self.page, self.page + 1, self.trace)
         self.value = _value_at(self.verdicts, self.page)
         pages = (self.mapping.stop - self.mapping.start) // self.size
-        if self.value in _BY_TOTALS and pages <= _WHOLE_PAGES:
-            reader = self._reader(Trace())
-            whole = reader.read(self.mapping, 0, pages, None)
-            self.value = _value_at(whole, self.page)
+        if self.value in _BY_TOTALS:
+            self.value = _value_at(self._read(0, pages, Trace()), self.page)
             self.is_by_totals = True
         if self.value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
-            self.swap_in_mapping = reader.settler.pages(self.mapping, "Swap")
+            self.swap_in_mapping = self.settler.pages(self.mapping, "Swap")
 
-    def _reader(self, trace: Trace) -> MappingReader:
-        use_scan = self._has_scan()
-        table = PageTable(
-            self.pagemap,
-            use_scan=use_scan,
-            zero_pfn=0 if use_scan else features.zero_pfn(),
-        )
+    def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
         opener = TracedOpener(self.process, self.disabled, self.size)
         opener.trace = trace
-        return MappingReader(
-            table=table,
-            opener=opener,
-            settler=Settler(self.process, self.size, "smaps" not in self.disabled),
-            disabled=self.disabled,
-            has_cachestat="cachestat" not in self.disabled and features.has_cachestat(),
-        )
+        reader = make_reader(self.process, self.pagemap, self.disabled, opener=opener)
+        try:
+            found = reader.read(self.mapping, first, stop, None)
+            verdicts = Verdicts(found.facts, reader.settle(self.mapping, found), found.refusal)
+        finally:
+            reader.close()
+        self.settler = reader.settler
+        return verdicts
 
     def _has_scan(self) -> bool:
         return "pagemap_scan" not in self.disabled and features.has_pagemap_scan()

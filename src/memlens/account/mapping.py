@@ -1,5 +1,6 @@
 """One mapping: what its page table leaves open, its object answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +9,12 @@ from numpy.typing import NDArray
 from memlens.account.objects import PIECE, TRIES, ObjectReader
 from memlens.account.pagetable import PageTable
 from memlens.account.settle import Settler, settle_preallocated
+from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.opening import KERNEL_NAMES, ObjectFacts, Opener
 from memlens.kernel.overlay import is_maybe_copied_up
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.process import ProcessDir
 from memlens.pages.classes import (
     Entry,
     PageClass,
@@ -99,10 +103,17 @@ class MappingReader:
             if not len(again):
                 break
             runs = self._read_again(mapping, facts, kind, runs, again)
-        runs = _replace_value(runs, Verdict.AGAIN, Reason.TRANSIT)
-        is_whole = (stop - first) * self._size == mapping.stop - mapping.start
-        runs = self.settler.settle(mapping, facts.kind, runs, is_whole)
-        return Verdicts(facts, runs, refusal)
+        return Verdicts(facts, _replace_value(runs, Verdict.AGAIN, Reason.TRANSIT), refusal)
+
+    def settle(self, mapping: Mapping, verdicts: Verdicts) -> Runs:
+        """
+        Return the runs with what only totals of the mapping can settle settled.
+
+        :param verdicts: of consecutive pages, of the whole mapping if they are to help.
+        """
+        covered = int(verdicts.runs.stop[-1] - verdicts.runs.first[0]) * self._size
+        is_whole = covered == mapping.stop - mapping.start
+        return self.settler.settle(mapping, verdicts.facts.kind, verdicts.runs, is_whole)
 
     @property
     def _size(self) -> int:
@@ -218,6 +229,40 @@ class MappingReader:
                 verdicts[is_asked] = np.where(is_moved, later, answers)[is_asked]
             parts.append(encode_runs(verdicts, first))
         return concat_runs(parts)
+
+
+def make_reader(
+    process: ProcessDir,
+    pagemap: Pagemap,
+    disabled: frozenset[str],
+    *,
+    opener: Opener | None = None,
+    keep_words: bool = False,
+    should_stop: Callable[[], bool] | None = None,
+) -> MappingReader:
+    """
+    Return a reader of a process's mappings; the caller closes it.
+
+    :param disabled: interfaces that may not be used.
+    :param opener: opens the objects, one of its own if None.
+    :param keep_words: whether to keep the raw pagemap words.
+    :param should_stop: asked between pieces; True ends the scan.
+    """
+    size = pagemap.page_size_bytes
+    table = PageTable(
+        pagemap,
+        use_scan="pagemap_scan" not in disabled and features.has_pagemap_scan(),
+        zero_pfn=features.zero_pfn(),
+        keep_words=keep_words,
+        should_stop=should_stop,
+    )
+    return MappingReader(
+        table=table,
+        opener=opener or Opener(process, disabled, size),
+        settler=Settler(process, size, "smaps" not in disabled),
+        disabled=disabled,
+        has_cachestat="cachestat" not in disabled and features.has_cachestat(),
+    )
 
 
 def _mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
