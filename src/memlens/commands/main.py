@@ -15,6 +15,8 @@ COMMANDS = {
     "page": "Explain one page, step by step.",
     "doctor": "Say what this kernel and this user can see.",
     "demo": "Build memory of every kind, and check the verdicts.",
+    "flags": "Count pages by their kernel flags.",
+    "huge": "Show huge pages of every kind, and what KSM merged.",
 }
 
 
