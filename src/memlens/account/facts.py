@@ -1,17 +1,32 @@
 """What a sweep over processes finds, before anything is added up."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.frames import Frames
+from memlens.account.mapcounts import FrameSums, MapCounts
 from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
 
 ObjectKey = tuple[int, int, int]
 Progress = Callable[[int, int], None]
+Stop = Callable[[], bool]
+
+
+class Stopped(Exception):
+    """The scan is to end now."""
+
+
+class Who(NamedTuple):
+    """What a process is chosen by; ``cgroup`` is the path of its memory cgroup."""
+
+    pid: int
+    name: str
+    uid: int
+    cgroup: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +37,28 @@ class Want:
     :param swap: slots of private swapped pages.
     :param objects: shared-memory objects that it maps or has open.
     :param present: which pages of these its page table maps.
+    :param cached: private pages in RAM that keep a swap slot.
     :param frames: the page frames that it maps.
-    :param pages: with the frames, the addresses they are mapped at.
+    :param rollup: what smaps_rollup sums up, for readers who may not see frames.
+    :param who: of which processes the frames, or the rollup, are wanted.
+    :param counts: how often frames are mapped, to sum up frames.
+    :param keep_frames: whether to keep the frames beside their sums.
     """
 
     swap: bool = False
     objects: bool = False
     present: bool = False
+    cached: bool = False
     frames: bool = False
-    pages: bool = False
+    rollup: bool = False
+    who: Callable[[Who], bool] = lambda _who: True
+    counts: MapCounts | None = None
+    keep_frames: bool = False
+
+    @property
+    def has_page_table(self) -> bool:
+        """Return whether the page table has to be read."""
+        return self.swap or self.present or self.frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +92,11 @@ class ProcessFacts:
     :param swap_pages: address of each such page divided by the page size, ``(n,)`` int64,
         in the order of addresses.
     :param is_swap_hidden: whether there are such pages whose slots may not be seen.
-    :param frames: what it maps, None if not asked.
+    :param cached_pfns: frames of private pages in RAM that keep a slot, ``(n,)`` uint64.
+    :param cached_pages: address of each divided by the page size, ``(n,)`` int64.
+    :param frames: distinct frames that it maps, sorted, None if not asked.
+    :param sums: of these frames.
+    :param rollup: figures of smaps_rollup in bytes, empty if not asked.
     """
 
     pid: int
@@ -76,9 +108,12 @@ class ProcessFacts:
     swap_words: NDArray[np.uint64]
     swap_pages: NDArray[np.int64]
     is_swap_hidden: bool
-    frames: Frames | None
-    mount_namespace: int
+    frames: NDArray[np.uint32] | NDArray[np.uint64] | None
     ipc_namespace: int
+    sums: FrameSums | None = None
+    cached_pfns: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    cached_pages: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    rollup: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from memlens.account.facts import Missed, ObjectKey, ObjectUse, ProcessFacts
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ParseError
 from memlens.kernel import features
-from memlens.kernel.backing import TMPFS_MAGIC, Backing
+from memlens.kernel.backing import HUGETLBFS_MAGIC, TMPFS_MAGIC, Backing
 from memlens.kernel.leases import Leases
 from memlens.kernel.opening import Opener, internal_device, reopen
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.shm import (
     SHM_DEST,
+    SHMEM_TYPES,
     Mount,
     Segment,
     TmpfsFile,
@@ -28,6 +29,7 @@ from memlens.kernel.shm import (
 )
 from memlens.kernel.syscalls import fstatfs_type
 
+NOT_SHMEM = "not shmem"
 _DELETED = " (deleted)"
 # F_GET_SEALS of include/uapi/linux/fcntl.h; Python has no name for F_SEAL_SEAL alone.
 _SEALS = 0x1F & ~fcntl.F_SEAL_SEAL
@@ -42,6 +44,7 @@ class FoundObject:
     :param file: its place in a tmpfs, None if it has none.
     :param segment: its line of /proc/sysvipc/shm, None if it is no System V segment.
     :param namespace: file of the IPC namespace of the segment, "" for our own.
+    :param status: what fstat said once it was held, None before.
     """
 
     key: ObjectKey
@@ -52,13 +55,43 @@ class FoundObject:
     segment: Segment | None = None
     namespace: str = ""
     is_other_mounts: bool = False
-    uid: int | None = None
-    born_s: float = 0.0
+    status: os.stat_result | None = None
 
     @property
     def label(self) -> str:
         """Return how messages name it."""
-        return f"{self.kind} {self.name}"
+        return self.name if ":" in self.name else f"{self.kind} {self.name}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Return its size; of what can only be seen as mapped, the end of what is mapped."""
+        if self.status is not None:
+            return self.status.st_size
+        if self.file is not None or self.segment is not None:
+            return (self.file or self.segment).size_bytes  # type: ignore[union-attr]
+        mapped = [use.mapping for _, use in self.uses if use.mapping is not None]
+        return max((m.offset_bytes + m.stop - m.start for m in mapped), default=0)
+
+    @property
+    def blocks(self) -> int:
+        """Return the units of 512 bytes that it owns, in RAM and on swap, as far as known."""
+        if self.status is not None:
+            return self.status.st_blocks
+        return self.file.blocks if self.file is not None else 0
+
+    @property
+    def uid(self) -> int | None:
+        """Return the owner, None if not known."""
+        if self.segment is not None:
+            return self.segment.uid
+        if self.status is not None:
+            return self.status.st_uid
+        return self.file.uid if self.file is not None else None
+
+    @property
+    def links(self) -> int | None:
+        """Return how many names it has in a file system, None if not known."""
+        return None if self.status is None else self.status.st_nlink
 
 
 @dataclass(slots=True)
@@ -68,10 +101,12 @@ class Finder:
 
     :param sweep: a sweep that has run.
     :param missed: what could not be listed.
+    :param places: root of a process and mount point of every tmpfs that was listed.
     """
 
     sweep: Sweep
     missed: list[Missed] = field(default_factory=list)
+    places: dict[int, tuple[str, str]] = field(default_factory=dict)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
     _leases: Leases = field(init=False)
 
@@ -101,12 +136,16 @@ class Finder:
                 continue
             try:
                 status = os.fstat(handle)
+                if fstatfs_type(handle) == HUGETLBFS_MAGIC:
+                    # A System V segment of huge pages, which are not in Shmem.
+                    return NOT_SHMEM
                 if (status.st_dev, status.st_ino) != item.key[:2]:
                     reason = "another object by now"
                     continue
                 if fstatfs_type(handle) != TMPFS_MAGIC:
-                    reason = "not shmem"
+                    reason = NOT_SHMEM
                     continue
+                item.status = status
                 if self._leases.has(status):
                     return "under a write lease, which opening would break"
                 size = features.page_size_bytes()
@@ -115,20 +154,22 @@ class Finder:
                 os.close(handle)
         return reason
 
-    def marks(
-        self, item: FoundObject, backing: Backing, status: os.stat_result
-    ) -> tuple[str, ...]:
-        """Return what is worth knowing of an object, in a fixed order."""
+    def marks(self, item: FoundObject, backing: Backing | None) -> tuple[str, ...]:
+        """
+        Return what is worth knowing of an object, in a fixed order.
+
+        :param backing: None if it was not opened.
+        """
         segment = item.segment
         is_deleted = segment is not None and bool(segment.permissions & SHM_DEST)
         if item.kind == "tmpfs":
-            is_deleted = status.st_nlink == 0
+            is_deleted = item.links == 0 if item.links is not None else item.file is None
         marks = {
             "deleted": is_deleted,
             "no_holder": not item.uses,
             "detached": segment is not None and segment.attached == 0,
             "huge": any(use.is_huge for _, use in item.uses),
-            "sealed": _is_sealed(backing.fd),
+            "sealed": backing is not None and _is_sealed(backing.fd),
             "other_mount_namespace": item.is_other_mounts,
             "other_ipc_namespace": bool(item.namespace),
         }
@@ -143,16 +184,16 @@ class Finder:
 
     def _add_files(self) -> None:
         """List every tmpfs once, through a namespace where all of it is mounted if any."""
-        own = os.stat(f"{self.sweep.proc}/self/ns/mnt").st_ino if self._is_own_proc() else 0
+        own = self._own_namespace("mnt")
         walked: set[int] = set()
         ways: list[tuple[bool, bool, int, int, Mount, list[Mount]]] = []
         for namespace, (pid, mounts) in self.sweep.mounts.items():
             for mount in mounts:
-                if mount.kind in ("tmpfs", "devtmpfs"):
+                if mount.kind in SHMEM_TYPES:
                     is_part = mount.root != "/"
                     ways.append((is_part, namespace != own, namespace, pid, mount, mounts))
         ways.sort(key=lambda way: way[:3])
-        failed: dict[int, str] = {}
+        failed: dict[int, Missed] = {}
         for is_part, is_other, _, pid, mount, mounts in ways:
             if mount.device in walked:
                 continue
@@ -161,18 +202,14 @@ class Finder:
                 for file in walk_tmpfs(base, mount, mounts):
                     self._add_file(file, is_other)
             except OSError as error:
-                where = f"tmpfs on {mount.mount_point}"
-                failed[mount.device] = f"{where}: {error.strerror}"
+                reason = error.strerror or str(error)
+                failed[mount.device] = Missed(f"tmpfs on {mount.mount_point}", reason)
                 continue
             failed.pop(mount.device, None)
+            self.places.setdefault(mount.device, (base, mount.mount_point))
             if not is_part:
                 walked.add(mount.device)
-        for reason in failed.values():
-            what, _, why = reason.partition(": ")
-            self.missed.append(Missed(what, why))
-
-    def _is_own_proc(self) -> bool:
-        return os.path.exists(f"{self.sweep.proc}/self/ns/mnt")
+        self.missed += failed.values()
 
     def _add_file(self, file: TmpfsFile, is_other: bool) -> None:
         key = (file.device, file.inode, 0)
@@ -180,11 +217,10 @@ class Finder:
         if item is None:
             item = self._found[key] = FoundObject(key, "tmpfs", file.path)
         if item.file is None:
-            item.file, item.is_other_mounts = file, is_other
-            item.name, item.born_s, item.uid = file.path, file.changed_s, file.uid
+            item.file, item.is_other_mounts, item.name = file, is_other, file.path
 
     def _add_segments(self) -> None:
-        own = self._own_ipc()
+        own = self._own_namespace("ipc")
         namespaces = {own: ""}
         for facts in self.sweep.processes:
             if facts.ipc_namespace:
@@ -201,9 +237,9 @@ class Finder:
             for segment in segments:
                 self._add_segment((device, segment.shmid, namespace), segment, path)
 
-    def _own_ipc(self) -> int:
+    def _own_namespace(self, name: str) -> int:
         try:
-            return os.stat("/proc/self/ns/ipc").st_ino
+            return os.stat(f"/proc/self/ns/{name}").st_ino
         except OSError:
             return 0
 
@@ -212,7 +248,6 @@ class Finder:
         if item is None:
             item = self._found[key] = FoundObject(key, "sysv", f"sysv:{segment.shmid}")
         item.segment, item.namespace = segment, namespace
-        item.uid, item.born_s = segment.uid, float(segment.changed_s)
 
     def _ways(self, item: FoundObject) -> Iterator[Callable[[], int | str]]:
         """Yield ways to an O_PATH descriptor of an object, the surest first."""

@@ -22,6 +22,7 @@ from memlens.pages.bits import (
     PM_PRESENT,
 )
 from memlens.pages.decode import find_swap_entries
+from memlens.pages.distinct import distinct
 
 _JOIN_PAGES = 512
 # PFNs below this fit 32 bits: 16 TiB of memory, and half the room here.
@@ -36,25 +37,27 @@ class Frames:
     :param pfn: page frame numbers, ``(n,)`` uint32, or uint64 where they need it; all 0
         if they are hidden.
     :param is_file: whether it is a page of a file or of shared memory, ``(n,)`` bool.
-    :param page: address divided by the page size, ``(n,)`` int64, empty unless asked for.
     :param swap_words: area and slot of private swapped pages, ``(m,)`` uint64.
-    :param swap_pages: their addresses divided by the page size, ``(m,)`` int64.
 
     Zero pages and hugetlb pages are left out, as the kernel leaves them out of Rss.
     """
 
     pfn: NDArray[np.uint32] | NDArray[np.uint64]
     is_file: NDArray[np.bool_]
-    page: NDArray[np.int64]
     swap_words: NDArray[np.uint64]
-    swap_pages: NDArray[np.int64]
+
+    def distinct(self) -> NDArray[np.uint32] | NDArray[np.uint64]:
+        """Return every frame once, sorted."""
+        if self.pfn.dtype == np.uint32:
+            return distinct(self.pfn.astype(np.uint32, copy=False))
+        return distinct(self.pfn.astype(np.uint64, copy=False))
 
 
 def read_frames(
     pagemap: Pagemap,
     mappings: Iterable[Mapping],
     is_hugetlb: Callable[[Mapping], bool],
-    keep_pages: bool = False,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> Frames:
     """
     Return the frames of a process.
@@ -62,7 +65,7 @@ def read_frames(
     :param pagemap: its page table.
     :param mappings: its mappings, in the order of addresses.
     :param is_hugetlb: whether huge pages back a mapping that has an object.
-    :param keep_pages: whether to keep the page numbers.
+    :param check_stop: called between pieces; raises when the scan is to end.
     :raises MemlensError: as the reads give it.
     """
     # Files on disks have a device with a major number; hugetlbfs has none.
@@ -70,12 +73,13 @@ def read_frames(
     wanted = [
         m for m in every if not (m.device.startswith("00:") and m.inode and is_hugetlb(m))
     ]
-    collected = _Collected(keep_pages)
+    collected = _Collected()
     use_scan = features.has_pagemap_scan() and "pagemap_scan" not in features.read_disabled()
     # Where huge pages were left out, no stretch may run over them.
     gap_pages = GAP_PAGES if len(wanted) == len(every) else 0
     for first, stop in _ranges(pagemap, wanted, use_scan, gap_pages):
         for page, words in pagemap.iter_words(first, stop - first):
+            check_stop()
             collected.add(words, page)
     return collected.frames()
 
@@ -109,14 +113,11 @@ def _join(regions: NDArray[np.int64], is_exact: bool) -> Iterable[tuple[int, int
 
 
 class _Collected:
-    def __init__(self, keep_pages: bool) -> None:
-        self._keep_pages = keep_pages
+    def __init__(self) -> None:
         self._zero_pfn = np.uint64(features.zero_pfn())
         self._pfns: list[NDArray[np.uint32] | NDArray[np.uint64]] = []
         self._files: list[NDArray[np.bool_]] = []
-        self._pages: list[NDArray[np.int64]] = []
         self._swap_words: list[NDArray[np.uint64]] = []
-        self._swap_pages: list[NDArray[np.int64]] = []
 
     def add(self, words: NDArray[np.uint64], page: int) -> None:
         is_present = (words & PM_PRESENT) != 0
@@ -124,27 +125,19 @@ class _Collected:
         if self._zero_pfn:
             is_present &= pfns != self._zero_pfn
         if not is_present.all():
-            self._add_swapped(words, page)
+            slots, _ = find_swap_entries(words, page)
+            if len(slots):
+                self._swap_words.append(slots)
         pfns = pfns[is_present]
         is_wide = len(pfns) and int(pfns.max()) >= _NARROW
         self._pfns.append(pfns if is_wide else pfns.astype(np.uint32))
         self._files.append((words[is_present] & PM_FILE) != 0)
-        if self._keep_pages:
-            self._pages.append(np.flatnonzero(is_present) + page)
-
-    def _add_swapped(self, words: NDArray[np.uint64], page: int) -> None:
-        slots, pages = find_swap_entries(words, page)
-        if len(slots):
-            self._swap_words.append(slots)
-            self._swap_pages.append(pages)
 
     def frames(self) -> Frames:
         return Frames(
             pfn=_joined(self._pfns, np.uint32),
             is_file=_joined(self._files, np.bool_),
-            page=_joined(self._pages, np.int64),
             swap_words=_joined(self._swap_words, np.uint64),
-            swap_pages=_joined(self._swap_pages, np.int64),
         )
 
 

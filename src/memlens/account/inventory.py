@@ -1,113 +1,41 @@
 """Every shared-memory object of the machine, once, with its holders."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memlens.account.facts import Missed, ObjectUse, ProcessFacts, Progress, Want
-from memlens.account.finding import Finder, FoundObject
+from memlens.account.facts import Missed, ObjectUse, ProcessFacts, Progress, Stop, Stopped, Want
+from memlens.account.finding import NOT_SHMEM, Finder, FoundObject
 from memlens.account.model import Cost
+from memlens.account.naming import no_such_object, resolve_name
 from memlens.account.objects import ObjectReader
+from memlens.account.sharedobject import Holder, SharedObject
 from memlens.account.sweep import Sweep
 from memlens.kernel import features
+from memlens.kernel.backing import Backing
+from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
+from memlens.kernel.syscalls import statx_cached
 from memlens.pages.classes import REASONS, PageClass, Verdict
+from memlens.pages.distinct import distinct
 from memlens.pages.runs import (
     EMPTY,
     Runs,
     clip_runs,
-    count_runs,
     merge_runs,
+    one_run,
     replace_runs,
     restrict_runs,
     select_runs,
     union_runs,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """
-    A process that maps an object or has it open.
-
-    :param mapped_pages: pages of the object that its mappings cover.
-    :param present_pages: pages of the object that its page table maps now; None if the
-        page tables were not read.
-    :param is_open: whether it has a descriptor of it.
-    :param ranges: half-open page ranges of the object that it maps.
-    """
-
-    pid: int
-    name: str
-    mapped_pages: int
-    present_pages: int | None
-    is_open: bool
-    ranges: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class SharedObject:
-    """
-    One shared-memory object.
-
-    :param kind: ``memfd``, ``tmpfs``, ``sysv`` or ``anonymous``.
-    :param name: raw: a path for tmpfs, ``memfd:NAME``, ``sysv:ID``.
-    :param device: ``major:minor`` in hexadecimal, as in maps.
-    :param runs: a ``PageClass`` for every page up to the end of the object; ``present``
-        means mapped by at least one process, ``cached`` in RAM and mapped by none.
-    :param holders: processes, by PID.
-    :param marks: ``deleted``, ``no_holder``, ``detached`` (System V, no attachment),
-        ``huge``, ``sealed``, ``other_mount_namespace``, ``other_ipc_namespace``.
-    :param reasons: why pages are ``unknown``.
-    :param born_s: when it was made, seconds since 1970; 0.0 if not known.
-    """
-
-    kind: str
-    name: str
-    device: str
-    inode: int
-    size_bytes: int
-    uid: int
-    runs: Runs
-    holders: tuple[Holder, ...]
-    marks: tuple[str, ...]
-    reasons: tuple[str, ...] = ()
-    born_s: float = 0.0
-    cgroup: str = ""
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the pages in each class, ``(len(PageClass),)`` int64."""
-        return count_runs(self.runs, len(PageClass))
-
-    @property
-    def resident_pages(self) -> int:
-        """Return the pages that count in ``Shmem`` of /proc/meminfo."""
-        counts = self.counts()
-        kinds = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
-        return int(sum(counts[kind] for kind in kinds))
-
-    @property
-    def swap_pages(self) -> int:
-        """Return the pages that hold a swap slot."""
-        counts = self.counts()
-        return int(counts[PageClass.SWAPPED] + counts[PageClass.SWAP_CACHED])
-
-    @property
-    def mappers(self) -> tuple[int, ...]:
-        """Return the PIDs that map it."""
-        return tuple(holder.pid for holder in self.holders if holder.mapped_pages)
-
-    @property
-    def sole_keeper(self) -> int | None:
-        """Return the PID with whose exit the object goes, None if it would stay."""
-        is_named = (self.kind == "tmpfs" or self.kind == "sysv") and "deleted" not in self.marks
-        if is_named or len(self.holders) != 1:
-            return None
-        return self.holders[0].pid
+# Progress is told after so many objects.
+_STEP = 64
+_LABELS_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +45,17 @@ class Inventory:
 
     :param shmem_pages: ``Shmem`` of /proc/meminfo.
     :param missed: what could not be looked at.
+    :param notes: what to know about the remainder.
+    :param is_complete: False if the scan was stopped, or its budget spent.
     """
 
     page_size_bytes: int
     shmem_pages: int
     objects: tuple[SharedObject, ...]
     missed: tuple[Missed, ...]
+    notes: tuple[str, ...]
     cost: Cost
+    is_complete: bool = True
 
     @property
     def remainder_pages(self) -> int:
@@ -132,50 +64,89 @@ class Inventory:
 
 
 def list_shared_memory(
+    name: str | None = None,
     *,
     proc: str = "/proc",
     budget_s: float | None = None,
     on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> Inventory:
     """
     Return every shared-memory object of the machine, once.
 
+    :param name: the only object wanted, as ``resolve_name`` reads it; with it
+        ``remainder_pages`` says nothing.
     :param proc: root of the /proc to read.
     :param budget_s: seconds after which the scan ends, with the rest in ``missed``.
-    :param on_progress: called with processes done and processes in all.
-    :raises Unsupported: if ``proc`` is none.
+    :param on_progress: called with what is done and what there is in all: processes,
+        then objects.
+    :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
+    :raises Unsupported: if ``proc`` is none, or what is named is no shared memory.
+    :raises MemlensError: if no object has this name.
     """
-    sweep = Sweep(proc, Want(objects=True, present=True), budget_s, on_progress)
+    wanted = None if name is None else resolve_name(name, proc)
+    want = Want(objects=True, present=True)
+    sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
     sweep.run()
-    objects = read_objects(sweep)
-    shmem = read_meminfo_pages("Shmem", proc)
-    meter = sweep.meter
+    scan = read_objects(sweep, only=None if wanted is None else wanted.matches)
+    if wanted is not None and not scan.objects and sweep.is_complete:
+        raise no_such_object(wanted)
+    notes = [*scan.notes]
+    if sweep.gone:
+        notes.append(f"{sweep.gone} processes ended during the scan")
     return Inventory(
         page_size_bytes=features.page_size_bytes(),
-        shmem_pages=shmem,
-        objects=tuple(objects),
+        shmem_pages=read_meminfo_pages("Shmem", proc),
+        objects=scan.objects,
         missed=tuple(sweep.missed),
-        cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+        notes=tuple(notes),
+        cost=sweep.cost(),
+        is_complete=sweep.is_complete,
     )
 
 
-def read_objects(sweep: Sweep, only_swapped: bool = False) -> list[SharedObject]:
+@dataclass(frozen=True, slots=True)
+class ObjectScan:
+    """Objects, the largest first, and what to know about what is not among them."""
+
+    objects: tuple[SharedObject, ...]
+    notes: tuple[str, ...]
+
+
+def read_objects(
+    sweep: Sweep,
+    only_swapped: bool = False,
+    only: Callable[[FoundObject], bool] | None = None,
+) -> ObjectScan:
     """
     Look at every object that a sweep found, and at those that no process holds.
 
-    :param only_swapped: whether objects without swapped pages may be left out.
+    :param only_swapped: whether objects without swapped pages are left out.
+    :param only: whether an object is looked at; None for all.
     """
     finder = Finder(sweep)
+    items = finder.find()
+    if only is not None:
+        items = [item for item in items if only(item)]
+    reader = _Reader(sweep, finder, only_swapped)
     found = []
-    for item in finder.find():
+    for number, item in enumerate(items):
         if sweep.is_over():
-            sweep.missed.append(Missed("shared-memory objects", "the budget was spent"))
+            sweep.miss_rest(f"{len(items) - number} shared-memory objects")
             break
-        shared = _read_object(sweep, finder, item, only_swapped)
+        if number % _STEP == 0:
+            sweep.progress(number, len(items))
+        try:
+            shared = reader.read(item)
+        except Stopped:
+            sweep.miss_rest(f"{len(items) - number} shared-memory objects")
+            break
         if shared is not None:
             found.append(shared)
-    sweep.missed.extend(finder.missed)
-    return sorted(found, key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
+    sweep.missed += [*finder.missed, *reader.list_missed()]
+    found.sort(key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
+    notes = () if only is not None else tuple(_hidden_notes(finder, items))
+    return ObjectScan(tuple(found), notes)
 
 
 def read_meminfo_pages(name: str, proc: str) -> int:
@@ -187,41 +158,133 @@ def read_meminfo_pages(name: str, proc: str) -> int:
     return sizes.get(name, 0) // features.page_size_bytes()
 
 
-def _read_object(
-    sweep: Sweep, finder: Finder, item: FoundObject, only_swapped: bool
-) -> SharedObject | None:
-    backing = finder.open(item)
-    if isinstance(backing, str):
-        sweep.missed.append(Missed(item.label, backing))
-        return None
-    try:
-        status = os.fstat(backing.fd)
-        reader = ObjectReader(backing, features.read_disabled(), features.has_cachestat())
+@dataclass(slots=True)
+class _Reader:
+    """Looks at objects, one after the other."""
+
+    sweep: Sweep
+    finder: Finder
+    only_swapped: bool
+    _refused: dict[str, list[str]] = field(default_factory=dict)
+    _cgroups: dict[int, str] | None = None
+
+    def read(self, item: FoundObject) -> SharedObject | None:
+        """
+        Return an object; what cannot be opened is all ``unknown``.
+
+        :return: None if it is none, or may be left out.
+        :raises Stopped: if the scan is to end.
+        """
+        if item.file is not None and not item.uses and not item.file.blocks:
+            # It owns no memory, so that there is nothing to ask it.
+            pages = _pages(item.size_bytes)
+            runs = one_run(0, pages, PageClass.NONE) if pages else EMPTY
+            return None if self.only_swapped else self._object(item, runs, (), None)
+        backing = self.finder.open(item)
+        if isinstance(backing, str):
+            return None if backing == NOT_SHMEM else self._refuse(item, backing)
+        try:
+            return self._ask(item, backing)
+        except OSError as error:
+            return self._refuse(item, os.strerror(error.errno or 0))
+        finally:
+            backing.close()
+
+    def list_missed(self) -> Iterator[Missed]:
+        """Yield the objects that could not be looked at, by the reason."""
+        for reason, labels in self._refused.items():
+            named = ", ".join(labels[:_LABELS_NAMED])
+            more = ", ..." if len(labels) > _LABELS_NAMED else ""
+            count = f"{len(labels)} objects ({named}{more})" if len(labels) > 1 else named
+            yield Missed(count, reason)
+
+    def _refuse(self, item: FoundObject, reason: str) -> SharedObject | None:
+        self._refused.setdefault(reason, []).append(item.label)
+        if self.only_swapped:
+            return None
+        pages = _pages(item.size_bytes)
+        runs = one_run(0, pages, PageClass.UNKNOWN) if pages else EMPTY
+        return self._object(item, runs, (reason,), None)
+
+    def _ask(self, item: FoundObject, backing: Backing) -> SharedObject | None:
+        sweep = self.sweep
+        reader = ObjectReader(
+            backing, features.read_disabled(), features.has_cachestat(), sweep.check_stop
+        )
         pages = backing.size_pages()
-        if only_swapped and reader.is_without_swap(pages):
+        if self.only_swapped and reader.is_without_swap(pages):
             return None
         runs = reader.verdicts(0, pages) if pages else EMPTY
-        marks = finder.marks(item, backing, status)
-    except OSError as error:
-        sweep.missed.append(Missed(item.label, os.strerror(error.errno or 0)))
-        return None
-    finally:
-        backing.close()
-    runs, reasons = _split_reasons(_mark_present(runs, item.uses))
-    return SharedObject(
-        kind=item.kind,
-        name=item.name,
-        device=f"{os.major(item.key[0]):02x}:{os.minor(item.key[0]):02x}",
-        inode=item.key[1],
-        size_bytes=status.st_size,
-        uid=item.uid if item.uid is not None else status.st_uid,
-        runs=runs,
-        holders=_holders(item.uses, pages),
-        marks=marks,
-        reasons=reasons,
-        born_s=item.born_s,
-        cgroup="",
-    )
+        runs, reasons = _split_reasons(_mark_present(runs, item.uses))
+        if reasons:
+            self._refused.setdefault("; ".join(reasons), []).append(item.label)
+        return self._object(item, runs, reasons, backing)
+
+    def _object(
+        self, item: FoundObject, runs: Runs, reasons: tuple[str, ...], backing: Backing | None
+    ) -> SharedObject:
+        return SharedObject(
+            kind=item.kind,
+            name=item.name,
+            device=f"{os.major(item.key[0]):02x}:{os.minor(item.key[0]):02x}",
+            inode=item.key[1],
+            size_bytes=item.size_bytes,
+            uid=item.uid,
+            runs=runs,
+            holders=_holders(item.uses, _pages(item.size_bytes)),
+            marks=self.finder.marks(item, backing),
+            reasons=reasons,
+            born_s=_born_s(item, backing),
+            cgroup=self._cgroup(item),
+        )
+
+    def _cgroup(self, item: FoundObject) -> str | None:
+        charges = self.sweep.charges
+        inode = None if charges is None else charges.inodes.get(item.key)
+        if inode is None:
+            return None
+        if self._cgroups is None:
+            self._cgroups = cgroup_paths_by_inode(find_hierarchy(self.sweep.proc))
+        return self._cgroups.get(inode)
+
+
+def _born_s(item: FoundObject, backing: Backing | None) -> float | None:
+    """Return when it was made; before v6.0 tmpfs kept only when it was changed."""
+    if backing is not None:
+        try:
+            born_s = statx_cached(f"/proc/self/fd/{backing.fd}", 0).born_s
+        except OSError:
+            born_s = 0.0
+        if born_s:
+            return born_s
+    if item.segment is not None:
+        return float(item.segment.changed_s)
+    if item.status is not None:
+        return item.status.st_ctime
+    return item.file.changed_s if item.file is not None else None
+
+
+def _pages(size_bytes: int) -> int:
+    return -(-size_bytes // features.page_size_bytes())
+
+
+def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
+    """Yield the tmpfs mounts that own more than their files and the open ones do."""
+    owned: dict[int, int] = {}
+    for item in items:
+        owned[item.key[0]] = owned.get(item.key[0], 0) + item.blocks * 512
+    for device, (base, mount_point) in finder.places.items():
+        try:
+            figures = os.statvfs(base + mount_point)
+        except OSError:
+            continue
+        used = (figures.f_blocks - figures.f_bfree) * figures.f_frsize
+        hidden = (used - owned.get(device, 0)) // features.page_size_bytes()
+        if hidden > 0:
+            yield (
+                f"tmpfs on {mount_point}: {hidden} pages are in files that cannot be listed: "
+                "deleted and held by the kernel, or below another mount"
+            )
 
 
 def _mark_present(runs: Runs, uses: Iterable[tuple[ProcessFacts, ObjectUse]]) -> Runs:
@@ -236,7 +299,7 @@ def _mark_present(runs: Runs, uses: Iterable[tuple[ProcessFacts, ObjectUse]]) ->
 def _split_reasons(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
     is_open = runs.value >= Verdict.FIRST_REASON
     reasons = tuple(
-        REASONS[value - Verdict.FIRST_REASON] for value in np.unique(runs.value[is_open])
+        REASONS[value - Verdict.FIRST_REASON] for value in distinct(runs.value[is_open])
     )
     value = np.minimum(runs.value, np.uint8(PageClass.UNKNOWN))
     return merge_runs(Runs(runs.first, runs.pages, value)), reasons

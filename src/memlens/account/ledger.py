@@ -5,24 +5,24 @@ The swap ledger: every used slot once, and what is left over printed as such.
            + pages in RAM that keep their slot + remainder
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.facts import Missed, ProcessFacts, Progress, Want
-from memlens.account.inventory import SharedObject, read_meminfo_pages, read_objects
+from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want
+from memlens.account.inventory import ObjectScan, read_meminfo_pages, read_objects
 from memlens.account.model import Cost
+from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
-from memlens.errors import MemlensError
 from memlens.kernel import features
-from memlens.kernel.cgroups import find_hierarchy
-from memlens.kernel.kpage import read_kpageflags
-from memlens.kernel.swaps import Swap, SwapArea, read_swap
+from memlens.kernel.cgroups import charged_swap, find_hierarchy
+from memlens.kernel.loops import list_deleted_backing_files
+from memlens.kernel.swaps import Swap, SwapArea, area_numbers, read_swap
+from memlens.pages.bits import PM_SWAP_AREA
+from memlens.pages.distinct import count_distinct, distinct, is_in
 
-_KPF_ANON = np.uint64(1 << 12)
-_KPF_SWAPCACHE = np.uint64(1 << 13)
 _UNREACHABLE = (
     "not in reach: memfds in unread messages, deleted tmpfs files under loop devices, "
     "detached mounts"
@@ -56,15 +56,55 @@ class ProcessSwap:
 @dataclass(frozen=True, slots=True)
 class CgroupSwap:
     """
-    One cgroup in the ledger.
+    One cgroup in the ledger, without those below it.
 
-    :param charged_pages: what the kernel charges it, with those below; None if not known.
-    :param found_pages: private slots of its processes, each once.
+    :param charged_pages: what the kernel charges it; None if not known.
+    :param own_pages: private slots of its processes, each once.
+    :param share_pages: fair shares of its processes in swapped objects.
     """
 
     path: str
     charged_pages: int | None
-    found_pages: int
+    own_pages: int
+    share_pages: float
+
+
+@dataclass(frozen=True, slots=True)
+class AreaSwap:
+    """
+    One swap area.
+
+    :param area: its number in page-table entries.
+    :param path: of the device or file, raw.
+    :param kind: ``partition``, ``file`` or ``zram``.
+    :param private_pages: distinct slots of it in page tables.
+    :param stored_bytes: zram: uncompressed size of what it holds; else None.
+    :param compressed_bytes: zram: RAM that this takes; else None.
+    """
+
+    area: int
+    path: str
+    kind: str
+    size_pages: int
+    used_pages: int
+    priority: int
+    private_pages: int
+    stored_bytes: int | None = None
+    compressed_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ZswapUse:
+    """
+    The compressed cache before swap; its pages count as swapped everywhere else.
+
+    :param stored_bytes: uncompressed size of what it holds, None if the kernel hides it.
+    :param compressed_bytes: RAM that this takes, None if the kernel hides it.
+    """
+
+    is_enabled: bool
+    stored_bytes: int | None
+    compressed_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +116,11 @@ class SwapLedger:
     :param private_pages: distinct slots in page tables.
     :param shared_pages: pages of shared-memory objects on swap, ``swap_cached`` included.
     :param swap_cache_pages: private pages in RAM that keep a slot.
-    :param remainder_pages: used pages that none of the three explains.
+    :param remainder_pages: used pages that none of the three explains; negative if swap
+        was freed while it was counted.
+    :param zswap: None if this kernel has none.
     :param notes: what to know about the remainder.
+    :param is_complete: False if the scan was stopped, or its budget spent.
     """
 
     page_size_bytes: int
@@ -86,18 +129,20 @@ class SwapLedger:
     shared_pages: int
     swap_cache_pages: int
     remainder_pages: int
-    swap: Swap
+    areas: tuple[AreaSwap, ...]
+    zswap: ZswapUse | None
     processes: tuple[ProcessSwap, ...]
     objects: tuple[SharedObject, ...]
     cgroups: tuple[CgroupSwap, ...]
     missed: tuple[Missed, ...]
     notes: tuple[str, ...]
     cost: Cost
+    is_complete: bool = True
 
     @property
-    def areas(self) -> tuple[SwapArea, ...]:
-        """Return the swap areas, as /proc/swaps lists them."""
-        return self.swap.areas
+    def swap_cached_shared_pages(self) -> int:
+        """Return the pages of objects that are in RAM again as well."""
+        return sum(item.swap_cached_pages for item in self.objects)
 
 
 def read_swap_ledger(
@@ -105,36 +150,44 @@ def read_swap_ledger(
     proc: str = "/proc",
     budget_s: float | None = None,
     on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> SwapLedger:
     """
     Return where the swap of the whole machine is.
 
     :param proc: root of the /proc to read.
     :param budget_s: seconds after which the scan ends, with the rest in ``missed``.
-    :param on_progress: called with processes done and processes in all.
+    :param on_progress: called with what is done and what there is in all: processes,
+        then objects.
+    :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
     :raises Unsupported: if ``proc`` is none, or the kernel has no swap.
     """
     size = features.page_size_bytes()
     before = read_swap(size, proc)
-    # Pages in RAM that keep a slot cost a look at every mapped frame, so look only if the
-    # kernel counts any.
+    # Pages in RAM that keep a slot cost a look at the flags of every private page, so look
+    # only if the kernel counts any.
     has_cache = bool(before.areas) and read_meminfo_pages("SwapCached", proc) > 0
-    want = Want(swap=True, objects=True, frames=has_cache, pages=has_cache)
-    sweep = Sweep(proc, want, budget_s, on_progress)
-    objects: list[SharedObject] = []
+    want = Want(swap=True, objects=True, cached=has_cache)
+    sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
+    scan = ObjectScan((), ())
     if before.areas:
         sweep.run()
-        objects = read_objects(sweep, only_swapped=True)
-    return _ledger(sweep, before, read_swap(size, proc), objects)
+        scan = read_objects(sweep, only_swapped=True)
+    return _ledger(sweep, before, read_swap(size, proc), scan)
 
 
-def _ledger(sweep: Sweep, before: Swap, after: Swap, objects: list[SharedObject]) -> SwapLedger:
+def _ledger(sweep: Sweep, before: Swap, after: Swap, scan: ObjectScan) -> SwapLedger:
     slots, holders = _count_slots(sweep.processes)
-    cached, doubtful = _cached_pages(sweep)
+    cached, doubtful = _cached_pages(sweep.processes)
+    objects = tuple(item for item in scan.objects if item.swap_pages)
     used = sum(area.used_pages for area in after.areas)
     shared = sum(item.swap_pages for item in objects)
-    in_cache = len(np.unique(np.concatenate([*cached.values(), _NONE])))
+    in_cache = len(distinct(np.concatenate([_NONE, *cached.values()])))
     remainder = used - len(slots) - shared - in_cache
+    shares, kept = split_objects(objects)
+    notes = [*_notes(before, used, remainder, doubtful, sweep)]
+    if remainder > 0:
+        notes += [*scan.notes, *_loop_notes()]
     return SwapLedger(
         page_size_bytes=features.page_size_bytes(),
         used_pages=used,
@@ -142,14 +195,55 @@ def _ledger(sweep: Sweep, before: Swap, after: Swap, objects: list[SharedObject]
         shared_pages=shared,
         swap_cache_pages=in_cache,
         remainder_pages=remainder,
-        swap=after,
-        processes=tuple(_process_rows(sweep.processes, slots, holders, objects, cached)),
-        objects=tuple(objects),
-        cgroups=tuple(_cgroup_rows(sweep)),
+        areas=tuple(_area_rows(after, slots)),
+        zswap=_zswap(after),
+        processes=tuple(_process_rows(sweep.processes, slots, holders, shares, kept, cached)),
+        objects=objects,
+        cgroups=tuple(_cgroup_rows(sweep, shares)) if after.areas else (),
         missed=tuple(sweep.missed),
-        notes=tuple(_notes(before, used, remainder, doubtful, sweep)),
-        cost=_cost(sweep),
+        notes=(*notes, *after.notes),
+        cost=sweep.cost(),
+        is_complete=sweep.is_complete,
     )
+
+
+def _area_rows(swap: Swap, slots: NDArray[np.uint64]) -> Iterator[AreaSwap]:
+    numbers, counts = count_distinct(slots & PM_SWAP_AREA)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    zram = {figures.device: figures for figures in swap.zram}
+    for area, number in zip(swap.areas, _number_areas(swap.areas, list(found)), strict=True):
+        figures = zram.get(area.device)
+        yield AreaSwap(
+            area=number,
+            path=area.path,
+            kind=area.kind,
+            size_pages=area.size_pages,
+            used_pages=area.used_pages,
+            priority=area.priority,
+            private_pages=found.get(number, 0),
+            stored_bytes=None if figures is None else figures.stored_bytes,
+            compressed_bytes=None if figures is None else figures.used_bytes,
+        )
+
+
+def _number_areas(areas: tuple[SwapArea, ...], seen: list[int]) -> list[int]:
+    """
+    Return the number of each area in page-table entries.
+
+    Lines keep the order of numbers, but not the gaps that areas leave which were switched
+    off: these show if there are slots of as many areas as there are lines.
+    """
+    numbers = [area_numbers(area.line, len(areas))[0] for area in areas]
+    if set(seen) <= set(numbers) or len(seen) != len(areas):
+        return numbers
+    return sorted(seen)
+
+
+def _zswap(swap: Swap) -> ZswapUse | None:
+    found = swap.zswap
+    if found is None:
+        return None
+    return ZswapUse(found.is_enabled, found.stored_bytes, found.pool_bytes)
 
 
 def _count_slots(
@@ -157,10 +251,12 @@ def _count_slots(
 ) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Return every private slot once, and how many processes hold it."""
     every = np.concatenate([_NONE, *[facts.swap_words for facts in processes]])
-    return np.unique(every, return_counts=True)
+    return count_distinct(every)
 
 
-def _cached_pages(sweep: Sweep) -> tuple[dict[int, NDArray[np.uint64]], int]:
+def _cached_pages(
+    processes: Iterable[ProcessFacts],
+) -> tuple[dict[int, NDArray[np.uint64]], int]:
     """
     Return the frames in RAM that keep a slot, by PID, and how many are in doubt.
 
@@ -168,39 +264,27 @@ def _cached_pages(sweep: Sweep) -> tuple[dict[int, NDArray[np.uint64]], int]:
     holds its slot, at the same address: such a frame's slot may be one that is counted
     already, so that it is left to the remainder.
     """
-    candidates = [f for f in sweep.processes if f.frames is not None and len(f.frames.pfn)]
-    if not candidates:
+    holders = [facts for facts in processes if len(facts.cached_pfns)]
+    if not holders:
         return {}, 0
-    frames = [f.frames for f in candidates if f.frames is not None]
-    try:
-        pfns = np.unique(np.concatenate([f.pfn[~f.is_file].astype(np.uint64) for f in frames]))
-        flags = read_kpageflags(pfns[pfns != 0], sweep.proc, sweep.meter)
-    except MemlensError as error:
-        sweep.missed.append(Missed("private pages in the swap cache", str(error)))
-        return {}, 0
-    wanted = _KPF_ANON | _KPF_SWAPCACHE
-    in_cache = pfns[pfns != 0][(flags & wanted) == wanted]
-    swapped = np.unique(np.concatenate([_NO_PAGES, *[f.swap_pages for f in sweep.processes]]))
-    found, doubtful = {}, _NONE
-    for facts in candidates:
-        mapped = facts.frames
-        if mapped is None:
-            continue
-        is_cached = ~mapped.is_file & np.isin(mapped.pfn, in_cache)
-        is_doubtful = is_cached & np.isin(mapped.page, swapped)
-        doubtful = np.union1d(doubtful, mapped.pfn[is_doubtful].astype(np.uint64))
-        found[facts.pid] = np.unique(mapped.pfn[is_cached]).astype(np.uint64)
-    return {pid: np.setdiff1d(f, doubtful) for pid, f in found.items()}, len(doubtful)
+    swapped = distinct(np.concatenate([_NO_PAGES, *[f.swap_pages for f in processes]]))
+    in_doubt = [f.cached_pfns[is_in(f.cached_pages, swapped)] for f in holders]
+    doubtful = distinct(np.concatenate([_NONE, *in_doubt]))
+    found = {}
+    for facts in holders:
+        pfns = distinct(facts.cached_pfns)
+        found[facts.pid] = pfns[~is_in(pfns, doubtful)]
+    return found, len(doubtful)
 
 
 def _process_rows(
     processes: Iterable[ProcessFacts],
     slots: NDArray[np.uint64],
     holders: NDArray[np.int64],
-    objects: Iterable[SharedObject],
+    shares: dict[int, float],
+    kept: dict[int, int],
     cached: dict[int, NDArray[np.uint64]],
 ) -> Iterable[ProcessSwap]:
-    shares, kept = split_objects(objects)
     rows = []
     for facts in processes:
         alone = int((holders[np.searchsorted(slots, facts.swap_words)] == 1).sum())
@@ -240,24 +324,28 @@ def split_objects(
     return shares, kept
 
 
-def _cgroup_rows(sweep: Sweep) -> Iterable[CgroupSwap]:
+def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]:
     hierarchy = find_hierarchy(sweep.proc)
-    by_path: dict[str, list[NDArray[np.uint64]]] = {}
+    charged = charged_swap(hierarchy) if hierarchy.root else {}
+    members: dict[str, list[ProcessFacts]] = {path: [] for path in charged}
     for facts in sweep.processes:
-        by_path.setdefault(facts.cgroup, []).append(facts.swap_words)
+        members.setdefault(facts.cgroup, []).append(facts)
     size = features.page_size_bytes()
-    for path, words in sorted(by_path.items()):
-        charged = hierarchy.swap_bytes(path) if hierarchy.root else None
-        found = len(np.unique(np.concatenate([_NONE, *words])))
-        if found or charged:
-            yield CgroupSwap(path, None if charged is None else charged // size, found)
+    for path, processes in sorted(members.items()):
+        own = len(distinct(np.concatenate([_NONE, *[f.swap_words for f in processes]])))
+        share = sum(shares.get(facts.pid, 0.0) for facts in processes)
+        known = charged.get(path)
+        if own or share or known:
+            yield CgroupSwap(path, None if known is None else known // size, own, share)
 
 
 def _notes(
     before: Swap, used: int, remainder: int, doubtful: int, sweep: Sweep
 ) -> Iterable[str]:
-    if remainder:
+    if remainder > 0:
         yield _UNREACHABLE
+    if remainder < 0:
+        yield "more was found than is used: swap was freed, or moved, during the scan"
     if doubtful:
         yield (
             f"{doubtful} pages in RAM keep a slot that another process may hold: "
@@ -270,9 +358,9 @@ def _notes(
         yield f"{sweep.gone} processes ended during the scan"
 
 
-def _cost(sweep: Sweep) -> Cost:
-    meter = sweep.meter
-    return Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s)
+def _loop_notes() -> Iterator[str]:
+    for device, path in list_deleted_backing_files():
+        yield f"loop device {device} holds a deleted file: {path}"
 
 
 _NONE = np.empty(0, np.uint64)

@@ -1,21 +1,22 @@
 """RSS, PSS, USS and what exit would free, by process and by group, from page frames."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memlens.account.facts import Missed, ProcessFacts, Progress, Want
-from memlens.account.frames import Frames
-from memlens.account.inventory import SharedObject, read_objects
+from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
+from memlens.account.inventory import read_objects
 from memlens.account.ledger import split_objects
+from memlens.account.mapcounts import MapCounts
 from memlens.account.model import Cost
+from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
-from memlens.errors import AccessDenied, MemlensError, ProcessGone
+from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
+from memlens.pages.distinct import distinct
 
 GROUP_KEYS = ("name", "user", "cgroup")
 
@@ -30,7 +31,7 @@ class ProcessMemory:
     :param uss_pages: pages that nobody else maps.
     :param freed_on_exit_pages: pages that are free once it has ended: private ones mapped
         by it alone, and those of shared-memory objects that go with it.  Pages of files
-        stay in the page cache.
+        stay in the page cache.  None if the reader may not see page frames.
     :param swap_own_pages: private pages on swap, each slot once.
     :param swap_share_pages: its even part of swapped pages of objects that it maps.
     :param shared_memory_pages: pages of shared-memory objects that it maps now.
@@ -45,7 +46,7 @@ class ProcessMemory:
     uss_pages: int
     swap_own_pages: int
     swap_share_pages: float
-    freed_on_exit_pages: int
+    freed_on_exit_pages: int | None
     shared_memory_pages: int
 
 
@@ -54,17 +55,18 @@ class ProcessGroup:
     """
     Processes with the same name, user or cgroup; a page that many map counts once.
 
-    :param distinct_rss_pages: number of distinct page frames.
+    :param distinct_rss_pages: number of distinct page frames; None if they are hidden.
     :param pss_pages: sum of the PSS of its processes.
-    :param swap_own_pages: distinct private slots.
+    :param uss_pages: sum of the USS of its processes.
+    :param swap_own_pages: distinct private slots; None if they are hidden.
     """
 
     key: str
     pids: tuple[int, ...]
-    distinct_rss_pages: int
+    distinct_rss_pages: int | None
     pss_pages: float
     uss_pages: int
-    swap_own_pages: int
+    swap_own_pages: int | None
     swap_share_pages: float
 
 
@@ -76,7 +78,9 @@ class ProcessList:
     processes: tuple[ProcessMemory, ...]
     groups: tuple[ProcessGroup, ...]
     missed: tuple[Missed, ...]
+    notes: tuple[str, ...]
     cost: Cost
+    is_complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +97,7 @@ class Filter:
     cgroup: str | None = None
     name: str | None = None
 
-    def matches(self, facts: ProcessFacts) -> bool:
+    def matches(self, facts: ProcessFacts | Who) -> bool:
         """Return whether a process passes."""
         if self.uid is not None and facts.uid != self.uid:
             return False
@@ -113,141 +117,114 @@ def list_processes(
     proc: str = "/proc",
     budget_s: float | None = None,
     on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> ProcessList:
     """
     Return what processes use, pages shared between them told apart.
 
     :param pids: which; all that can be read if None.
     :param group_by: ``name``, ``user`` or ``cgroup``; None for no groups.
-    :param keep: a filter of the processes that are shown; all are read, for a page
-        counts as shared whoever else maps it.
+    :param keep: a filter of the processes that are shown.
     :param proc: root of the /proc to read.
     :param budget_s: seconds after which the scan ends, with the rest in ``missed``.
+    :param on_progress: called with what is done and what there is in all: processes,
+        then objects.
+    :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
     :raises ProcessGone: if a named process does not exist.
-    :raises AccessDenied: if PFNs or map counts may not be read.
+    :raises AccessDenied: if a named process may not be read.
     :raises ValueError: for an unknown ``group_by``.
+
+    Objects have holders anywhere on the machine, so all processes are looked at for these,
+    but the frames only of those that are shown.  A reader who may not see frames gets RSS,
+    PSS and USS as smaps_rollup sums them up.
     """
     if group_by is not None and group_by not in GROUP_KEYS:
         raise ValueError(f"not one of {', '.join(GROUP_KEYS)}: {group_by!r}")
+
+    def is_shown(who: Who | ProcessFacts) -> bool:
+        is_named = pids is None or who.pid in pids
+        return is_named and (keep is None or keep.matches(who))
+
+    counts, reason = _open_counts(proc)
+    want = Want(objects=True, present=True, who=is_shown)
+    if counts is None:
+        want = replace(want, rollup=True)
+    else:
+        made = MapCounts(counts)
+        want = replace(want, frames=True, counts=made, keep_frames=group_by is not None)
+    sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
+    try:
+        sweep.run()
+    finally:
+        if counts is not None:
+            counts.close()
+            sweep.meter.merge(counts.meter)
+    if sweep.is_complete:
+        _check_pids(pids or (), sweep)
+    objects = read_objects(sweep).objects
+    chosen = [facts for facts in sweep.processes if is_shown(facts)]
+    notes = (f"{reason}: RSS, PSS and USS are smaps_rollup's",) if reason else ()
+    return _list(sweep, chosen, objects, group_by, notes)
+
+
+def _open_counts(proc: str) -> tuple[KpageFile | None, str]:
     if not features.is_pfn_visible():
-        raise AccessDenied(
-            "page frame numbers are hidden", path=f"{proc}/self/pagemap", needs="CAP_SYS_ADMIN"
-        )
-    # Objects have holders anywhere on the machine, so all processes are swept for these,
-    # but the frames only of those that are shown.
-    sweep = Sweep(proc, Want(objects=True, present=True), budget_s, on_progress)
-    sweep.run()
-    chosen = [f for f in sweep.processes if keep is None or keep.matches(f)]
-    if pids is not None:
-        _check_pids(pids, sweep)
-        chosen = [f for f in chosen if f.pid in set(pids)]
-    framed = Sweep(proc, Want(frames=True), budget_s)
-    framed.run([facts.pid for facts in chosen])
-    objects = read_objects(sweep)
-    return _list(sweep, framed, objects, group_by)
-
-
-class MapCounts:
-    """
-    How often page frames are mapped, each asked of the kernel once.
-
-    :param file: an open kpagecount.
-
-    Kernels with CONFIG_NO_PAGE_MAPCOUNT give averages for pages of large folios.
-    """
-
-    def __init__(self, file: KpageFile) -> None:
-        self._file = file
-        self._pfns = np.empty(0, np.uint64)
-        self._counts = np.empty(0, np.uint32)
-
-    def learn(self, pfns: NDArray[np.uint64]) -> None:
-        """Ask about frames, sorted and distinct, that are not known yet."""
-        fresh = np.setdiff1d(pfns, self._pfns, assume_unique=True)
-        if not len(fresh):
-            return
-        counts = np.minimum(self._file.read_pfns(fresh), np.uint64(0xFFFFFFFF))
-        every = np.concatenate([self._pfns, fresh])
-        order = np.argsort(every, kind="stable")
-        self._pfns = every[order]
-        self._counts = np.concatenate([self._counts, counts.astype(np.uint32)])[order]
-
-    def of(self, pfns: NDArray[np.uint64]) -> NDArray[np.uint32]:
-        """Return the counts of frames that were learnt, in any order, at least 1."""
-        counts = self._counts[np.searchsorted(self._pfns, pfns)]
-        return np.maximum(counts, np.uint32(1))
+        return None, "page frames are hidden (needs CAP_SYS_ADMIN)"
+    try:
+        return KpageFile("kpagecount", proc), ""
+    except MemlensError as error:
+        return None, str(error)
 
 
 def _list(
-    sweep: Sweep, framed: Sweep, objects: Sequence[SharedObject], group_by: str | None
+    sweep: Sweep,
+    chosen: Sequence[ProcessFacts],
+    objects: Sequence[SharedObject],
+    group_by: str | None,
+    notes: Sequence[str],
 ) -> ProcessList:
     shares, _ = split_objects(objects)
     kept = _kept_pages(objects)
-    shared = {
-        f.pid: sum(int(u.present.pages.sum()) for u in f.uses if u.present is not None)
-        for f in sweep.processes
-    }
-    rows = []
-    with KpageFile("kpagecount", sweep.proc, sweep.meter) as file:
-        counts = MapCounts(file)
-        for facts in framed.processes:
-            if facts.frames is not None:
-                sums = frame_sums(facts.frames, counts)
-                rows.append(_row(facts, sums, shares, kept, shared))
-    meter = sweep.meter
-    meter.merge(framed.meter)
+    rows = [_row(facts, shares, kept) for facts in chosen]
+    notes = [*notes]
+    if sweep.gone:
+        notes.append(f"{sweep.gone} processes ended during the scan")
     return ProcessList(
         page_size_bytes=features.page_size_bytes(),
         processes=tuple(sorted(rows, key=lambda row: (-row.pss_pages, row.pid))),
-        groups=tuple(_groups(framed.processes, rows, group_by)),
-        missed=(*sweep.missed, *framed.missed),
-        cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+        groups=tuple(_groups(chosen, rows, group_by)) if group_by is not None else (),
+        missed=tuple(sweep.missed),
+        notes=tuple(notes),
+        cost=sweep.cost(),
+        is_complete=sweep.is_complete,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class FrameSums:
-    """RSS, PSS and USS in pages; ``private_pages`` are those of USS that are of no file."""
-
-    rss_pages: int
-    pss_pages: float
-    uss_pages: int
-    private_pages: int
-
-
-def frame_sums(frames: Frames, counts: MapCounts) -> FrameSums:
-    """Return the sums over what a process maps."""
-    pfns, places = np.unique(frames.pfn, return_inverse=True)
-    counts.learn(pfns.astype(np.uint64))
-    mapped = counts.of(pfns.astype(np.uint64))[places]
-    is_alone = mapped == 1
-    return FrameSums(
-        rss_pages=len(frames.pfn),
-        pss_pages=float((1.0 / mapped).sum()),
-        uss_pages=int(is_alone.sum()),
-        private_pages=int((is_alone & ~frames.is_file).sum()),
-    )
-
-
-def _row(
-    facts: ProcessFacts,
-    sums: FrameSums,
-    shares: dict[int, float],
-    kept: dict[int, int],
-    shared: dict[int, int],
-) -> ProcessMemory:
+def _row(facts: ProcessFacts, shares: dict[int, float], kept: dict[int, int]) -> ProcessMemory:
+    size = features.page_size_bytes()
+    shared = sum(int(u.present.pages.sum()) for u in facts.uses if u.present is not None)
+    if facts.sums is not None:
+        rss, pss, uss = facts.sums.rss_pages, facts.sums.pss_pages, facts.sums.uss_pages
+        own = len(facts.swap_words)
+        freed = facts.sums.private_pages + kept.get(facts.pid, 0)
+    else:
+        figures = facts.rollup
+        rss, pss = figures.get("Rss", 0) // size, figures.get("Pss", 0) / size
+        uss = (figures.get("Private_Clean", 0) + figures.get("Private_Dirty", 0)) // size
+        # Private pages alone: those of objects are not in it.
+        own, freed = figures.get("VmSwap", 0) // size, None
     return ProcessMemory(
         pid=facts.pid,
         name=facts.name,
         uid=facts.uid,
         cgroup=facts.cgroup,
-        rss_pages=sums.rss_pages,
-        pss_pages=sums.pss_pages,
-        uss_pages=sums.uss_pages,
-        swap_own_pages=len(facts.swap_words),
+        rss_pages=rss,
+        pss_pages=pss,
+        uss_pages=uss,
+        swap_own_pages=own,
         swap_share_pages=shares.get(facts.pid, 0.0),
-        freed_on_exit_pages=sums.private_pages + kept.get(facts.pid, 0),
-        shared_memory_pages=shared.get(facts.pid, 0),
+        freed_on_exit_pages=freed,
+        shared_memory_pages=shared,
     )
 
 
@@ -261,27 +238,32 @@ def _kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:
     return kept
 
 
+_KEYS: dict[str, Callable[[ProcessFacts], str]] = {
+    "name": lambda facts: facts.name,
+    "user": lambda facts: str(facts.uid),
+    "cgroup": lambda facts: facts.cgroup,
+}
+
+
 def _groups(
-    processes: Sequence[ProcessFacts], rows: Sequence[ProcessMemory], group_by: str | None
-) -> Iterable[ProcessGroup]:
-    if group_by is None:
-        return
+    processes: Sequence[ProcessFacts], rows: Sequence[ProcessMemory], group_by: str
+) -> Iterator[ProcessGroup]:
     members: dict[str, list[ProcessFacts]] = {}
     for facts in processes:
-        key = {"name": facts.name, "user": str(facts.uid), "cgroup": facts.cgroup}[group_by]
-        members.setdefault(key, []).append(facts)
+        members.setdefault(_KEYS[group_by](facts), []).append(facts)
     by_pid = {row.pid: row for row in rows}
     for key, group in sorted(members.items()):
-        frames = [facts.frames.pfn for facts in group if facts.frames is not None]
+        frames = [facts.frames for facts in group if facts.frames is not None]
         slots = [facts.swap_words for facts in group]
-        own = [by_pid[facts.pid] for facts in group if facts.pid in by_pid]
+        own = [by_pid[facts.pid] for facts in group]
+        is_known = len(frames) == len(group)
         yield ProcessGroup(
             key=key,
             pids=tuple(facts.pid for facts in group),
-            distinct_rss_pages=len(np.unique(np.concatenate(frames))) if frames else 0,
+            distinct_rss_pages=len(distinct(np.concatenate(frames))) if is_known else None,
             pss_pages=sum(row.pss_pages for row in own),
             uss_pages=sum(row.uss_pages for row in own),
-            swap_own_pages=len(np.unique(np.concatenate(slots))) if slots else 0,
+            swap_own_pages=len(distinct(np.concatenate(slots))) if is_known else None,
             swap_share_pages=sum(row.swap_share_pages for row in own),
         )
 
@@ -297,6 +279,7 @@ def _why_unread(pid: int, proc: str) -> MemlensError:
     try:
         with ProcessDir(pid, proc) as process:
             process.read_maps()
+            process.read("smaps_rollup")
     except MemlensError as error:
         return error
     return ProcessGone(f"process {pid} ended during the scan", path=f"{proc}/{pid}")

@@ -88,6 +88,30 @@ def cgroup_paths_by_inode(hierarchy: MemoryHierarchy) -> dict[int, str]:
     return found
 
 
+def charged_swap(hierarchy: MemoryHierarchy) -> dict[str, int]:
+    """
+    Return the swap in bytes that each cgroup is charged itself, without those below it.
+
+    :return: by path; cgroups of which the kernel does not say are left out.
+    """
+    found: dict[str, int] = {}
+    for directory, names, _ in os.walk(hierarchy.root):
+        path = directory[len(hierarchy.root) :] or "/"
+        if hierarchy.version == 1:
+            own = _read_stat(f"{directory}/memory.stat").get("swap")
+        else:
+            own = _read_number(f"{directory}/memory.swap.current")
+            if own is not None:
+                own -= sum(_swap_current(f"{directory}/{name}") for name in names)
+        if own is not None:
+            found[path] = max(own, 0)
+    return found
+
+
+def _swap_current(directory: str) -> int:
+    return _read_number(f"{directory}/memory.swap.current") or 0
+
+
 def _read_number(path: str) -> int | None:
     try:
         return int(read_file(path))

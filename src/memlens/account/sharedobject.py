@@ -1,0 +1,96 @@
+"""One shared-memory object, and who holds it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.pages.classes import PageClass
+from memlens.pages.runs import Runs, count_runs
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """
+    A process that maps an object or has it open.
+
+    :param mapped_pages: pages of the object that its mappings cover.
+    :param present_pages: pages of the object that its page table maps now; None if the
+        page tables were not read.
+    :param is_open: whether it has a descriptor of it.
+    :param ranges: half-open page ranges of the object that it maps.
+    """
+
+    pid: int
+    name: str
+    mapped_pages: int
+    present_pages: int | None
+    is_open: bool
+    ranges: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SharedObject:
+    """
+    One shared-memory object.
+
+    :param kind: ``memfd``, ``tmpfs``, ``sysv`` or ``anonymous``.
+    :param name: raw: a path for tmpfs, ``memfd:NAME``, ``sysv:ID``.
+    :param device: ``major:minor`` in hexadecimal, as in maps.
+    :param runs: a ``PageClass`` for every page up to the end of the object; ``present``
+        means mapped by at least one process, ``cached`` in RAM and mapped by none.
+    :param holders: processes, by PID.
+    :param marks: ``deleted``, ``no_holder``, ``detached`` (System V, no attachment),
+        ``huge``, ``sealed``, ``other_mount_namespace``, ``other_ipc_namespace``.
+    :param reasons: why pages are ``unknown``.
+    :param born_s: when it was made, seconds since 1970; None if not known.
+    :param cgroup: what a page of it that is mapped is charged to; None if not known.
+    """
+
+    kind: str
+    name: str
+    device: str
+    inode: int
+    size_bytes: int
+    uid: int | None
+    runs: Runs
+    holders: tuple[Holder, ...]
+    marks: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+    born_s: float | None = None
+    cgroup: str | None = None
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the pages in each class, ``(len(PageClass),)`` int64."""
+        return count_runs(self.runs, len(PageClass))
+
+    @property
+    def resident_pages(self) -> int:
+        """Return the pages that count in ``Shmem`` of /proc/meminfo."""
+        counts = self.counts()
+        kinds = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
+        return int(sum(counts[kind] for kind in kinds))
+
+    @property
+    def swap_pages(self) -> int:
+        """Return the pages that hold a swap slot."""
+        counts = self.counts()
+        return int(counts[PageClass.SWAPPED] + counts[PageClass.SWAP_CACHED])
+
+    @property
+    def swap_cached_pages(self) -> int:
+        """Return the pages that hold a swap slot and are in RAM again."""
+        return int(self.counts()[PageClass.SWAP_CACHED])
+
+    @property
+    def mappers(self) -> tuple[int, ...]:
+        """Return the PIDs that map it."""
+        return tuple(holder.pid for holder in self.holders if holder.mapped_pages)
+
+    @property
+    def sole_keeper(self) -> int | None:
+        """Return the PID with whose exit the object goes, None if it would stay."""
+        is_named = (self.kind == "tmpfs" or self.kind == "sysv") and "deleted" not in self.marks
+        if is_named or len(self.holders) != 1:
+            return None
+        return self.holders[0].pid

@@ -1,0 +1,127 @@
+"""What the commands that print tables share: options, and printing lines."""
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from memlens.commands import common
+from memlens.commands.watch import Watch
+
+if TYPE_CHECKING:
+    from memlens.views.table import TableOptions
+    from memlens.views.text import Line
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_SEGMENTS_AT_ONCE = 4096
+
+
+def sort_option(function: _F) -> _F:
+    """Add ``--sort COLUMN`` as ``sort``; what columns there are is for the view to say."""
+    return click.option(
+        "--sort", metavar="COLUMN", help="Sort by this column; a wrong one lists them all."
+    )(function)
+
+
+def top_option(function: _F) -> _F:
+    """Add ``--top N`` as ``top``."""
+    return click.option(
+        "--top", type=click.IntRange(1), metavar="N", help="Show the first N rows."
+    )(function)
+
+
+def budget_option(function: _F) -> _F:
+    """Add ``--budget SECONDS`` as ``budget``."""
+    return click.option(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        callback=_check_budget,
+        help="End the scan then, and say what is left out.",
+    )(function)
+
+
+def _check_budget(
+    _ctx: click.Context, _param: click.Parameter, value: float | None
+) -> float | None:
+    if value is not None and not (value > 0 and math.isfinite(value)):
+        raise click.BadParameter(f"not a number of seconds: {value!r}")
+    return value
+
+
+def check_sort(sort: str | None, names: list[str]) -> str | None:
+    """
+    Return the column to sort by as the views know it.
+
+    :raises click.UsageError: if there is none of that name.
+    """
+    if sort is None:
+        return None
+    wanted = sort.lower().replace("_", "-")
+    if wanted not in names:
+        raise click.BadParameter(
+            f"no such column: {sort!r}; columns are {', '.join(names)}", param_hint="--sort"
+        )
+    return wanted
+
+
+def check_formats(as_json: bool, as_csv: bool) -> None:
+    """
+    Refuse two formats at once.
+
+    :raises click.UsageError: if both are asked for.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+
+
+def table_options(no_color: bool) -> "TableOptions":
+    """Return how to draw on this terminal."""
+    from memlens.views.table import TableOptions
+
+    return TableOptions(
+        width=get_terminal_size().columns,
+        is_colored=common.is_colored(no_color),
+        is_unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
+    )
+
+
+def print_lines(lines: Iterable["Line"], is_colored: bool) -> None:
+    """Print lines, in colour if asked for; without it rich is left out."""
+    if is_colored:
+        _paint(lines)
+    else:
+        common.write_pieces("".join(part.text for part in line) + "\n" for line in lines)
+
+
+def _paint(lines: Iterable["Line"]) -> None:
+    """Print lines in colour, many at a time."""
+    from rich.segment import Segment, Segments
+    from rich.style import Style
+
+    console = common.console()
+    ready: list[Segment] = []
+    for line in lines:
+        ready += [Segment(text, Style.parse(style)) for text, style in line]
+        ready.append(Segment.line())
+        if len(ready) > _SEGMENTS_AT_ONCE:
+            console.print(Segments(ready), end="", crop=False)
+            ready = []
+    console.print(Segments(ready), end="", crop=False)
+
+
+def finish(watch: Watch, is_complete: bool, strict: bool, is_missing: bool) -> None:
+    """
+    End a command as its scan ended.
+
+    :param is_missing: whether anything was missed or is unknown.
+    :raises click.exceptions.Exit: with the code, unless it is 0.
+    """
+    if not is_complete:
+        common.complain("stopped early: the answer is incomplete")
+    if watch.is_interrupted:
+        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
+    common.strict_exit(strict, is_missing or not is_complete)

@@ -1,0 +1,343 @@
+"""Shared-memory objects as text, JSON (``memlens.shm/1``) and CSV."""
+
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from memlens.account.inventory import Inventory
+from memlens.account.model import counts_by_name
+from memlens.account.sharedobject import Holder, SharedObject
+from memlens.pages.classes import CLASSES, PageClass
+from memlens.units import escape_text, format_size
+from memlens.views.strip import draw_strip
+from memlens.views.table import (
+    ALARM,
+    BOLD,
+    DIM,
+    TableColumn,
+    TableOptions,
+    json_cost,
+    json_missed,
+    percent,
+    render_csv,
+    render_document,
+    render_labelled,
+    render_summary,
+    render_table,
+    sort_names,
+    sort_rows,
+)
+from memlens.views.text import Line, Segment, TextOptions, cell_character
+from memlens.views.users import user_name
+
+SCHEMA = "memlens.shm/1"
+_STYLES = {row.page_class: row.color for row in CLASSES}
+_MEANINGS = {
+    PageClass.PRESENT: "in RAM, mapped by at least one process",
+    PageClass.CACHED: "in RAM, mapped by no process",
+}
+_REMAINDER = (
+    "of no object that can be listed: memfds in unread messages, deleted tmpfs files under "
+    "loop devices, detached or covered mounts, the root file system of the boot (initramfs)"
+)
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+
+
+def _pages_of(kind: PageClass, title: str, rank: int) -> TableColumn[SharedObject]:
+    def read(row: SharedObject) -> int:
+        return int(row.counts()[kind])
+
+    return TableColumn(f"{kind.label}_pages", title, "pages", read, rank, _STYLES[kind])
+
+
+def holder_pids(item: SharedObject) -> list[int]:
+    """Return the PIDs that map an object or have it open."""
+    return [holder.pid for holder in item.holders]
+
+
+def holders_text(item: SharedObject) -> str:
+    """Return the holders in short: the first, and how many more there are."""
+    if not item.holders:
+        return "none"
+    # Who maps most of it is the one to name.
+    first = max(item.holders, key=lambda holder: holder.mapped_pages)
+    more = f" +{len(item.holders) - 1}" if len(item.holders) > 1 else ""
+    return f"{first.pid} {first.name}{more}"
+
+
+def _owner(item: SharedObject) -> str | None:
+    return None if item.uid is None else user_name(item.uid)
+
+
+def format_age(born_s: float | None, now_s: float) -> str | None:
+    """
+    Return how long something has been, in one unit.
+
+    >>> [format_age(0.0, now) for now in (5, 300, 7300, 200000)]
+    ['5s', '5m', '2h', '2d']
+    """
+    if born_s is None:
+        return None
+    age_s = max(int(now_s - born_s), 0)
+    for unit, suffix in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "m")):
+        if age_s >= unit:
+            return f"{age_s // unit}{suffix}"
+    return f"{age_s}s"
+
+
+OBJECT_COLUMNS: tuple[TableColumn[SharedObject], ...] = (
+    TableColumn("kind", "kind", "text", lambda row: row.kind),
+    TableColumn("size_bytes", "size", "bytes", lambda row: row.size_bytes),
+    TableColumn("resident_pages", "in RAM", "pages", lambda row: row.resident_pages, 9),
+    _pages_of(PageClass.PRESENT, "present", 1),
+    _pages_of(PageClass.CACHED, "cached", 1),
+    TableColumn("swap_pages", "on swap", "pages", lambda row: row.swap_pages, 9),
+    _pages_of(PageClass.SWAPPED, "swapped", 1),
+    _pages_of(PageClass.SWAP_CACHED, "swap\ncached", 1),
+    _pages_of(PageClass.PREALLOCATED, "pre-\nalloc", 1),
+    _pages_of(PageClass.NONE, "none", 5),
+    _pages_of(PageClass.UNKNOWN, "unknown", 1),
+    TableColumn("holders", "holders", "text", holders_text, 2),
+    TableColumn("owner", "owner", "text", _owner, 3),
+    TableColumn("age", "age", "text", lambda row: format_age(row.born_s, time.time()), 4),
+    TableColumn("device", "device", "text", lambda row: row.device, 7),
+    TableColumn("inode", "inode", "number", lambda row: row.inode, 6),
+    TableColumn("cgroup", "cgroup", "text", lambda row: row.cgroup or "", 8),
+    TableColumn("marks", "marks", "text", lambda row: ", ".join(row.marks), 3),
+    TableColumn("name", "name", "name", lambda row: row.name),
+)
+# The sums of others, to sort by.
+_SUMS = frozenset({"resident_pages", "swap_pages"})
+_TEXT_COLUMNS = tuple(column for column in OBJECT_COLUMNS if column.name not in _SUMS)
+
+
+def list_sorts() -> list[str]:
+    """Return what ``--sort`` may be."""
+    return sort_names(OBJECT_COLUMNS)
+
+
+def _sorted(inventory: Inventory, sort: str | None) -> list[SharedObject]:
+    if sort == "age":
+        return sorted(inventory.objects, key=lambda item: item.born_s or 0.0)
+    return sort_rows(inventory.objects, OBJECT_COLUMNS, sort)
+
+
+def render_text(
+    inventory: Inventory,
+    options: TableOptions,
+    sort: str | None = None,
+    top: int | None = None,
+) -> Iterator[Line]:
+    """
+    Yield the lines of an inventory.
+
+    :param sort: column to sort by.
+    :param top: rows to show at most.
+    """
+    size = inventory.page_size_bytes
+    if not inventory.is_complete:
+        yield [Segment("INCOMPLETE: the scan ended early", ALARM)]
+    rows = _sorted(inventory, sort)
+    if rows:
+        yield from render_table(rows[:top], _TEXT_COLUMNS, size, options)
+        if top is not None and len(rows) > top:
+            yield [Segment(f"{len(rows) - top} more", DIM)]
+        yield []
+    yield from _account(inventory)
+    yield []
+    if inventory.remainder_pages > 0:
+        yield from render_labelled("remainder", [_REMAINDER], options)
+    yield from render_summary(inventory.missed, inventory.notes, inventory.cost, options)
+
+
+def _account(inventory: Inventory) -> Iterator[Line]:
+    """Yield the resident sum set against what the kernel counts."""
+    resident = sum(item.resident_pages for item in inventory.objects)
+    remainder = inventory.remainder_pages
+    digits = len(str(inventory.shmem_pages))
+    for label, pages, style, meaning in (
+        (
+            "objects",
+            resident,
+            "",
+            f"in RAM, of {len(inventory.objects)} objects, each page once",
+        ),
+        ("remainder", remainder, ALARM if remainder else "", "what no object explains"),
+        ("Shmem", inventory.shmem_pages, BOLD, "as /proc/meminfo says"),
+    ):
+        amount = format_size(pages * inventory.page_size_bytes)
+        share = percent(pages, inventory.shmem_pages)
+        head = f"{label:<10} {amount:>6} {pages:>{digits}} pages {share:>4}  "
+        yield [Segment(head, style), Segment(meaning, DIM)]
+
+
+def render_json(
+    inventory: Inventory,
+    sort: str | None = None,
+    top: int | None = None,
+    has_runs: bool = False,
+) -> Iterator[str]:
+    """
+    Yield the pieces of one JSON object.
+
+    :param has_runs: whether to list the runs of every object.
+    """
+    return render_document(
+        {
+            "schema": SCHEMA,
+            "page_size_bytes": inventory.page_size_bytes,
+            "shmem_pages": inventory.shmem_pages,
+            "remainder_pages": inventory.remainder_pages,
+            "objects": [
+                _object_json(item, has_runs) for item in _sorted(inventory, sort)[:top]
+            ],
+            "missed": json_missed(inventory.missed),
+            "notes": list(inventory.notes),
+            "is_complete": inventory.is_complete,
+            "cost": json_cost(inventory.cost),
+        }
+    )
+
+
+def _object_json(item: SharedObject, has_runs: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "kind": item.kind,
+        "name": item.name,
+        "device": item.device,
+        "inode": item.inode,
+        "size_bytes": item.size_bytes,
+        "pages": counts_by_name(item.counts()),
+        "holders": [_holder_json(holder) for holder in item.holders],
+        "marks": list(item.marks),
+        "uid": item.uid,
+        "born_s": item.born_s,
+        "cgroup": item.cgroup,
+        "reasons": list(item.reasons),
+    }
+    if has_runs:
+        found["runs"] = [
+            [first, pages, PageClass(value).label] for first, pages, value in item.runs
+        ]
+    return found
+
+
+def _holder_json(holder: Holder) -> dict[str, Any]:
+    return {
+        "pid": holder.pid,
+        "name": holder.name,
+        "mapped_pages": holder.mapped_pages,
+        "present_pages": holder.present_pages,
+        "is_open": holder.is_open,
+        "ranges": [list(part) for part in holder.ranges],
+    }
+
+
+def render_inventory_csv(
+    inventory: Inventory, sort: str | None = None, top: int | None = None
+) -> Iterator[str]:
+    """Yield CSV: a row for every object."""
+    return render_csv(_sorted(inventory, sort)[:top], OBJECT_COLUMNS)
+
+
+HOLDER_COLUMNS: tuple[TableColumn[Holder], ...] = (
+    TableColumn("pid", "PID", "number", lambda row: row.pid),
+    TableColumn("mapped_pages", "maps", "pages", lambda row: row.mapped_pages),
+    TableColumn("present_pages", "present", "pages", lambda row: row.present_pages),
+    TableColumn("is_open", "open", "text", lambda row: "open" if row.is_open else ""),
+    TableColumn("ranges", "pages", "text", lambda row: _ranges_text(row.ranges), 1),
+    TableColumn("name", "name", "name", lambda row: row.name),
+)
+
+
+def _ranges_text(ranges: Sequence[tuple[int, int]]) -> str:
+    shown = ", ".join(f"{first}-{stop}" for first, stop in ranges[:2])
+    return f"{shown}, +{len(ranges) - 2}" if len(ranges) > 2 else shown
+
+
+def render_objects(
+    inventory: Inventory, options: TableOptions, has_runs: bool = False
+) -> Iterator[Line]:
+    """
+    Yield the lines of the objects that have one name, page by page.
+
+    :param has_runs: whether to list their runs.
+    """
+    if not inventory.is_complete:
+        yield [Segment("INCOMPLETE: the scan ended early", ALARM)]
+    for item in inventory.objects:
+        yield from _render_object(item, inventory.page_size_bytes, options, has_runs)
+        yield []
+    yield from render_summary(inventory.missed, (), inventory.cost, options)
+
+
+def _render_object(
+    item: SharedObject, size: int, options: TableOptions, has_runs: bool
+) -> Iterator[Line]:
+    about = f"{item.kind}, device {item.device}, inode {item.inode}"
+    yield [Segment(escape_text(item.name), BOLD), Segment(f"  {about}", DIM)]
+    facts = [format_size(item.size_bytes), f"owner {_owner(item) or 'unknown'}"]
+    age = format_age(item.born_s, time.time())
+    facts += [f"{age} old"] if age else []
+    facts += [f"charged to {escape_text(item.cgroup)}"] if item.cgroup else []
+    facts += [mark.replace("_", " ") for mark in item.marks]
+    yield [Segment(", ".join(facts), DIM)]
+    pages = int(item.counts().sum())
+    if pages:
+        yield []
+        yield from _strips(item, pages, options)
+        yield []
+        yield from _totals(item, pages, size, options)
+    if has_runs:
+        yield []
+        yield from _runs(item, size)
+    yield []
+    if item.holders:
+        yield from render_table(item.holders, HOLDER_COLUMNS, size, options)
+    else:
+        yield [Segment("No process maps it or has it open.")]
+    if item.reasons:
+        yield []
+    yield from render_labelled(
+        "unknown", [escape_text(r) for r in item.reasons], options, ALARM
+    )
+
+
+def _strips(item: SharedObject, pages: int, options: TableOptions) -> Iterator[Line]:
+    text_options = TextOptions(options.width, options.is_colored, options.is_unicode)
+    line: Line = []
+    for kind, is_mixed in draw_strip(item.runs, 0, pages, options.width):
+        if kind is None:
+            line.append(Segment(" "))
+        else:
+            character = cell_character(kind, is_mixed, text_options)
+            line.append(Segment(character, _STYLES[kind]))
+    yield line
+
+
+def _totals(item: SharedObject, pages: int, size: int, options: TableOptions) -> Iterator[Line]:
+    counts = item.counts()
+    digits = len(str(pages))
+    text_options = TextOptions(options.width, options.is_colored, options.is_unicode)
+    for row in CLASSES:
+        count = int(counts[row.page_class])
+        if not count:
+            continue
+        sign = cell_character(row.page_class, False, text_options)
+        label = f"{sign} {row.page_class.label:<12}"
+        amount = format_size(count * size)
+        rest = f"{amount:>6} {count:>{digits}} pages {percent(count, pages):>4}  "
+        meaning = _MEANINGS.get(row.page_class, row.meaning)
+        room = max(options.width - len(label) - len(rest), 20)
+        parts = textwrap.wrap(meaning, room)
+        yield [Segment(label, _STYLES[row.page_class]), Segment(rest), Segment(parts[0], DIM)]
+        for part in parts[1:]:
+            yield [Segment(" " * (len(label) + len(rest))), Segment(part, DIM)]
+
+
+def _runs(item: SharedObject, size: int) -> Iterator[Line]:
+    for first, pages, value in item.runs:
+        kind = PageClass(value)
+        where = f"{first}-{first + pages}"
+        text = f"  {where:22}{format_size(pages * size):>6}{pages:>10} pages  "
+        yield [Segment(text, DIM), Segment(kind.label, _STYLES[kind])]

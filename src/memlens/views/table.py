@@ -1,0 +1,324 @@
+"""
+Tables of anything: columns that text, JSON and CSV all read, fitted to a terminal.
+
+Where there is no room, columns that matter least are left out; what a row names comes last
+and gets the room that is left.
+"""
+
+import csv
+import io
+import json
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from memlens.account.facts import Missed
+from memlens.account.model import Cost
+from memlens.units import escape_text, format_size
+from memlens.views.layout import cell_len, cut_middle
+from memlens.views.text import Line, Segment, format_seconds
+
+T = TypeVar("T")
+Value = int | float | str | None
+Unit = Literal["pages", "bytes", "number", "text", "name"]
+
+BOLD, DIM, ALARM = "bold", "dim", "bold red"
+_NAME_LEAST = 16
+_TEXT_MOST = 20
+_MISSED_SHOWN = 8
+_WIDE = 110
+
+
+@dataclass(frozen=True, slots=True)
+class TableColumn(Generic[T]):
+    r"""
+    One thing that is told of a row.
+
+    :param name: in JSON and CSV; ends in its unit where that is not plain.
+    :param title: for people; ``\n`` where a heading may break.
+    :param unit: what its numbers count; ``name`` is text that takes the room left.
+    :param read: takes the value from a row; None is not known.
+    :param rank: the higher, the sooner it is left out where there is no room; 0 never.
+    :param style: as rich spells it.
+    """
+
+    name: str
+    title: str
+    unit: Unit
+    read: Callable[[T], Value]
+    rank: int = 0
+    style: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TableOptions:
+    """
+    How to draw.
+
+    :param width: cells in a line.
+    :param is_colored: whether colours will be seen.
+    :param is_unicode: whether characters beyond ASCII can be printed.
+    """
+
+    width: int = 80
+    is_colored: bool = False
+    is_unicode: bool = False
+
+    @property
+    def ellipsis(self) -> str:
+        """Return what stands for text left out."""
+        return "…" if self.is_unicode else "~"
+
+
+def sort_rows(
+    rows: Iterable[T], columns: Sequence[TableColumn[T]], name: str | None
+) -> list[T]:
+    """
+    Return rows in the order of a column: numbers from the largest, text from the first.
+
+    :param name: as ``sort_names`` lists it; None keeps the order.
+    """
+    found = list(rows)
+    column = {_plain(column.name): column for column in columns}.get(_plain(name or ""))
+    if column is None:
+        return found
+    read = column.read
+    if column.unit in ("text", "name"):
+        return sorted(found, key=lambda row: str(read(row) or ""))
+    return sorted(found, key=lambda row: -_number(read(row)))
+
+
+def sort_names(columns: Sequence[TableColumn[Any]]) -> list[str]:
+    """Return what columns are called on the command line."""
+    return [_plain(column.name) for column in columns]
+
+
+def _plain(name: str) -> str:
+    name = name.replace("_", "-")
+    return name.removesuffix("-pages").removesuffix("-bytes")
+
+
+def _number(value: Value) -> float:
+    # What is not known comes last.
+    return float("-inf") if value is None or isinstance(value, str) else float(value)
+
+
+def render_table(
+    rows: Sequence[T],
+    columns: Sequence[TableColumn[T]],
+    page_size_bytes: int,
+    options: TableOptions,
+) -> Iterator[Line]:
+    """
+    Yield the lines of a table; the last column may be a ``name``.
+
+    :param columns: those that could be shown; empty ones are left out.
+    """
+    cells = [[_cell(c, row, page_size_bytes) for c in columns] for row in rows]
+    shown = [
+        index
+        for index, column in enumerate(columns)
+        if not column.rank or any(cell[index] for cell in cells)
+    ]
+    gap = 2 if options.width >= _WIDE else 1
+    widths = _fit(columns, cells, shown, gap, options.width)
+    yield from _heading([columns[i] for i in widths], list(widths.values()), gap)
+    for row_cells in cells:
+        yield _row(columns, row_cells, widths, gap, options)
+
+
+def _cell(column: TableColumn[T], row: T, page_size_bytes: int) -> str:
+    return format_cell(column.unit, column.read(row), page_size_bytes)
+
+
+def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
+    """
+    Return a value as text shows it: no pages are nothing to see, what is not known is ``?``.
+
+    >>> [format_cell("pages", value, 4096) for value in (4, 0.5, 0, None)]
+    ['16K', '2K', '', '?']
+    """
+    if value is None:
+        return "?"
+    if isinstance(value, str):
+        return escape_text(value)
+    if unit == "pages":
+        return format_size(value * page_size_bytes) if value else ""
+    if unit == "bytes":
+        return format_size(value)
+    return str(value)
+
+
+def _fit(
+    columns: Sequence[TableColumn[Any]],
+    cells: list[list[str]],
+    shown: list[int],
+    gap: int,
+    room: int,
+) -> dict[int, int]:
+    """Return the width of each column that is shown, by its number."""
+    widths = {}
+    for index in shown:
+        title = max(map(len, columns[index].title.split("\n")))
+        longest = max((cell_len(row[index]) for row in cells), default=0)
+        is_text = columns[index].unit == "text"
+        widths[index] = max(title, min(longest, _TEXT_MOST) if is_text else longest)
+    names = [index for index in shown if columns[index].unit == "name"]
+
+    def needed() -> int:
+        least = sum(min(w, _NAME_LEAST) if i in names else w for i, w in widths.items())
+        return least + gap * (len(widths) - 1)
+
+    while needed() > room:
+        # Of those that matter as little, the last goes first.
+        index = max(widths, key=lambda i: (columns[i].rank, i))
+        if not columns[index].rank:
+            break
+        del widths[index]
+    for index in names:
+        others = sum(width for i, width in widths.items() if i != index)
+        left = room - others - gap * (len(widths) - 1)
+        widths[index] = max(min(widths[index], left), _NAME_LEAST)
+    return widths
+
+
+def _heading(columns: list[TableColumn[T]], widths: list[int], gap: int) -> Iterator[Line]:
+    titles = [column.title.split("\n") for column in columns]
+    height = max(map(len, titles), default=1)
+    for level in range(height - 1, -1, -1):
+        line: Line = []
+        for column, title, width in zip(columns, titles, widths, strict=True):
+            part = title[len(title) - 1 - level] if level < len(title) else ""
+            text = f"{part:<{width}}" if _is_left(column) else f"{part:>{width}}"
+            line.append(Segment((" " * gap if line else "") + text, f"bold {column.style}"))
+        yield _stripped(line)
+
+
+def _row(
+    columns: Sequence[TableColumn[T]],
+    cells: list[str],
+    widths: dict[int, int],
+    gap: int,
+    options: TableOptions,
+) -> Line:
+    line: Line = []
+    for index, width in widths.items():
+        text = cut_middle(cells[index], width, options.ellipsis)
+        padding = " " * (width - cell_len(text))
+        text = text + padding if _is_left(columns[index]) else padding + text
+        line.append(Segment((" " * gap if line else "") + text, columns[index].style))
+    return _stripped(line)
+
+
+def _stripped(line: Line) -> Line:
+    """Return a line without blanks at its end."""
+    while line:
+        text = line[-1].text.rstrip(" ")
+        if text:
+            return [*line[:-1], Segment(text, line[-1].style)]
+        line = line[:-1]
+    return line
+
+
+def _is_left(column: TableColumn[Any]) -> bool:
+    return column.unit in ("text", "name")
+
+
+def render_labelled(
+    title: str, lines: Iterable[str], options: TableOptions, style: str = BOLD
+) -> Iterator[Line]:
+    """Yield paragraphs, the first with a label before it."""
+    for number, line in enumerate(lines):
+        head = f"{title if not number else '':<9} "
+        parts = textwrap.wrap(line, max(options.width - len(head), 20)) or [""]
+        yield [Segment(head, style), Segment(parts[0])]
+        for part in parts[1:]:
+            yield [Segment(" " * len(head)), Segment(part)]
+
+
+def render_summary(
+    missed: Sequence[Missed], notes: Sequence[str], cost: Cost, options: TableOptions
+) -> Iterator[Line]:
+    """Yield what was missed and why, what to know, and what the scan cost."""
+    lines = [escape_text(f"{item.what}: {item.reason}") for item in missed[:_MISSED_SHOWN]]
+    if len(missed) > _MISSED_SHOWN:
+        lines.append(f"{len(missed) - _MISSED_SHOWN} more (--json has them)")
+    yield from render_labelled("missed", lines, options, ALARM)
+    yield from render_labelled("note", [escape_text(note) for note in notes], options)
+    yield from render_labelled("cost", [format_cost(cost)], options)
+
+
+def format_cost(cost: Cost) -> str:
+    """Return what a scan cost as one line."""
+    return (
+        f"{format_seconds(cost.wall_s)}, {format_size(cost.read_bytes)} read, "
+        f"longest single read {format_seconds(cost.longest_read_s)}"
+    )
+
+
+def percent(pages: float, total: float) -> str:
+    """
+    Return a share that never rounds to nothing or to all, "" of nothing.
+
+    >>> [percent(n, 1000) for n in (0, 1, 500, 999, 1000)]
+    ['0%', '<1%', '50%', '>99%', '100%']
+    """
+    if not total:
+        return ""
+    share = 100 * pages / total
+    if pages < total and share >= 99.5:
+        return ">99%"
+    return f"{share:.0f}%" if share >= 0.5 or not pages else "<1%"
+
+
+def json_rows(rows: Iterable[T], columns: Sequence[TableColumn[T]]) -> list[dict[str, Any]]:
+    """Return rows as JSON has them."""
+    return [{column.name: column.read(row) for column in columns} for row in rows]
+
+
+def json_cost(cost: Cost) -> dict[str, float]:
+    """Return what a scan cost as JSON has it."""
+    return {
+        "wall_s": cost.wall_s,
+        "read_bytes": cost.read_bytes,
+        "longest_read_s": cost.longest_read_s,
+    }
+
+
+def json_missed(missed: Iterable[Missed]) -> list[dict[str, str]]:
+    """Return what was missed as JSON has it."""
+    return [{"what": item.what, "reason": item.reason} for item in missed]
+
+
+def render_document(document: dict[str, Any]) -> Iterator[str]:
+    """Yield one JSON object, a line for every member, and one for every row of a list."""
+    yield "{"
+    for number, (name, value) in enumerate(document.items()):
+        yield (",\n" if number else "") + json.dumps(name) + ": "
+        if isinstance(value, list) and value:
+            yield "[\n"
+            for index, item in enumerate(value):
+                yield (",\n" if index else "") + json.dumps(item, allow_nan=False)
+            yield "]"
+        else:
+            yield json.dumps(value, allow_nan=False)
+    yield "}\n"
+
+
+def render_csv(rows: Iterable[T], columns: Sequence[TableColumn[T]]) -> Iterator[str]:
+    """Yield CSV with a line of titles; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.name for column in columns])
+    for row in rows:
+        # Names that are not UTF-8 cannot be written as they are.
+        writer.writerow([_csv_cell(column.read(row)) for column in columns])
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    yield text.getvalue()
+
+
+def _csv_cell(value: Value) -> Value:
+    return escape_text(value) if isinstance(value, str) else value
