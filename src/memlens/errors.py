@@ -61,9 +61,5 @@ class ParseError(MemlensError):
         self.text = text
 
 
-class CacheWalkInvalid(MemlensError):
-    """The page-cache walk gave something that cannot be: its answer is void."""
-
-
 class SnapshotError(MemlensError):
     """A file of captures is damaged or of another version."""

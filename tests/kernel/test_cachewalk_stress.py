@@ -13,8 +13,8 @@ from driver import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MADV_PAGEOUT
 from numpy.typing import NDArray
 from swapped_objects import MAKE, PAGE, Object, by_page, read_slots, swap_lines, swapped_pages
 
-from memlens.errors import CacheWalkInvalid, MemlensError
-from memlens.kernel.cacherecords import CacheRecords
+from memlens.errors import MemlensError
+from memlens.kernel.cacherecords import CacheRecords, CacheWalkInvalid
 from memlens.kernel.cachewalk import CacheWalker
 
 HAMMER_S = 4.0

@@ -26,6 +26,7 @@ from memlens.account.model import (
     ProcessMap,
 )
 from memlens.account.pagetable import Stopped
+from memlens.account.placing import mapping_slots
 from memlens.account.stretches import join_ranges
 from memlens.account.unknown import explain_unknown, without_object
 from memlens.errors import ProcessGone
@@ -41,6 +42,7 @@ from memlens.pages.runs import (
     merge_runs,
     one_run,
 )
+from memlens.pages.slotruns import concat_slots
 
 # A batch goes through all reads before the next begins: mappings up to so many pages
 # together; of a larger one so many pages at a time, by how uniform it is.
@@ -151,7 +153,7 @@ class _Capture:
             mappings=tuple(results),
             cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
             is_complete=self.is_complete,
-            notes=tuple(self.notes),
+            notes=(*self.notes, *dict.fromkeys(reader.walking.notes)),
             used=tuple(sorted(meter.used)),
         )
 
@@ -164,6 +166,7 @@ class _Capture:
             "cachestat": reader.has_cachestat,
             "mincore": "mincore" not in self.disabled,
             "smaps": "smaps" not in self.disabled,
+            "cachewalk": reader.walking.is_usable(),
             "pfns_visible": features.is_pfn_visible(),
         }
 
@@ -295,9 +298,10 @@ class _Capture:
         )
         runs = reader.settle(mapping, verdicts)
         base = mapping.start // self.pagemap.page_size_bytes
-        words = None
+        words = slots = None
         if self.keep_words:
             words = reader.table.take_words(base + span.first, base + span.stop)
+            slots = mapping_slots(runs, words, concat_slots([part.slots for part in parts]))
         unknown = explain_unknown(reader.settler, mapping, runs, verdicts.refusal)
         if unknown:
             value = np.minimum(runs.value, np.uint8(PageClass.UNKNOWN))
@@ -315,6 +319,7 @@ class _Capture:
             runs=runs,
             unknown=unknown,
             words=words,
+            slots=slots,
         )
 
 

@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.objects import PIECE, TRIES, ObjectReader
+from memlens.account.overlaywalk import OverlayWalk
 from memlens.account.pagetable import PageTable
 from memlens.account.settle import Settler, settle_preallocated
+from memlens.account.walking import Walking
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.opening import KERNEL_NAMES, ObjectFacts, Opener
@@ -36,6 +38,14 @@ from memlens.pages.runs import (
     shift_runs,
     window_runs,
 )
+from memlens.pages.slotruns import (
+    NO_SLOTS,
+    SlotRuns,
+    concat_slots,
+    restrict_slots,
+    shift_slots,
+    without_pages,
+)
 
 # Above this address is the kernel's half, which no page table of a process covers.
 KERNEL_HALF = 1 << 63
@@ -59,11 +69,14 @@ class Verdicts:
     :param facts: what backs the mapping.
     :param runs: runs of verdicts, page numbers from the start of the mapping.
     :param refusal: why the object could not be asked, "" if it could.
+    :param slots: where the object has swapped pages, if slots are wanted; page numbers
+        from the start of the mapping.
     """
 
     facts: ObjectFacts
     runs: Runs
     refusal: str = ""
+    slots: SlotRuns = NO_SLOTS
 
 
 @dataclass(slots=True)
@@ -76,6 +89,7 @@ class MappingReader:
     :param settler: settles by totals.
     :param disabled: interfaces that may not be used.
     :param has_cachestat: whether the kernel has cachestat.
+    :param walking: the page-cache walk.
     """
 
     table: PageTable
@@ -83,7 +97,9 @@ class MappingReader:
     settler: Settler
     disabled: frozenset[str]
     has_cachestat: bool
+    walking: Walking
     _last: tuple[tuple[object, ...], ObjectReader] | None = None
+    _slots: SlotRuns = NO_SLOTS
 
     def read(self, mapping: Mapping, first: int, stop: int, entries: Runs | None) -> Verdicts:
         """
@@ -96,6 +112,7 @@ class MappingReader:
         """
         facts = self.opener.facts(mapping)
         kind = _mapping_kind(mapping, facts)
+        self._slots = NO_SLOTS
         runs = self._entry_verdicts(mapping, kind, first, stop, entries)
         runs, refusal = self._ask_object(mapping, facts, kind, runs)
         for _ in range(TRIES):
@@ -103,7 +120,8 @@ class MappingReader:
             if not len(again):
                 break
             runs = self._read_again(mapping, facts, kind, runs, again)
-        return Verdicts(facts, _replace_value(runs, Verdict.AGAIN, Reason.TRANSIT), refusal)
+        runs = _replace_value(runs, Verdict.AGAIN, Reason.TRANSIT)
+        return Verdicts(facts, runs, refusal, self._slots)
 
     def settle(self, mapping: Mapping, verdicts: Verdicts) -> Runs:
         """
@@ -113,7 +131,12 @@ class MappingReader:
         """
         covered = int(verdicts.runs.stop[-1] - verdicts.runs.first[0]) * self._size
         is_whole = covered == mapping.stop - mapping.start
-        return self.settler.settle(mapping, verdicts.facts.kind, verdicts.runs, is_whole)
+        runs = self.settler.settle(mapping, verdicts.facts.kind, verdicts.runs, is_whole)
+        on_swap_perhaps = select_runs(runs, runs.value == Reason.OVERLAY_SWAP)
+        if not len(on_swap_perhaps):
+            return runs
+        found = self._overlay_walk().verdicts(mapping, on_swap_perhaps, is_absent=True)
+        return replace_runs(runs, found)
 
     @property
     def _size(self) -> int:
@@ -149,6 +172,7 @@ class MappingReader:
         if not len(asked):
             return runs, ""
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
+            runs = replace_runs(runs, self._overlay_walk().verdicts(mapping, asked))
             return _replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
         reader = self._reader(mapping, facts)
         if isinstance(reader, str):
@@ -163,7 +187,15 @@ class MappingReader:
         except OSError as error:
             refusal = f"asking the object: {error.strerror}"
             return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), refusal
+        if reader.walk is not None:
+            again = without_pages(self._slots, asked)
+            pgoff = mapping.offset_bytes // self._size
+            found = restrict_slots(shift_slots(reader.walk.take_slots(), -pgoff), asked)
+            self._slots = concat_slots([again, found])
         return answered, ""
+
+    def _overlay_walk(self) -> OverlayWalk:
+        return OverlayWalk(self.walking, self.opener.process.pid, self._size)
 
     def _reader(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
         """Open an object, or go on with the one of the mapping before if it is the same."""
@@ -176,7 +208,11 @@ class MappingReader:
             return backing
         try:
             reader = ObjectReader(
-                backing, self.disabled, self.has_cachestat, self.table.check_stop
+                backing,
+                self.disabled,
+                self.has_cachestat,
+                self.table.check_stop,
+                self.walking,
             )
         except OSError as error:
             backing.close()
@@ -262,6 +298,7 @@ def make_reader(
         settler=Settler(process, size, "smaps" not in disabled),
         disabled=disabled,
         has_cachestat="cachestat" not in disabled and features.has_cachestat(),
+        walking=Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc),
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs, decode_runs
+from memlens.pages.slotruns import SlotRuns
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,8 @@ class MappingPages:
     :param runs: a ``PageClass`` for every page, page numbers from the start.
     :param unknown: the runs of class ``UNKNOWN`` with the reason of each.
     :param words: the raw words, None unless asked for.
+    :param slots: area and slot of pages on swap, None unless words were asked for; pages
+        whose place is not known are in none.
     :param notes: what happened to this mapping during the scan.
 
     With a range asked for, ``start`` and ``stop`` are the mapping's own and ``runs``
@@ -102,6 +105,7 @@ class MappingPages:
     runs: Runs
     unknown: tuple[UnknownRun, ...] = ()
     words: Words | None = None
+    slots: SlotRuns | None = None
     notes: tuple[str, ...] = ()
 
     @property

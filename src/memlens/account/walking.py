@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memlens.errors import CacheWalkInvalid, MemlensError
+from memlens.errors import MemlensError
 from memlens.kernel import bpf
 from memlens.kernel.backing import Backing
 from memlens.kernel.maps import Mapping
@@ -127,6 +127,7 @@ class Walking:
         if not self.is_usable():
             return None
         # Imported here, as it is loaded: most scans need neither.
+        from memlens.kernel.cacherecords import CacheWalkInvalid
         from memlens.kernel.cachewalk import walker
 
         try:

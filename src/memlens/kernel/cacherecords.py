@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.errors import CacheWalkInvalid
+from memlens.errors import MemlensError
 from memlens.kernel.swapareas import NumberedArea, number_by_order, read_areas
 from memlens.kernel.swaps import AREA_NUMBERS
 
@@ -40,6 +40,10 @@ _SLOT = np.uint64((1 << 58) - 1)
 _MAX_ORDER = 30
 
 Records = NDArray[np.void]
+
+
+class CacheWalkInvalid(MemlensError):
+    """The walk gave something that cannot be: its answer is void, ask another way."""
 
 
 @dataclass(frozen=True, slots=True)

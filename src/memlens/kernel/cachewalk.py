@@ -19,7 +19,7 @@ from typing import Self
 
 import numpy as np
 
-from memlens.errors import CacheWalkInvalid, MemlensError, Unsupported
+from memlens.errors import MemlensError, Unsupported
 from memlens.kernel import bpf
 from memlens.kernel.cacherecords import (
     HUGETLBFS_MAGIC,
@@ -27,6 +27,7 @@ from memlens.kernel.cacherecords import (
     RECORD,
     CacheObject,
     CacheRecords,
+    CacheWalkInvalid,
     RawRecords,
     Records,
     clip_records,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memlens.errors import AccessDenied, CacheWalkInvalid, Unsupported
+from memlens.errors import AccessDenied, Unsupported
 from memlens.kernel import bpf, cacherecords, swapareas
 from memlens.kernel.cacherecords import (
     HUGETLBFS_MAGIC,
@@ -19,6 +19,7 @@ from memlens.kernel.cacherecords import (
     RECORD,
     TMPFS_MAGIC,
     CacheObject,
+    CacheWalkInvalid,
     RawRecords,
     clip_records,
     decode_records,
