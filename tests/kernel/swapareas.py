@@ -8,7 +8,6 @@ here is taken away again, also when a test fails or the run is ended by a signal
 
 import atexit
 import errno
-import fcntl
 import os
 import re
 import subprocess
@@ -37,20 +36,17 @@ def wait_until(is_true: Callable[[], bool], what: str, *, deadline_s: float = 20
 
 
 @contextmanager
-def machine_lock(deadline_s: float = 900) -> Iterator[None]:
+def machine_lock(deadline_s: int = 1800) -> Iterator[None]:
     """Hold the lock that everything which changes the machine's memory set-up takes."""
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    def is_locked() -> bool:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
+    # flock(1) waits in the kernel's queue, which polling would starve in; the lock is held by
+    # the open file that both share.
+    wait = ["flock", "--exclusive", "--timeout", str(deadline_s), str(descriptor)]
     try:
-        wait_until(is_locked, f"lock on {LOCK}", deadline_s=deadline_s)
+        done = subprocess.run(wait, pass_fds=[descriptor], check=False)
+        assert done.returncode == 0, f"no lock on {LOCK} within {deadline_s} s"
         yield
     finally:
         os.close(descriptor)
