@@ -301,7 +301,12 @@ def _process_rows(
                 cache_pages=in_cache,
             )
         )
-    rows = [row for row in rows if row.own_pages or row.share_pages or row.cache_pages]
+    # A process may keep an object alive that it does not map.
+    rows = [
+        row
+        for row in rows
+        if row.own_pages or row.share_pages or row.freed_on_exit_pages or row.cache_pages
+    ]
     return sorted(rows, key=lambda row: (-row.own_pages - row.share_pages, row.pid))
 
 
