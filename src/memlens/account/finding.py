@@ -187,7 +187,7 @@ class Finder:
         own = self._own_namespace("mnt")
         walked: set[int] = set()
         ways: list[tuple[bool, bool, int, int, Mount, list[Mount]]] = []
-        for namespace, (pid, mounts) in self.sweep.mounts.items():
+        for (namespace, _), (pid, mounts) in self.sweep.mounts.items():
             for mount in mounts:
                 if mount.kind in SHMEM_TYPES:
                     is_part = mount.root != "/"

@@ -55,7 +55,7 @@ class Sweep:
     meter: Meter = field(default_factory=Meter)
     processes: list[ProcessFacts] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
-    mounts: dict[int, tuple[int, list[Mount]]] = field(default_factory=dict)
+    mounts: dict[tuple[int, str], tuple[int, list[Mount]]] = field(default_factory=dict)
     gone: int = 0
     is_complete: bool = True
     devices: ShmemDevices = field(default_factory=ShmemDevices)
@@ -237,9 +237,10 @@ class Sweep:
             except OSError:
                 continue
             try:
-                namespace = namespace_inode(fd, "mnt")
-                if namespace not in self.mounts:
-                    self.mounts[namespace] = (pid, self._read_mounts(fd))
+                # A process in a chroot sees only the mounts below its root.
+                place = namespace_inode(fd, "mnt"), os.readlink("root", dir_fd=fd)
+                if place not in self.mounts:
+                    self.mounts[place] = (pid, self._read_mounts(fd))
             except OSError:
                 continue
             finally:
