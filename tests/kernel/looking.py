@@ -14,9 +14,15 @@ import raw
 from numpy.typing import NDArray
 from workloads.base import Expected, Workload
 
-from memlens import PageClass, ProcessMap, map_process
+from memlens import MemlensError, PageClass, ProcessMap, map_process
+from memlens.kernel.cachewalk import walker
 
 ATTEMPTS = 4
+# What stays unknown without the page-cache walk: classes, by kind of proof.
+WALK_ALONE_TELLS = {
+    "hugetlb": {PageClass.CACHED, PageClass.NONE},
+    "copied up": {PageClass.CACHED},
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,25 @@ def _evidence(expected: Expected, page: int) -> str:
         return f"{text}, {raw.read_object(fd, offset, 1)}"
     finally:
         os.close(fd)
+
+
+def can_walk() -> bool:
+    """Return whether memlens can walk the page cache on this kernel."""
+    try:
+        walker()
+    except MemlensError:
+        return False
+    return True
+
+
+def as_far_as_known(expected: Expected, seen: Seen) -> tuple[Expected, Seen]:
+    """Excuse what is unknown on kernels without the walk, where nothing else tells."""
+    open_classes = WALK_ALONE_TELLS.get(expected.proof, set())
+    if can_walk() or not open_classes:
+        return expected, seen
+    wanted = np.array(expected.classes, np.uint8)
+    is_excused = (seen.classes == PageClass.UNKNOWN) & np.isin(wanted, list(open_classes))
+    return expected, Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
 
 
 class Look:

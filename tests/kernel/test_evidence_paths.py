@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from looking import ATTEMPTS, Look, Seen, differences, looker, seen_of
+from looking import (
+    ATTEMPTS,
+    WALK_ALONE_TELLS,
+    Look,
+    Seen,
+    differences,
+    looker,
+    seen_of,
+)
 from swapareas import Missing, Squeeze
 from workloads.base import Entry, Expected, StateMoved, Workload
 from workloads.catalogue import cases
@@ -39,7 +47,7 @@ OPEN_SHMEM = {P.CACHED, P.SWAP_CACHED, P.SWAPPED, P.PREALLOCATED, P.NONE}
 LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     "pagemap_scan": {},
     "kpageflags": {},
-    "cachewalk": {},
+    "cachewalk": WALK_ALONE_TELLS,
     "smaps": {"pfn": {P.DEVICE}, "overlay": {P.SWAPPED}},
     "seek_data": {
         "disk": {P.NONE, P.ON_DISK},

@@ -299,7 +299,8 @@ def record_evidence(records: "CacheRecords", kind: str, first: int, stop: int) -
     """
     if kind != "shmem":
         value = np.full(len(records), Evidence.CACHE, np.uint8)
-        rest = Evidence.NEITHER
+        # A block device has no holes.
+        rest = Evidence.NEITHER | Evidence.DATA if kind == "block" else Evidence.NEITHER
     else:
         # A folio that was never filled is one that nobody wrote since fallocate.
         in_ram = np.where(

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import raw
 from driver import (
     MADV_DONTNEED,
     MAP_SHARED,
@@ -17,8 +18,10 @@ from driver import (
 from workloads.base import (
     BOTH,
     PRIME,
+    PROOFS,
     Expected,
     P,
+    StateMoved,
     Tools,
     Workload,
     entries,
@@ -86,7 +89,12 @@ def overlay(tools: Tools) -> Workload:
 
 @workload()
 def overlay_copied_up(tools: Tools) -> Workload:
-    """After a copy-up everything one can open answers for the copy, not for what is mapped."""
+    """
+    After a copy-up everything one can open answers for the copy, not for what is mapped.
+
+    The process itself can ask mincore about its mapping; others have the walk, which tells
+    what is in RAM, and cannot tell what is on disk.
+    """
     require_disk(tools.directory)
     driven = tools.target()
     driven.isolate_mounts()
@@ -99,8 +107,38 @@ def overlay_copied_up(tools: Tools) -> Workload:
     below = _overlay_mapping(driven, merged / "below", states)
     writer = driven.os("open", str(merged / "below"), os.O_RDWR)
     driven.os("pwrite", writer, b"up", 0)
-    below.classes = [P.PRESENT if kind is P.PRESENT else P.UNKNOWN for kind in below.classes]
-    return Workload(driven, [below])
+    # The copy was read through the page cache of the lower file.
+    under = driven.os("open", str(tools.directory / "lower" / "below"), os.O_RDONLY)
+    driven.os("posix_fadvise", under, 0, 0, FADV_RANDOM)
+    drop(driven, under, pages_where(states, "on disk", "hole"))
+    below.classes, below.proof = _by_own_mincore(driven, below), "copied up"
+
+    def is_as_it_was() -> None:
+        if _by_own_mincore(driven, below) != below.classes:
+            raise StateMoved("the lower file's page cache")
+
+    return Workload(driven, [below], checks=[is_as_it_was])
+
+
+def _by_own_mincore(driven: Target, below: Expected) -> list[P]:
+    pages = len(below.classes)
+    asked = "mincore", below.start, pages * PAGE, bytes(pages)
+    resident = driven.ask("libc", *asked)[1][0]
+    return [
+        kind if kind is P.PRESENT else P.CACHED if resident[page] & 1 else P.UNKNOWN
+        for page, kind in enumerate(below.classes)
+    ]
+
+
+def prove_copied_up(expected: Expected) -> None:
+    """The page table: what is mapped; the workload's check has the rest."""
+    words = raw.read_pagemap(expected.pid, expected.start, len(expected.classes)).tolist()
+    for page, (word, kind) in enumerate(zip(words, expected.classes, strict=True)):
+        if bool(word & raw.PRESENT) != (kind is P.PRESENT):
+            raise StateMoved(f"{expected.describe(page)}: word {word:#x}")
+
+
+PROOFS["copied up"] = prove_copied_up
 
 
 def _on_tmpfs(tools: Tools, *, is_lower_there: bool) -> Workload:

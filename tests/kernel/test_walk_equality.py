@@ -1,0 +1,95 @@
+"""
+Every workload by the page-cache walk and without it: the same verdicts, page by page.
+
+Where the other interfaces leave a page open the walk may know more; never otherwise.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from looking import (
+    ATTEMPTS,
+    WALK_ALONE_TELLS,
+    Look,
+    Seen,
+    can_walk,
+    differences,
+    looker,
+    seen_of,
+)
+from swapareas import Missing, Squeeze
+from workloads.base import Entry, Expected, StateMoved, Workload
+from workloads.catalogue import cases
+
+from memlens import PageClass, ProcessMap, map_process
+
+CASES = [pytest.param(entry, kind, id=f"{entry.name}-{kind}") for entry, kind in cases()]
+# Kinds of proof of objects that are walked whenever slots are wanted.
+WALKED = {"shmem", "disk", "ramfs", "block"}
+
+
+class LookWalking(Look):
+    """map_process that walks every object, since it is to keep slots."""
+
+    def __call__(self, pid: int) -> ProcessMap:
+        return map_process(pid, words=True)
+
+
+@pytest.fixture(scope="module")
+def without(machine: None) -> Iterator[Look]:
+    """Return a reader that may not walk."""
+    if not can_walk():
+        pytest.skip("the page-cache walk cannot be used here")
+    with looker(["cachewalk"]) as look:
+        yield look
+
+
+@pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
+def test_the_walk_says_what_the_others_say(
+    entry: Entry, swap: str, squeeze: Squeeze, without: Look, tmp_path: Path
+) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            with entry.open(swap, squeeze, tmp_path / str(attempt)) as workload:
+                reports = compare(workload, LookWalking(), without)
+            break
+        except StateMoved:
+            if attempt == ATTEMPTS - 1:
+                raise
+        except Missing as missing:
+            pytest.skip(str(missing))
+    assert not reports, "\n".join(reports)
+
+
+def compare(workload: Workload, walking: Look, without: Look) -> list[str]:
+    """Return what differs from the truth, or between the two, while the state stood."""
+    workload.reprove()
+    walked = {pid: walking(pid) for pid in workload.pids}
+    asked = {pid: without(pid) for pid in workload.pids}
+    workload.reprove()
+    reports = []
+    for expected in workload.mappings:
+        by_walk, by_others = walked[expected.pid], asked[expected.pid]
+        assert not any("void" in note for note in by_walk.notes)
+        assert "cachewalk" not in by_others.used
+        if expected.proof in WALKED and has_open_pages(expected):
+            assert "cachewalk" in by_walk.used
+        reports.append(differences(expected, seen_of(by_walk, expected)))
+        reports.append(differences(expected, excused(expected, seen_of(by_others, expected))))
+    return [report for report in reports if report]
+
+
+def has_open_pages(expected: Expected) -> bool:
+    """Return whether any page is one that only its object tells of."""
+    told = (PageClass.CACHED, PageClass.SWAP_CACHED, PageClass.PREALLOCATED, PageClass.ON_DISK)
+    return any(kind in told for kind in expected.classes)
+
+
+def excused(expected: Expected, seen: Seen) -> Seen:
+    """Let the others not know what only the walk can."""
+    wanted = np.array(expected.classes, np.uint8)
+    open_classes = list(WALK_ALONE_TELLS.get(expected.proof, ()))
+    is_excused = (seen.classes == PageClass.UNKNOWN) & np.isin(wanted, open_classes)
+    return Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
