@@ -1,0 +1,532 @@
+"""
+A mix of memory partly on swap, in every hand that there is; built and counted without memlens.
+
+Shared memory that two processes map, that is only open, that nobody holds, that lies in
+other mount and IPC namespaces, and private pages that a parent shares with its children.
+"""
+
+import itertools
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import raw
+from driver import (
+    MADV_WILLNEED,
+    MAP_ANONYMOUS,
+    MAP_SHARED,
+    PAGE,
+    PROT_READ,
+    Target,
+    target,
+)
+from swapareas import Squeeze, undone_at_exit, wait_until
+from workloads.base import StateMoved, page_out
+
+CLONE_NEWIPC = 0x08000000
+IPC_RMID, IPC_CREAT = 0, 0o1000
+MNT_DETACH = 2
+KPF_ANON = 12
+_names = itertools.count()
+
+
+@dataclass
+class Made:
+    """
+    A shared-memory object that was built.
+
+    :param label: how it was made, for messages.
+    :param device: as in maps.
+    :param out: pages of it that are on swap.
+    :param resident: pages of it that are in RAM and not on swap.
+    :param holders: PID -> (pages of it that are mapped, whether it is open).
+    :param count_out: how many of its pages are on swap, asked of the kernel now.
+    """
+
+    label: str
+    kind: str
+    device: str
+    inode: int
+    size_bytes: int
+    out: int
+    resident: int = 0
+    name: str = ""
+    holders: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    marks: set[str] = field(default_factory=set)
+    count_out: Callable[[], int] = lambda: -1
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """Return what tells it from others; IPC namespaces may share an inode."""
+        return self.kind, self.device, self.inode, self.size_bytes
+
+
+@dataclass
+class Mix:
+    """All that was built."""
+
+    directory: Path
+    objects: list[Made] = field(default_factory=list)
+    family: list[int] = field(default_factory=list)
+    targets: list[Target] = field(default_factory=list)
+
+    @property
+    def pids(self) -> list[int]:
+        """Return every process of the mix."""
+        return sorted({t.pid for t in self.targets} | set(self.family))
+
+    @property
+    def objects_out(self) -> int:
+        """Return the pages of objects on swap, each object once."""
+        return sum(made.out for made in self.objects)
+
+    def reprove(self) -> None:
+        """Raise StateMoved if an object has not what was built."""
+        for made in self.objects:
+            found = made.count_out()
+            if found != made.out:
+                raise StateMoved(f"{made.label}: {found} pages on swap, built {made.out}")
+
+
+def used_pages() -> int:
+    """Return the used slots of /proc/swaps."""
+    lines = Path("/proc/swaps").read_text().splitlines()[1:]
+    return sum(int(line.split()[3]) * 1024 // PAGE for line in lines)
+
+
+def maps_line(pid: int, start: int) -> list[str]:
+    """Return the fields of the line of maps that begins at ``start``."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        if int(line.partition("-")[0], 16) == start:
+            return line.split(None, 5)
+    raise StateMoved(f"no mapping at {start:#x} of {pid}")
+
+
+def count_evicted(path: str) -> int:
+    """Return how many pages of an object are on swap, as cachestat says."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+    try:
+        return raw.read_cachestat(fd, 0, 0)[1]
+    finally:
+        os.close(fd)
+
+
+def segment_columns(driven: Target | None, shmid: int) -> tuple[int, int, int]:
+    """Return nattch, and pages in RAM and on swap, of a segment; in the target's namespace."""
+    code = "result = open('/proc/sysvipc/shm').read()"
+    text = driven.run(code) if driven else Path("/proc/sysvipc/shm").read_text()
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1]) == shmid:
+            return int(fields[6]), int(fields[14]) // PAGE, int(fields[15]) // PAGE
+    raise StateMoved(f"no segment {shmid}")
+
+
+def fill(driven: Target, start: int, pages: Iterable[int]) -> None:
+    """Write to each of these pages, in one request; no two get the same contents."""
+    code = "for page in pages: ctypes.memmove(start + page * size, b'mix%08d' % page, 11)"
+    driven.run(code, pages=list(pages), start=start, size=PAGE)
+
+
+# An independent and slow look at private memory: one word at a time.
+
+
+def _iter_words(pid: int) -> Iterator[tuple[int, int]]:
+    """Yield page number and word of everything that a process maps."""
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
+        for line in maps:
+            first, stop = (int(part, 16) // PAGE for part in line.split()[0].split("-"))
+            if first >= 1 << 51:
+                continue
+            data = os.pread(file.fileno(), (stop - first) * 8, first * 8)
+            for number, (word,) in enumerate(struct.iter_unpack("<Q", data)):
+                if word:
+                    yield first + number, word
+
+
+@dataclass
+class Private:
+    """
+    What a few processes have in private memory, as sets.
+
+    :param slots: (area, offset) of each that is swapped, by PID.
+    :param frames: PFN of all that is mapped, by PID; pages of files too.
+    :param cached: PFNs of private pages in RAM that keep a slot.
+    """
+
+    slots: dict[int, set[int]]
+    frames: dict[int, set[int]]
+    cached: set[int]
+
+    @property
+    def distinct_slots(self) -> int:
+        """Return the number of slots, each once."""
+        return len(set().union(*self.slots.values()))
+
+
+def read_private(pids: Iterable[int]) -> Private:
+    """Read the page tables of these processes."""
+    slots: dict[int, set[int]] = {}
+    frames: dict[int, set[int]] = {}
+    swapped_at: set[int] = set()
+    present: dict[int, set[int]] = {}
+    for pid in pids:
+        slots[pid], frames[pid] = set(), set()
+        for page, word in _iter_words(pid):
+            if word & raw.SWAP and word & 31 < raw.FIRST_SPECIAL_TYPE:
+                slots[pid].add(word & ((1 << 55) - 1))
+                swapped_at.add(page)
+            elif word & raw.PRESENT:
+                pfn = word & ((1 << 55) - 1)
+                frames[pid].add(pfn)
+                if not word & raw.FILE:
+                    present.setdefault(pfn, set()).add(page)
+    # At an address where a relative still has the slot, that slot is counted there.
+    cached = {pfn for pfn in _swap_cached(present) if not present[pfn] & swapped_at}
+    return Private(slots, frames, cached)
+
+
+def _swap_cached(pfns: Iterable[int]) -> Iterator[int]:
+    with open("/proc/kpageflags", "rb", buffering=0) as file:
+        for pfn in pfns:
+            (flags,) = struct.unpack("<Q", os.pread(file.fileno(), 8, pfn * 8))
+            if flags >> raw.KPF_SWAPCACHE & 1 and flags >> KPF_ANON & 1:
+                yield pfn
+
+
+# Building
+
+
+@dataclass
+class _Builder:
+    stack: ExitStack
+    squeeze: Squeeze
+    swap: str
+    mix: Mix
+
+    def target(self) -> Target:
+        made = self.stack.enter_context(target())
+        self.mix.targets.append(made)
+        return made
+
+    def tmpfs(self) -> Path:
+        """Mount a tmpfs in the namespace of the tests."""
+        where = self.mix.directory / f"tmpfs{next(_names)}"
+        where.mkdir()
+        mount_tmpfs(self.stack, where)
+        return where
+
+    def out(self, driven: Target, start: int, pages: int) -> None:
+        """Write these pages of a mapping of shared memory, and reclaim them: swap only."""
+        bounds = maps_line(driven.pid, start)[0]
+        path = f"/proc/{driven.pid}/map_files/{bounds}"
+        with self.squeeze.cgroup() as cgroup:
+            with cgroup.charging(driven.pid):
+                fill(driven, start, range(pages))
+            page_out(driven, start, range(pages))
+
+            def is_out() -> bool:
+                cgroup.reclaim()
+                return _is_on_swap_only(path, pages)
+
+            wait_until(is_out, f"{pages} pages of {path} on swap")
+
+    def add(self, driven: Target, start: int, label: str, kind: str, **rest: object) -> Made:
+        """Add the object of a mapping."""
+        fields = maps_line(driven.pid, start)
+        path = f"/proc/{driven.pid}/map_files/{fields[0]}"
+        made = Made(
+            label=label,
+            kind=kind,
+            device=fields[3],
+            inode=int(fields[4]),
+            size_bytes=os.stat(path).st_size,
+            count_out=lambda: count_evicted(path),
+            **rest,  # type: ignore[arg-type]
+        )
+        self.mix.objects.append(made)
+        return made
+
+
+def mount_tmpfs(stack: ExitStack, where: Path, options: str = "") -> None:
+    """Mount a tmpfs here until the stack ends."""
+    libc = raw._libc
+    if libc.mount(b"memlens", bytes(where), b"tmpfs", 0, options.encode()) == -1:
+        raise OSError(raw.ctypes.get_errno(), f"mount {where}")
+    stack.enter_context(undone_at_exit(lambda: libc.umount2(bytes(where), MNT_DETACH)))
+
+
+def _is_on_swap_only(path: str, pages: int) -> bool:
+    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+    try:
+        is_resident = raw.read_mincore(fd, 0, pages).any()
+        return raw.read_cachestat(fd, 0, pages * PAGE) == (0, pages) and not is_resident
+    finally:
+        os.close(fd)
+
+
+def build(stack: ExitStack, squeeze: Squeeze, swap: str, directory: Path) -> Mix:
+    """Build everything; it goes with the stack."""
+    mix = Mix(directory)
+    builder = _Builder(stack, squeeze, swap, mix)
+    for make in (
+        _private_family,
+        *(_memfd_of_two, _anonymous_of_two, _memfd_only_open, _memfd_copied_privately),
+        *(_file_of_nobody, _file_with_two_names, _deleted_file_mapped),
+        *(_file_of_other_mounts, _file_below_a_bind_mount),
+        *(_segment_of_nobody, _segment_removed, _segments_of_other_namespaces),
+    ):
+        make(builder)
+    return mix
+
+
+@contextmanager
+def mixed(squeeze: Squeeze, swap: str, directory: Path) -> Iterator[Mix]:
+    """Build the mix, and take it away at the end."""
+    with ExitStack() as stack:
+        yield build(stack, squeeze, swap, directory)
+
+
+def _private_family(builder: _Builder) -> None:
+    """Swapped private pages of a parent and two children, one of which read some back."""
+    parent = builder.target()
+    start = parent.mmap(499)
+    with builder.squeeze.cgroup() as cgroup:
+        with cgroup.charging(parent.pid):
+            fill(parent, start, range(307))
+        page_out(parent, start, range(307))
+
+        def is_out() -> bool:
+            cgroup.reclaim()
+            words = raw.read_pagemap(parent.pid, start, 307).tolist()
+            return all(word & raw.SWAP for word in words)
+
+        wait_until(is_out, "private pages on swap")
+    fill(parent, start, range(307, 401))
+    # On a swap file these keep their slots.
+    parent.peek(start, range(41))
+    children = [parent.fork(), parent.fork()]
+    children[0].peek(start, range(100, 153))
+    builder.mix.family = [parent.pid, *(child.pid for child in children)]
+
+
+def _memfd(driven: Target, name: str, pages: int) -> tuple[int, int]:
+    fd: int = driven.os("memfd_create", name, 1)
+    driven.os("ftruncate", fd, pages * PAGE)
+    return fd, driven.mmap(pages, flags=MAP_SHARED, fd=fd)
+
+
+def _memfd_of_two(builder: _Builder) -> None:
+    """One maps all of it and has it open; the other maps its upper part, read-only."""
+    first, second = builder.target(), builder.target()
+    fd, start = _memfd(first, "of two", 211)
+    builder.out(first, start, 127)
+    fill(first, start, range(127, 151))
+    if builder.swap == "file":
+        first.madvise(start, range(7, 18), MADV_WILLNEED)
+    other = second.os("open", f"/proc/{first.pid}/fd/{fd}", os.O_RDONLY)
+    upper = second.mmap(111, protection=PROT_READ, flags=MAP_SHARED, fd=other, offset_pages=100)
+    second.peek(upper, range(27, 30))
+    second.os("close", other)
+    holders = {first.pid: (211, True), second.pid: (111, False)}
+    builder.add(
+        *(first, start, "memfd of two", "memfd"),
+        **{"out": 127, "resident": 24, "name": "memfd:of two", "holders": holders},
+    )
+
+
+def _anonymous_of_two(builder: _Builder) -> None:
+    parent = builder.target()
+    start = parent.mmap(101, flags=MAP_SHARED | MAP_ANONYMOUS)
+    builder.out(parent, start, 53)
+    child = parent.fork()
+    fill(child, start, range(53, 61))
+    builder.mix.family += [child.pid]
+    holders = {parent.pid: (101, False), child.pid: (101, False)}
+    builder.add(
+        *(parent, start, "shared anonymous memory", "anonymous"),
+        **{"out": 53, "resident": 8, "holders": holders},
+    )
+
+
+def _memfd_only_open(builder: _Builder) -> None:
+    driven = builder.target()
+    fd, start = _memfd(driven, "only open", 83)
+    builder.out(driven, start, 71)
+    fill(driven, start, range(71, 73))
+    made = builder.add(
+        *(driven, start, "memfd only open", "memfd"),
+        **{"out": 71, "resident": 2, "name": "memfd:only open"},
+    )
+    driven.libc("munmap", start, 83 * PAGE)
+    made.holders = {driven.pid: (0, True)}
+    made.marks = set()
+    made.count_out = lambda: count_evicted(f"/proc/{driven.pid}/fd/{fd}")
+
+
+def _memfd_copied_privately(builder: _Builder) -> None:
+    """A sealed memfd mapped privately: the copy of a page on swap is another page."""
+    driven = builder.target()
+    fd: int = driven.os("memfd_create", "copied", 3)
+    driven.os("ftruncate", fd, 43 * PAGE)
+    start = driven.mmap(43, flags=MAP_SHARED, fd=fd)
+    builder.out(driven, start, 37)
+    driven.libc("munmap", start, 43 * PAGE)
+    # F_ADD_SEALS: F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
+    driven.libc("fcntl", fd, 1033, 2 | 4 | 8)
+    start = driven.mmap(43, flags=2, fd=fd)
+    fill(driven, start, range(40, 43))
+    builder.add(
+        *(driven, start, "memfd mapped privately", "memfd"),
+        **{"out": 37, "resident": 0, "name": "memfd:copied", "marks": {"sealed"}},
+        holders={driven.pid: (43, True)},
+    )
+    # Writing to the holes of the memfd made real pages of them first.
+    builder.mix.objects[-1].resident = _resident(f"/proc/{driven.pid}/fd/{fd}")
+
+
+def _resident(path: str) -> int:
+    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
+    try:
+        return raw.read_cachestat(fd, 0, 0)[0]
+    finally:
+        os.close(fd)
+
+
+def _file(builder: _Builder, driven: Target, path: Path, pages: int, out: int) -> Made:
+    """Make a file of a tmpfs with pages on swap; mapped by the target and not open."""
+    fd = driven.os("open", str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    driven.os("ftruncate", fd, pages * PAGE)
+    start = driven.mmap(pages, flags=MAP_SHARED, fd=fd)
+    driven.os("close", fd)
+    builder.out(driven, start, out)
+    return builder.add(
+        *(driven, start, path.name, "tmpfs"),
+        **{"out": out, "name": str(path), "holders": {driven.pid: (pages, False)}},
+    )
+
+
+def _place(pid: int, made: Made) -> tuple[int, int]:
+    """Return address and length of the object's only mapping."""
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        fields = line.split()
+        if fields[3:5] == [made.device, str(made.inode)]:
+            start, stop = (int(part, 16) for part in fields[0].split("-"))
+            return start, stop - start
+    raise StateMoved(f"{made.label} is not mapped by {pid}")
+
+
+def _forget(driven: Target, made: Made, *, is_elsewhere: bool = False) -> None:
+    """Unmap the file: nobody holds it any more."""
+    driven.libc("munmap", *_place(driven.pid, made))
+    made.holders = {}
+    made.marks = {"no_holder"} | ({"other_mount_namespace"} if is_elsewhere else set())
+    path = f"/proc/{driven.pid}/root{made.name}"
+    made.count_out = lambda: count_evicted(path)
+
+
+def _file_of_nobody(builder: _Builder) -> None:
+    driven = builder.target()
+    made = _file(builder, driven, builder.tmpfs() / "of nobody", 61, 59)
+    _forget(driven, made)
+
+
+def _file_with_two_names(builder: _Builder) -> None:
+    driven = builder.target()
+    path = builder.tmpfs() / "two names"
+    made = _file(builder, driven, path, 31, 29)
+    os.link(path, path.with_name("two names, again"))
+    _forget(driven, made)
+    made.name = ""
+
+
+def _deleted_file_mapped(builder: _Builder) -> None:
+    driven = builder.target()
+    path = builder.tmpfs() / "deleted"
+    made = _file(builder, driven, path, 47, 41)
+    path.unlink()
+    made.marks = {"deleted"}
+
+
+def _file_of_other_mounts(builder: _Builder) -> None:
+    """A file nobody holds, in a namespace whose first process sees no mount of it."""
+    first = builder.target()
+    first.isolate_mounts()
+    where = builder.mix.directory / f"elsewhere{next(_names)}"
+    jail = builder.mix.directory / f"jail{next(_names)}"
+    jail.mkdir()
+    first.mount("tmpfs", where)
+    made = _file(builder, first, where / "in another namespace", 67, 17)
+    second = first.fork()
+    builder.mix.family += [second.pid]
+    _forget(first, made, is_elsewhere=True)
+    second.libc("munmap", *_place(second.pid, made))
+    first.os("chroot", str(jail))
+    path = f"/proc/{second.pid}/root{made.name}"
+    made.count_out = lambda: count_evicted(path)
+
+
+def _file_below_a_bind_mount(builder: _Builder) -> None:
+    """A tmpfs that is gone from its place: only a directory of it is mounted."""
+    driven = builder.target()
+    whole = builder.mix.directory / f"whole{next(_names)}"
+    part = builder.mix.directory / f"part{next(_names)}"
+    part.mkdir()
+    driven.isolate_mounts()
+    driven.mount("tmpfs", whole)
+    driven.os("mkdir", str(whole / "below"))
+    driven.libc("mount", bytes(whole / "below") + b"\0", bytes(part) + b"\0", None, 4096, None)
+    made = _file(builder, driven, part / "below a bind mount", 19, 13)
+    driven.libc("umount2", bytes(whole) + b"\0", MNT_DETACH)
+    _forget(driven, made, is_elsewhere=True)
+
+
+def _segment(builder: _Builder, driven: Target, pages: int, out: int) -> tuple[int, int, Made]:
+    shmid = driven.libc("shmget", 0, pages * PAGE, IPC_CREAT | 0o600)
+
+    def remove() -> None:
+        try:
+            driven.libc("shmctl", shmid, IPC_RMID, None)
+        except OSError:
+            pass
+
+    # While the target lives: the stack ends it later.
+    builder.stack.callback(remove)
+    start = driven.libc("shmat", shmid, None, 0)
+    builder.out(driven, start, out)
+    made = builder.add(driven, start, f"segment of {pages} pages", "sysv", out=out)
+    made.name = f"sysv:{shmid}"
+    made.holders = {driven.pid: (pages, False)}
+    made.count_out = lambda: segment_columns(driven, shmid)[2]
+    return shmid, start, made
+
+
+def _segment_of_nobody(builder: _Builder) -> None:
+    driven = builder.target()
+    _, start, made = _segment(builder, driven, 37, 31)
+    fill(driven, start, range(31, 34))
+    made.resident = 3
+    driven.libc("shmdt", start)
+    made.holders, made.marks = {}, {"no_holder", "detached"}
+
+
+def _segment_removed(builder: _Builder) -> None:
+    driven = builder.target()
+    shmid, _, made = _segment(builder, driven, 29, 23)
+    driven.libc("shmctl", shmid, IPC_RMID, None)
+    made.marks = {"deleted"}
+
+
+def _segments_of_other_namespaces(builder: _Builder) -> None:
+    """The first segment of each namespace has the same number."""
+    for pages, out in ((89, 79), (97, 73)):
+        driven = builder.target()
+        driven.libc("unshare", CLONE_NEWIPC)
+        _, start, made = _segment(builder, driven, pages, out)
+        driven.libc("shmdt", start)
+        made.holders = {}
+        made.marks = {"no_holder", "detached", "other_ipc_namespace"}
