@@ -5,9 +5,8 @@ The names below are loaded when they are first used, so that ``import memlens`` 
 nothing and ``memlens --version`` imports no numpy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+# Not typing.TYPE_CHECKING: typing is milliseconds of every ``memlens --version``.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from memlens.account.capture import map_process
     from memlens.account.explain import PageExplanation, explain_page
@@ -81,11 +80,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'memlens' has no attribute {name!r}")
-    return getattr(import_module(f"memlens.{home}"), name)
+    found: object = getattr(import_module(f"memlens.{home}"), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,16 @@ def test_version_loads_nothing_heavy() -> None:
     assert memlens.__version__ in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert not loaded & {"numpy", "rich", "psutil", "memlens.account.capture"}
+
+
+def test_the_package_alone_loads_nothing() -> None:
+    source = str(Path(memlens.__file__).parents[1])
+    code = f"import sys; sys.path.insert(0, {source!r}); import memlens; print(*sys.modules)"
+    done = subprocess.run(
+        # Without site, whose .pth files may load anything.
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"typing", "importlib", "re"} & set(done.stdout.split())

@@ -115,7 +115,14 @@ def console(no_color: bool = False) -> "Console":
     """
     from rich.console import Console
 
-    return Console(
+    class PipeConsole(Console):
+        """A console that lets a closed pipe be a fault like any other."""
+
+        def on_broken_pipe(self) -> None:
+            """Pass the error on: rich itself would end the program with 1."""
+            raise  # rich calls this while it handles the error
+
+    return PipeConsole(
         color_system="auto" if is_colored(no_color) else None,
         highlight=False,
         markup=False,

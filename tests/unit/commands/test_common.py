@@ -1,5 +1,8 @@
 """How faults end, and what the shared options accept."""
 
+import os
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -129,3 +132,13 @@ def test_no_colour_without_a_terminal_or_if_unwanted(monkeypatch) -> None:
     assert common.is_colored()
     monkeypatch.setenv("TERM", "dumb")
     assert not common.is_colored()
+
+
+def test_a_console_passes_a_closed_pipe_on(monkeypatch) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with os.fdopen(write_end, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        with pytest.raises(BrokenPipeError):
+            common.console().print("nobody reads this")
+        common._drop_output()
