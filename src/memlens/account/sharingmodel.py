@@ -1,0 +1,157 @@
+"""The results of a look at sharing; nothing here reads anything."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.account.facts import Missed
+from memlens.account.model import Cost
+from memlens.kernel.maps import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class MappingShare:
+    """
+    One mapping, in pages; only those that have any in RAM are told of.
+
+    :param shared_with_parent_pages: of RSS, frames that the parent maps too; None if this
+        was not forked from a process of the scan.
+    :param copied_pages: of RSS, where the parent has another page at the same address: one
+        of the two has written since the fork.
+    :param new_pages: of RSS, where the parent has none.
+    """
+
+    start: int
+    stop: int
+    permissions: str
+    path: str
+    rss_pages: int
+    pss_pages: float
+    uss_pages: int
+    shared_with_parent_pages: int | None
+    copied_pages: int | None
+    new_pages: int | None
+
+    @classmethod
+    def of(
+        cls, mapping: Mapping, counts: "ShareCounts", number: int, is_fork: bool
+    ) -> "MappingShare":
+        """Return the row of a mapping."""
+        return cls(
+            start=mapping.start,
+            stop=mapping.stop,
+            permissions=mapping.permissions,
+            path=mapping.path,
+            rss_pages=int(counts.rss[number]),
+            pss_pages=float(counts.pss[number]),
+            uss_pages=int(counts.uss[number]),
+            shared_with_parent_pages=int(counts.shared[number]) if is_fork else None,
+            copied_pages=int(counts.copied[number]) if is_fork else None,
+            new_pages=int(counts.fresh[number]) if is_fork else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessShare:
+    """
+    One process, in pages.
+
+    :param parent: PID of the process of the scan that it was forked from, None if there is
+        none or it has executed another program since.
+    :param rss_pages: mapped, as the kernel counts them; without those that moved.
+    :param pss_pages: each divided by how often it is mapped, by whomever.
+    :param uss_pages: those that nobody else maps.
+    :param freed_on_exit_pages: free once it has ended: private ones that nobody else maps,
+        and those of shared-memory objects that go with it.  Pages of files stay cached.
+    :param moved_pages: changed while they were read; in no other number.
+    :param swapped_pages: private pages on swap.
+    """
+
+    pid: int
+    name: str
+    parent: int | None
+    rss_pages: int
+    pss_pages: float
+    uss_pages: int
+    freed_on_exit_pages: int | None
+    moved_pages: int
+    swapped_pages: int
+    shared_with_parent_pages: int | None
+    copied_pages: int | None
+    new_pages: int | None
+    mappings: tuple[MappingShare, ...]
+
+    def with_freed(self, pages: int) -> "ProcessShare":
+        """Return the same with more pages that its exit frees."""
+        freed = self.freed_on_exit_pages
+        return replace(self, freed_on_exit_pages=None if freed is None else freed + pages)
+
+
+@dataclass(frozen=True, slots=True)
+class PairShare:
+    """Two processes and the distinct frames that both map."""
+
+    a: int
+    b: int
+    shared_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """
+    What processes use and share.
+
+    :param processes: parents before their children.
+    :param pairs: every pair once.
+    :param distinct_pages: frames that any of them maps; None if frames are hidden.
+    :param is_hidden: whether this reader may not see frames: then there are no pairs, and
+        the rest is what smaps says.
+    """
+
+    page_size_bytes: int
+    processes: tuple[ProcessShare, ...]
+    pairs: tuple[PairShare, ...]
+    distinct_pages: int | None
+    is_hidden: bool
+    is_complete: bool
+    missed: tuple[Missed, ...]
+    notes: tuple[str, ...]
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class ShareCounts:
+    """Sums by mapping, ``(n,)`` each; ``pss`` float64, the others int64."""
+
+    rss: NDArray[np.int64]
+    pss: NDArray[np.float64]
+    uss: NDArray[np.int64]
+    shared: NDArray[np.int64]
+    copied: NDArray[np.int64]
+    fresh: NDArray[np.int64]
+
+    @classmethod
+    def zeros(cls, mappings: int) -> "ShareCounts":
+        """Return sums of nothing."""
+        zeros = [np.zeros(mappings, np.int64) for _ in range(5)]
+        return cls(zeros[0], np.zeros(mappings), *zeros[1:])
+
+    def add(self, place: NDArray[np.int64], times: NDArray[np.uint32]) -> None:
+        """Add pages: the mapping of each, and how often it is mapped."""
+        many = len(self.rss)
+        self.rss[:] += np.bincount(place, minlength=many)
+        self.pss[:] += np.bincount(place, weights=1.0 / times, minlength=many)
+        self.uss[:] += np.bincount(place[times == 1], minlength=many)
+
+    def add_fork(
+        self,
+        place: NDArray[np.int64],
+        is_shared: NDArray[np.bool_],
+        has_own: NDArray[np.bool_],
+    ) -> None:
+        """Add pages: the mapping of each, if shared, and if the parent has another there."""
+        many = len(self.rss)
+        self.shared[:] += np.bincount(place[is_shared], minlength=many)
+        self.copied[:] += np.bincount(place[has_own], minlength=many)
+        self.fresh[:] += np.bincount(place[~is_shared & ~has_own], minlength=many)

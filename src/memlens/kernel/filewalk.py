@@ -1,0 +1,247 @@
+"""
+Walking directories for regular files, without touching what might not answer.
+
+scandir, /proc/self/mountinfo (Documentation/filesystems/proc.rst).  Links are not
+followed.  File systems that ask a server or a daemon are not entered, nor those of the
+kernel, whose files are no memory.
+"""
+
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from memlens.kernel.filecache import open_quietly, special_kind
+from memlens.kernel.leases import parse_leases
+from memlens.kernel.procfs import decode_bytes, read_file
+from memlens.kernel.swaps import unescape_path
+
+_MAY_HANG = "may not answer: not entered"
+_OF_KERNEL = "a file system of the kernel: not entered"
+# By type, as mountinfo has it; those of FUSE begin with "fuse".
+_ASKING = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "9p", "lustre", "autofs", "coda"}
+)
+_KERNELS_OWN = frozenset(
+    {
+        *("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf"),
+        *("configfs", "pstore", "mqueue", "devpts", "binfmt_misc", "fusectl", "efivarfs"),
+        *("selinuxfs", "nsfs", "rpc_pipefs"),
+    }
+)
+LEASED = "under a write lease, which opening would break"
+# Reading /proc/locks stops all file locking for a moment, and waits 8 ms for it.
+_LEASES_AGE_S = 0.5
+
+
+class OpenFile(NamedTuple):
+    """
+    A regular file that a walk came to.
+
+    :param path: as it was reached, raw.
+    :param fd: open for reading, closed by the walk when it goes on; -1 if ``reason``.
+    :param status: as fstat gives it, None if ``reason``.
+    :param reason: why it could not be opened.
+    """
+
+    path: str
+    fd: int
+    status: os.stat_result | None
+    reason: str = ""
+
+
+@dataclass(slots=True)
+class FileWalk:
+    """
+    A walk over files and directories.
+
+    :param proc: root of the /proc that lists leases and mounts.
+    :param one_file_system: whether to stay on the file system of each directory named.
+
+    ``skipped`` are directories that were not entered, with the reason; ``vanished``
+    counts what went away meanwhile, ``special`` what is neither file nor directory.
+    """
+
+    proc: str = "/proc"
+    one_file_system: bool = False
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    directories: int = 0
+    vanished: int = 0
+    special: int = 0
+    _leases: frozenset[tuple[int, int]] = frozenset()
+    _leased_inodes: frozenset[int] = frozenset()
+    _leases_until: float = 0.0
+    _leases_reader: threading.Thread | None = None
+    _closed: dict[str, str] | None = None
+
+    def prefetch(self) -> None:
+        """Begin to read the leases, for the first file will be opened soon."""
+        self._leases_reader = threading.Thread(target=self._read_leases, name="leases")
+        self._leases_reader.start()
+
+    def iter_files(self, paths: list[str]) -> Iterator[OpenFile]:
+        """
+        Yield every regular file, each open until the next is asked for.
+
+        :param paths: files and directories, as the user names them; links among them are
+            followed.
+        """
+        for path in paths:
+            try:
+                status = os.stat(path)
+            except (OSError, ValueError) as error:
+                yield OpenFile(path, -1, None, _reason(error))
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                yield from self._walk(path, status.st_dev)
+            elif stat.S_ISREG(status.st_mode):
+                yield from self._open(path, path, None, status.st_ino)
+            else:
+                reason = f"{special_kind(status.st_mode)}: never opened"
+                yield OpenFile(path, -1, None, reason)
+
+    def _walk(self, top: str, device: int) -> Iterator[OpenFile]:
+        # What a user names is entered even if it may hang; files of the kernel never.
+        reason = self._closed_reason(os.path.realpath(top))
+        if reason == _OF_KERNEL:
+            self.skipped.append((top, reason))
+            return
+        pending = [top]
+        while pending:
+            path = pending.pop()
+            try:
+                fd = open_quietly(path, None, os.O_DIRECTORY | _follow(path == top))
+            except OSError as error:
+                self._miss(path, error)
+                continue
+            try:
+                if self.one_file_system and os.fstat(fd).st_dev != device:
+                    self.skipped.append((path, "another file system"))
+                    continue
+                self.directories += 1
+                yield from self._scan(fd, path, pending)
+            finally:
+                os.close(fd)
+
+    def _scan(self, fd: int, path: str, pending: list[str]) -> Iterator[OpenFile]:
+        prefix = path if path.endswith("/") else f"{path}/"
+        real = ""
+        try:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if entry.is_file(follow_symlinks=False):
+                        yield from self._open(prefix + name, name, fd, entry.inode())
+                    elif entry.is_dir(follow_symlinks=False):
+                        real = real or os.path.realpath(path)
+                        reason = self._closed_reason(f"{real.rstrip('/')}/{name}")
+                        if reason:
+                            self.skipped.append((prefix + name, reason))
+                        else:
+                            pending.append(prefix + name)
+                    elif not entry.is_symlink():
+                        self.special += 1
+        except OSError as error:
+            self._miss(path, error)
+
+    def _open(self, path: str, name: str, dir_fd: int | None, inode: int) -> Iterator[OpenFile]:
+        flags = 0 if dir_fd is None else os.O_NOFOLLOW
+        try:
+            if self._is_leased(name, dir_fd, inode):
+                yield OpenFile(path, -1, None, LEASED)
+                return
+            fd = open_quietly(name, dir_fd, flags)
+        except OSError as error:
+            if dir_fd is not None and error.errno in (errno.ENOENT, errno.ELOOP, errno.ESTALE):
+                self.vanished += 1
+            else:
+                yield OpenFile(path, -1, None, _reason(error))
+            return
+        try:
+            status = os.fstat(fd)
+            # It may have been replaced since the directory was read; O_NONBLOCK opens a
+            # pipe without waiting.
+            if stat.S_ISREG(status.st_mode):
+                yield OpenFile(path, fd, status)
+            else:
+                self.special += 1
+        finally:
+            os.close(fd)
+
+    def _is_leased(self, name: str, dir_fd: int | None, inode: int) -> bool:
+        if self._leases_reader is not None:
+            self._leases_reader.join()
+            self._leases_reader = None
+        if time.monotonic() > self._leases_until:
+            self._read_leases()
+        # Leases are rare: most files need no look of their own.
+        if inode not in self._leased_inodes:
+            return False
+        status = os.stat(name, dir_fd=dir_fd)
+        return (status.st_dev, status.st_ino) in self._leases
+
+    def _read_leases(self) -> None:
+        try:
+            self._leases = parse_leases(read_file(f"{self.proc}/locks"))
+        except OSError:
+            self._leases = frozenset()
+        self._leased_inodes = frozenset(number for _, number in self._leases)
+        self._leases_until = time.monotonic() + _LEASES_AGE_S
+
+    def _closed_reason(self, real: str) -> str:
+        if self._closed is None:
+            self._closed = read_closed_mounts(self.proc)
+        return self._closed.get(real, "")
+
+    def _miss(self, path: str, error: OSError) -> None:
+        if error.errno in (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR):
+            self.vanished += 1
+        else:
+            self.skipped.append((path, _reason(error)))
+
+
+def read_closed_mounts(proc: str = "/proc") -> dict[str, str]:
+    """Return the mount points that a walk does not enter, with the reason."""
+    try:
+        raw = read_file(f"{proc}/self/mountinfo")
+    except OSError:
+        return {}
+    return parse_closed_mounts(raw)
+
+
+def parse_closed_mounts(raw: bytes) -> dict[str, str]:
+    """
+    Return the mount points that a walk does not enter, from mountinfo.
+
+    >>> parse_closed_mounts(b"24 1 0:21 / /net rw - nfs4 srv:/ rw")
+    {'/net': 'nfs4 may not answer: not entered'}
+
+    Of mounts on one another the last counts.
+    """
+    found: dict[str, str] = {}
+    for line in decode_bytes(raw).split("\n"):
+        head, dash, tail = line.partition(" - ")
+        if not dash:
+            continue
+        kind, point = tail.split(" ", 1)[0], unescape_path(head.split(" ")[4])
+        if kind in _KERNELS_OWN:
+            found[point] = _OF_KERNEL
+        elif kind in _ASKING or kind.split(".")[0] == "fuse":
+            found[point] = f"{kind} {_MAY_HANG}"
+        else:
+            found.pop(point, None)
+    return found
+
+
+def _follow(is_top: bool) -> int:
+    return 0 if is_top else os.O_NOFOLLOW
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, ValueError):
+        return "not a file name"
+    return os.strerror(error.errno) if error.errno else str(error)

@@ -1,0 +1,232 @@
+"""What ``memlens sharing`` shows: processes, pairs, and what was copied since a fork."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from memlens.account.sharingmodel import MappingShare, ProcessShare, Sharing
+from memlens.units import escape_text, format_size
+
+SCHEMA = "memlens.sharing/1"
+_MAPPINGS_SHOWN = 8
+_MISSED_SHOWN = 5
+_CELL = 7
+# Below this many columns of the matrix the rest are left to a wider terminal.
+_LABEL = 9
+
+
+def render_json(result: Sharing) -> str:
+    """Return one JSON object."""
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "page_size_bytes": result.page_size_bytes,
+        "processes": [asdict(process) for process in result.processes],
+        "pairs": [asdict(pair) for pair in result.pairs],
+        "distinct_pages": result.distinct_pages,
+        "is_hidden": result.is_hidden,
+        "is_complete": result.is_complete,
+        "missed": [asdict(item) for item in result.missed],
+        "notes": list(result.notes),
+        "cost": asdict(result.cost),
+    }
+    return json.dumps(document) + "\n"
+
+
+def render_text(
+    result: Sharing, *, width: int = 80, has_mappings: bool = False, is_unicode: bool = True
+) -> Iterator[str]:
+    """
+    Yield the lines for a person.
+
+    :param width: cells in a line.
+    :param has_mappings: whether to list every mapping of every process.
+    """
+    size = _Sizes(result.page_size_bytes)
+    yield from _headline(result, size)
+    yield from _process_lines(result, size, width)
+    yield from _matrix(result, size, width, is_unicode)
+    if has_mappings:
+        yield from _all_mappings(result, size, width)
+    else:
+        yield from _mapping_lines(result, size, width)
+    yield from _notes(result)
+
+
+class _Sizes:
+    def __init__(self, page_size_bytes: int) -> None:
+        self.page_size_bytes = page_size_bytes
+
+    def __call__(self, pages: float | None) -> str:
+        if pages is None:
+            return "?"
+        return format_size(pages * self.page_size_bytes)
+
+
+def _headline(result: Sharing, size: _Sizes) -> Iterator[str]:
+    mapped = sum(process.rss_pages for process in result.processes)
+    count = len(result.processes)
+    if result.distinct_pages is not None and count > 1:
+        yield (
+            f"{count} processes map {size(mapped)}, which is {size(result.distinct_pages)} "
+            "of memory\n"
+        )
+    forks = [process for process in result.processes if process.copied_pages is not None]
+    if forks:
+        shared = sum(process.shared_with_parent_pages or 0 for process in forks)
+        copied = sum(process.copied_pages or 0 for process in forks)
+        fresh = sum(process.new_pages or 0 for process in forks)
+        yield (
+            f"since the fork, {len(forks)} children: {size(shared)} still shared with the "
+            f"parent, {size(copied)} copied, {size(fresh)} new\n"
+        )
+    if result.processes and (forks or count > 1):
+        yield "\n"
+
+
+def _process_lines(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
+    has_forks = any(process.copied_pages is not None for process in result.processes)
+    has_swap = any(process.swapped_pages for process in result.processes)
+    titles = ["PID", "RSS", "PSS", "USS", "freed"]
+    titles += ["swap"] * has_swap + ["shared", "copied", "new"] * has_forks
+    widths = [8, *[6] * (len(titles) - 1)]
+    if has_forks:
+        before = sum(widths[:-3]) + len(widths) - 4
+        yield f"{'':{before}} {'of parent since fork':^20}\n"
+    yield f"{_join(titles, widths)}  name\n"
+    depths = _depths(result.processes)
+    room = max(width - sum(widths) - len(widths) - 1, 8)
+    for process in result.processes:
+        cells = [str(process.pid), size(process.rss_pages), size(process.pss_pages)]
+        cells += [size(process.uss_pages), size(process.freed_on_exit_pages)]
+        cells += [size(process.swapped_pages)] * has_swap
+        if has_forks:
+            figures = (process.shared_with_parent_pages, process.copied_pages)
+            cells += ["" if n is None else size(n) for n in (*figures, process.new_pages)]
+        name = "  " * min(depths[process.pid], room // 4) + escape_text(process.name)
+        yield f"{_join(cells, widths)}  {name[:room]}\n"
+
+
+def _depths(processes: tuple[ProcessShare, ...]) -> dict[int, int]:
+    depths: dict[int, int] = {}
+    for process in processes:
+        depths[process.pid] = 0 if process.parent is None else depths.get(process.parent, 0) + 1
+    return depths
+
+
+def _matrix(result: Sharing, size: _Sizes, width: int, is_unicode: bool) -> Iterator[str]:
+    pids = [process.pid for process in result.processes]
+    if len(pids) < 2 or not result.pairs:
+        return
+    shared = {(pair.a, pair.b): pair.shared_pages for pair in result.pairs}
+    shared |= {(b, a): pages for (a, b), pages in shared.items()}
+    columns = pids[: max((width - _LABEL) // (_CELL + 1), 1)]
+    yield "\nshared by each pair\n"
+    yield f"{'':{_LABEL}}{''.join(f' {pid:>{_CELL}}' for pid in columns)}\n"
+    itself = "·" if is_unicode else "."
+    for pid in pids:
+        cells = [itself if pid == other else size(shared[pid, other]) for other in columns]
+        yield f"{pid:>{_LABEL}}{''.join(f' {cell:>{_CELL}}' for cell in cells)}\n"
+    if len(columns) < len(pids):
+        rest = len(pids) - len(columns)
+        yield f"({rest} more columns: a wider terminal, or --json)\n"
+
+
+def _mapping_lines(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
+    """Yield the mappings that matter most, summed over processes by name."""
+    forks = [process for process in result.processes if process.copied_pages is not None]
+    if forks:
+        yield from _fork_mappings(forks, size, width)
+        return
+    groups = _group(list(result.processes))
+    rows = sorted(groups.items(), key=lambda item: -sum(m.uss_pages for m in item[1]))
+    if not rows:
+        return
+    yield f"\n{'RSS':>8} {'PSS':>6} {'USS':>6}  mapping{_summed(result.processes)}\n"
+    for name, mappings in rows[:_MAPPINGS_SHOWN]:
+        cells = [
+            size(sum(m.rss_pages for m in mappings)),
+            size(sum(m.pss_pages for m in mappings)),
+            size(sum(m.uss_pages for m in mappings)),
+        ]
+        yield f"{_join(cells, [8, 6, 6])}  {_cut(name, width - 24)}\n"
+    yield from _more(rows)
+
+
+def _fork_mappings(forks: list[ProcessShare], size: _Sizes, width: int) -> Iterator[str]:
+    groups = _group(forks)
+
+    def figures(mappings: list[MappingShare]) -> list[int]:
+        return [
+            sum(m.copied_pages or 0 for m in mappings),
+            sum(m.new_pages or 0 for m in mappings),
+            sum(m.shared_with_parent_pages or 0 for m in mappings),
+        ]
+
+    rows = sorted(groups.items(), key=lambda item: [-n for n in figures(item[1])])
+    yield f"\n{'copied':>8} {'new':>6} {'shared':>6}  mapping{_summed(tuple(forks))}\n"
+    for name, mappings in rows[:_MAPPINGS_SHOWN]:
+        cells = [size(pages) for pages in figures(mappings)]
+        yield f"{_join(cells, [8, 6, 6])}  {_cut(name, width - 24)}\n"
+    yield from _more(rows)
+
+
+def _group(processes: list[ProcessShare]) -> dict[str, list[MappingShare]]:
+    groups: dict[str, list[MappingShare]] = {}
+    for process in processes:
+        for mapping in process.mappings:
+            groups.setdefault(mapping.path or "(anonymous)", []).append(mapping)
+    return groups
+
+
+def _summed(processes: tuple[ProcessShare, ...]) -> str:
+    return f" (sum of {len(processes)} processes)" if len(processes) > 1 else ""
+
+
+def _more(rows: list[Any]) -> Iterator[str]:
+    if len(rows) > _MAPPINGS_SHOWN:
+        yield f"({len(rows) - _MAPPINGS_SHOWN} more: --mappings)\n"
+
+
+def _all_mappings(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
+    for process in result.processes:
+        has_fork = process.copied_pages is not None
+        titles = ["RSS", "PSS", "USS", *["shared", "copied", "new"] * has_fork]
+        widths = [6] * len(titles)
+        yield f"\n{process.pid} {escape_text(process.name)}\n"
+        yield f"{'address':>14} {'perm':4} {_join(titles, widths)}  mapping\n"
+        room = width - 22 - sum(widths) - len(widths)
+        for mapping in process.mappings:
+            cells = [size(mapping.rss_pages), size(mapping.pss_pages), size(mapping.uss_pages)]
+            if has_fork:
+                cells += [
+                    size(mapping.shared_with_parent_pages),
+                    size(mapping.copied_pages),
+                    size(mapping.new_pages),
+                ]
+            name = _cut(mapping.path or "(anonymous)", room)
+            start = f"{mapping.start:x}"
+            yield f"{start:>14} {mapping.permissions:4} {_join(cells, widths)}  {name}\n"
+
+
+def _notes(result: Sharing) -> Iterator[str]:
+    if result.missed or result.notes or not result.is_complete:
+        yield "\n"
+    if not result.is_complete:
+        yield "note: stopped early: the answer is incomplete\n"
+    for note in result.notes:
+        yield f"note: {note}\n"
+    for item in result.missed[:_MISSED_SHOWN]:
+        yield f"not looked at: {escape_text(item.what)}: {escape_text(item.reason)}\n"
+    if len(result.missed) > _MISSED_SHOWN:
+        yield f"not looked at: {len(result.missed) - _MISSED_SHOWN} more (--json has them)\n"
+
+
+def _join(cells: list[str], widths: list[int]) -> str:
+    return " ".join(f"{cell:>{n}}" for cell, n in zip(cells, widths, strict=True))
+
+
+def _cut(name: str, width: int) -> str:
+    """Return the end of a name in a width."""
+    shown = escape_text(name)
+    return shown if len(shown) <= max(width, 12) else f"~{shown[1 - max(width, 12) :]}"
