@@ -2,20 +2,25 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from memlens.account.charges import Charges
 from memlens.account.facts import Missed, ObjectUse, ProcessFacts, Progress, Stop, Stopped, Want
-from memlens.account.finding import NOT_SHMEM, Finder, FoundObject
+from memlens.account.finding import GONE, NOT_SHMEM, Finder, FoundObject
 from memlens.account.model import Cost
 from memlens.account.naming import no_such_object, resolve_name
 from memlens.account.objects import ObjectReader
+from memlens.account.presence import PageTables
 from memlens.account.sharedobject import Holder, SharedObject
 from memlens.account.sweep import Sweep
+from memlens.account.walking import Walking
+from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.backing import Backing
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
+from memlens.kernel.kpage import KpageFile
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.syscalls import statx_cached
@@ -85,7 +90,7 @@ def list_shared_memory(
     :raises MemlensError: if no object has this name.
     """
     wanted = None if name is None else resolve_name(name, proc)
-    want = Want(objects=True, present=True)
+    want = Want(objects=True, present=name is not None, identity=False)
     sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
     sweep.run()
     scan = read_objects(sweep, only=None if wanted is None else wanted.matches)
@@ -117,36 +122,41 @@ def read_objects(
     sweep: Sweep,
     only_swapped: bool = False,
     only: Callable[[FoundObject], bool] | None = None,
+    keep_slots: bool = False,
 ) -> ObjectScan:
     """
     Look at every object that a sweep found, and at those that no process holds.
 
     :param only_swapped: whether objects without swapped pages are left out.
     :param only: whether an object is looked at; None for all.
+    :param keep_slots: whether the slots of swapped pages are wanted.
     """
     finder = Finder(sweep)
     items = finder.find()
     if only is not None:
         items = [item for item in items if only(item)]
-    reader = _Reader(sweep, finder, only_swapped)
+    disabled = features.read_disabled()
+    walking = Walking(sweep.meter, "cachewalk" not in disabled, keep_slots, sweep.proc)
+    reader = _Reader(sweep, finder, walking, only_swapped)
     found = []
     for number, item in enumerate(items):
-        if sweep.is_over():
-            sweep.miss_rest(f"{len(items) - number} shared-memory objects")
-            break
         if number % _STEP == 0:
             sweep.progress(number, len(items))
         try:
+            sweep.check_stop()
             shared = reader.read(item)
         except Stopped:
             sweep.miss_rest(f"{len(items) - number} shared-memory objects")
             break
         if shared is not None:
             found.append(shared)
+    else:
+        sweep.progress(len(items), len(items))
+    reader.close()
     sweep.missed += [*finder.missed, *reader.list_missed()]
     found.sort(key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
-    notes = () if only is not None else tuple(_hidden_notes(finder, items))
-    return ObjectScan(tuple(found), notes)
+    notes = [] if only is not None else [*_hidden_notes(finder, items)]
+    return ObjectScan(tuple(found), (*notes, *dict.fromkeys(walking.notes)))
 
 
 def read_meminfo_pages(name: str, proc: str) -> int:
@@ -164,9 +174,27 @@ class _Reader:
 
     sweep: Sweep
     finder: Finder
+    walking: Walking
     only_swapped: bool
+    gone: int = 0
     _refused: dict[str, list[str]] = field(default_factory=dict)
+    _tables: PageTables = field(init=False)
     _cgroups: dict[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        sweep, charges = self.sweep, None
+        if not self.only_swapped and features.is_pfn_visible():
+            try:
+                charges = Charges(KpageFile("kpagecgroup", sweep.proc, sweep.meter))
+            except MemlensError:
+                pass
+        self._tables = PageTables(sweep.proc, sweep.meter, sweep.use_scan(), charges)
+
+    def close(self) -> None:
+        """Close what was opened to look at objects."""
+        self._tables.close()
+        if self._tables.charges is not None:
+            self._tables.charges.file.close()
 
     def read(self, item: FoundObject) -> SharedObject | None:
         """
@@ -182,7 +210,9 @@ class _Reader:
             return None if self.only_swapped else self._object(item, runs, (), None)
         backing = self.finder.open(item)
         if isinstance(backing, str):
-            return None if backing == NOT_SHMEM else self._refuse(item, backing)
+            self.gone += backing == GONE
+            is_none = backing in (GONE, NOT_SHMEM)
+            return None if is_none else self._refuse(item, backing)
         try:
             return self._ask(item, backing)
         except OSError as error:
@@ -209,16 +239,46 @@ class _Reader:
     def _ask(self, item: FoundObject, backing: Backing) -> SharedObject | None:
         sweep = self.sweep
         reader = ObjectReader(
-            backing, features.read_disabled(), features.has_cachestat(), sweep.check_stop
+            backing,
+            features.read_disabled(),
+            features.has_cachestat(),
+            sweep.check_stop,
+            self.walking,
         )
         pages = backing.size_pages()
         if self.only_swapped and reader.is_without_swap(pages):
             return None
         runs = reader.verdicts(0, pages) if pages else EMPTY
-        runs, reasons = _split_reasons(_mark_present(runs, item.uses))
+        if not self.only_swapped:
+            runs = self._mark_present(runs, item)
+        runs, reasons = _split_reasons(runs)
         if reasons:
             self._refused.setdefault("; ".join(reasons), []).append(item.label)
-        return self._object(item, runs, reasons, backing)
+        found = self._object(item, runs, reasons, backing)
+        if reader.walk is None or not self.walking.is_eager:
+            return found
+        return replace(found, slots=reader.walk.take_slots())
+
+    def _mark_present(self, runs: Runs, item: FoundObject) -> Runs:
+        """
+        Call ``present`` what is in RAM and mapped by anybody.
+
+        Holders are asked one after the other, and only about what none before them maps.
+        """
+        left = select_runs(runs, runs.value == PageClass.CACHED)
+        for facts, use in item.uses:
+            if use.mapping is None or not len(left):
+                continue
+            self.sweep.check_stop()
+            mapped, is_huge = self._tables.present(facts, use, left)
+            item.is_huge |= is_huge
+            both = restrict_runs(left, mapped)
+            value = np.full(len(both), PageClass.PRESENT, np.uint8)
+            found = Runs(both.first, both.pages, value)
+            runs = replace_runs(runs, found)
+            left = replace_runs(left, found)
+            left = select_runs(left, left.value == PageClass.CACHED)
+        return runs
 
     def _object(
         self, item: FoundObject, runs: Runs, reasons: tuple[str, ...], backing: Backing | None
@@ -239,7 +299,7 @@ class _Reader:
         )
 
     def _cgroup(self, item: FoundObject) -> str | None:
-        charges = self.sweep.charges
+        charges = self._tables.charges
         inode = None if charges is None else charges.inodes.get(item.key)
         if inode is None:
             return None
@@ -285,15 +345,6 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
                 f"tmpfs on {mount_point}: {hidden} pages are in files that cannot be listed: "
                 "deleted and held by the kernel, or below another mount"
             )
-
-
-def _mark_present(runs: Runs, uses: Iterable[tuple[ProcessFacts, ObjectUse]]) -> Runs:
-    """Call ``present`` what is in RAM and mapped by anybody."""
-    mapped = union_runs([use.present for _, use in uses if use.present is not None])
-    cached = select_runs(runs, runs.value == PageClass.CACHED)
-    both = restrict_runs(cached, mapped)
-    value = np.full(len(both), PageClass.PRESENT, np.uint8)
-    return replace_runs(runs, Runs(both.first, both.pages, value))
 
 
 def _split_reasons(runs: Runs) -> tuple[Runs, tuple[str, ...]]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs
+from memlens.pages.slotruns import NO_SLOTS, SlotRuns
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class SharedObject:
     :param reasons: why pages are ``unknown``.
     :param born_s: when it was made, seconds since 1970; None if not known.
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
+    :param slots: where its swapped pages are, if that was asked for and can be known.
     """
 
     kind: str
@@ -59,6 +61,7 @@ class SharedObject:
     reasons: tuple[str, ...] = ()
     born_s: float | None = None
     cgroup: str | None = None
+    slots: SlotRuns = NO_SLOTS
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages in each class, ``(len(PageClass),)`` int64."""

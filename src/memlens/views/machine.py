@@ -14,6 +14,7 @@ from typing import Any
 from memlens.account.model import MappingPages, ProcessMap, Words, counts_by_name
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs
+from memlens.pages.slotruns import SlotRuns
 from memlens.views.columns import CLASS_COLUMNS, MAPPING_COLUMNS, Row, Value
 from memlens.views.reasons import list_runs
 
@@ -79,6 +80,10 @@ def _mapping_json(mapping: MappingPages, has_runs: bool) -> Iterator[str]:
         yield ', "words": ['
         yield from _words_json(mapping.words)
         yield "]"
+    if mapping.slots is not None:
+        yield ', "slots": ['
+        yield from _slots_json(mapping.slots)
+        yield "]"
     tail: dict[str, Any] = {
         "unknown": [[run.first, run.pages, run.reason] for run in mapping.unknown]
     }
@@ -103,6 +108,16 @@ def _words_json(words: Words) -> Iterator[str]:
         pairs = zip(words.page[part].tolist(), words.word[part].tolist(), strict=True)
         yield ", " if at else ""
         yield ", ".join(f"[{page}, {word}]" for page, word in pairs)
+
+
+def _slots_json(slots: SlotRuns) -> Iterator[str]:
+    columns = (slots.first, slots.pages, slots.area, slots.slot)
+    for at in range(0, len(slots), _PIECE):
+        piece = zip(*(column[at : at + _PIECE].tolist() for column in columns), strict=True)
+        yield ", " if at else ""
+        yield ", ".join(
+            f"[{first}, {pages}, {area}, {slot}]" for first, pages, area, slot in piece
+        )
 
 
 def _members(values: dict[str, Any]) -> str:

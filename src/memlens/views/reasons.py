@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from memlens.account.model import MappingPages, ProcessMap, Words
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, select_runs
+from memlens.pages.slotruns import restrict_slots
 
 _PIECE = 1 << 15
 # What smaps adds to a reason differs from mapping to mapping.
@@ -92,7 +93,9 @@ def select_classes(result: ProcessMap, wanted: frozenset[PageClass]) -> ProcessM
     for mapping in result.mappings:
         runs = select_runs(mapping.runs, is_wanted[mapping.runs.value])
         if len(runs):
-            kept.append(replace(mapping, runs=runs, words=_select_words(mapping.words, runs)))
+            words = _select_words(mapping.words, runs)
+            slots = None if mapping.slots is None else restrict_slots(mapping.slots, runs)
+            kept.append(replace(mapping, runs=runs, words=words, slots=slots))
         elif mapping.unknown:
             hidden_mappings += 1
             hidden_pages += sum(run.pages for run in mapping.unknown)

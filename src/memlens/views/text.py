@@ -240,6 +240,11 @@ def _details(mapping: MappingPages, options: TextOptions) -> Iterator[Line]:
         for page, word in words:
             where = f"  {mapping.start + page * size:x}"
             yield [Segment(f"{where:19} {word:016x}  {', '.join(bit_names(word))}", _DIM)]
+    for first, pages, area, slot in mapping.slots or ():
+        start = mapping.start + first * size
+        where = f"  {start:x}-{start + pages * size:x}"
+        place = f"swap area {area}, slots {slot} to {slot + pages - 1}"
+        yield [Segment(f"{where:36}{place}", _DIM)]
 
 
 def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterator[Line]:
