@@ -146,11 +146,11 @@ class LookElsewhere(Look):
 
 
 @contextmanager
-def looker(disabled: Iterable[str]) -> Iterator[LookElsewhere]:
-    """Start a process that maps others with these interfaces switched off."""
+def looker(disabled: Iterable[str] = (), *, uid: int = 0) -> Iterator[LookElsewhere]:
+    """Start a process that maps others as this user, with these interfaces switched off."""
     environment = os.environ | {"MEMLENS_DISABLE": ",".join(disabled)}
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__)), "serve"],
+        [sys.executable, str(Path(__file__)), str(uid)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
@@ -161,7 +161,12 @@ def looker(disabled: Iterable[str]) -> Iterator[LookElsewhere]:
             process.kill()
 
 
-def _serve() -> None:
+def _serve(uid: int) -> None:
+    if uid:
+        map_process(os.getpid())  # import everything, which this user may not be able to
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     for line in sys.stdin.buffer:
         try:
             answer: object = map_process(int(line))
@@ -172,4 +177,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,89 @@
+"""
+An ordinary user who looks at a process of his own: less is known, nothing is wrong.
+
+The kernel hides swap areas and frames from him, refuses map_files, and lets mincore call
+every page of a file resident that he may not write.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from looking import ATTEMPTS, Look, Seen, differences, looker, seen_of
+from swapareas import Missing, Squeeze
+from workloads.base import Entry, StateMoved, Workload
+from workloads.catalogue import cases
+
+from memlens import AccessDenied, PageClass
+
+USER = 65534
+# Not ours to give away: in a user namespace, another program by now, or proven by a call of
+# the target itself that needs its privileges.
+OTHERS = ("other_namespaces", "thirty_two_bits", "overlay_copied_up")
+CASES = [
+    pytest.param(entry, kind, id=f"{entry.name}-{kind}")
+    for entry, kind in cases()
+    if entry.name not in OTHERS
+]
+# What he must know all the same: the page table is his to read.
+CERTAIN = {PageClass.PRESENT, PageClass.GUARD}
+GIVE_AWAY = """
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: whoever changes user becomes unreadable
+libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which it also forgets
+"""
+
+
+@pytest.fixture(scope="module")
+def ordinary(machine: None) -> Iterator[Look]:
+    """Return a reader without any privilege."""
+    with looker(uid=USER) as look:
+        yield look
+
+
+@pytest.fixture(scope="module")
+def stranger(machine: None) -> Iterator[Look]:
+    """Return a reader without any privilege who is yet another user."""
+    with looker(uid=USER - 1) as look:
+        yield look
+
+
+@pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
+def test_an_ordinary_user_is_not_told_wrong(
+    entry: Entry, swap: str, squeeze: Squeeze, ordinary: Look, stranger: Look, tmp_path: Path
+) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            with entry.open(swap, squeeze, tmp_path / str(attempt)) as workload:
+                for driven in (workload.target, *workload.target.children):
+                    driven.run(GIVE_AWAY, uid=USER)
+                reports = _look(workload, ordinary)
+                with pytest.raises(AccessDenied):
+                    stranger(workload.target.pid)
+            break
+        except StateMoved:
+            if attempt == ATTEMPTS - 1:
+                raise
+        except Missing as missing:
+            pytest.skip(str(missing))
+    assert not reports, "\n".join(reports)
+
+
+def _look(workload: Workload, look: Look) -> list[str]:
+    results = {pid: look(pid) for pid in workload.pids}
+    reports = []
+    for expected in workload.mappings:
+        seen = seen_of(results[expected.pid], expected)
+        wanted = np.array(expected.classes, np.uint8)
+        is_excused = seen.classes == PageClass.UNKNOWN
+        for page in np.flatnonzero(is_excused).tolist():
+            is_excused[page] = (
+                bool(seen.reasons.get(page)) and expected.classes[page] not in CERTAIN
+            )
+        checked = Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
+        reports.append(differences(expected, checked))
+    workload.reprove()
+    return [report for report in reports if report]
