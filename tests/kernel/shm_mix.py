@@ -335,7 +335,10 @@ def _memfd_of_two(builder: _Builder) -> None:
     holders = {first.pid: (211, True), second.pid: (111, False)}
     builder.add(
         *(first, start, "memfd of two", "memfd"),
-        **{"out": 127, "resident": 24, "name": "memfd:of two", "holders": holders},
+        out=127,
+        resident=24,
+        name="memfd:of two",
+        holders=holders,
     )
 
 
@@ -349,7 +352,9 @@ def _anonymous_of_two(builder: _Builder) -> None:
     holders = {parent.pid: (101, False), child.pid: (101, False)}
     builder.add(
         *(parent, start, "shared anonymous memory", "anonymous"),
-        **{"out": 53, "resident": 8, "holders": holders},
+        out=53,
+        resident=8,
+        holders=holders,
     )
 
 
@@ -360,7 +365,9 @@ def _memfd_only_open(builder: _Builder) -> None:
     fill(driven, start, range(71, 73))
     made = builder.add(
         *(driven, start, "memfd only open", "memfd"),
-        **{"out": 71, "resident": 2, "name": "memfd:only open"},
+        out=71,
+        resident=2,
+        name="memfd:only open",
     )
     driven.libc("munmap", start, 83 * PAGE)
     made.holders = {driven.pid: (0, True)}
@@ -382,7 +389,10 @@ def _memfd_copied_privately(builder: _Builder) -> None:
     fill(driven, start, range(40, 43))
     builder.add(
         *(driven, start, "memfd mapped privately", "memfd"),
-        **{"out": 37, "resident": 0, "name": "memfd:copied", "marks": {"sealed"}},
+        out=37,
+        resident=0,
+        name="memfd:copied",
+        marks={"sealed"},
         holders={driven.pid: (43, True)},
     )
     # Writing to the holes of the memfd made real pages of them first.
@@ -406,7 +416,9 @@ def _file(builder: _Builder, driven: Target, path: Path, pages: int, out: int) -
     builder.out(driven, start, out)
     return builder.add(
         *(driven, start, path.name, "tmpfs"),
-        **{"out": out, "name": str(path), "holders": {driven.pid: (pages, False)}},
+        out=out,
+        name=str(path),
+        holders={driven.pid: (pages, False)},
     )
 
 
