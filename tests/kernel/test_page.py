@@ -111,7 +111,11 @@ def test_a_swapped_shared_page_is_empty_in_pagemap_and_its_object_is_asked(
 ) -> None:
     found = made(maker, "memfd", "swapped out", 5)
     assert found.word == 0
-    assert found.swap is None
+    assert found.swap is not None
+    with open("/proc/swaps") as file:
+        assert (found.swap.area, found.swap.path) == (0, file.read().split("\n")[1].split()[0])
+    assert f"swap area 0, slot {found.swap.slot}: on swap" in text_of(found)
+    assert found.folio is None
     assert found.object is not None
     assert (found.object.kind, found.object.offset_bytes) == ("shmem", 5 * PAGE)
     assert "nr_cache 0, nr_evicted 1" in text_of(found)
@@ -119,6 +123,27 @@ def test_a_swapped_shared_page_is_empty_in_pagemap_and_its_object_is_asked(
     assert asked.index(next(a for a in asked if "lseek" in a)) < asked.index(
         next(a for a in asked if "pagemap again" in a)
     )
+
+
+def test_a_shared_page_in_ram_has_a_folio_and_who_is_charged(maker: SpecimenProcess) -> None:
+    found = made(maker, "memfd", "userfaultfd marker over pages in RAM")
+    assert found.folio is not None
+    assert (found.folio.order, found.folio.is_uptodate) == (0, True)
+    with open(f"/proc/{maker.pid}/cgroup") as file:
+        paths = [line.split(":", 2)[2].strip() for line in file]
+    assert found.folio.cgroup in paths
+    private = made(maker, "private memory", "swapped out")
+    assert private.folio is None
+
+
+def test_without_the_walk_a_shared_page_has_no_slot(
+    maker: SpecimenProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMLENS_DISABLE", "cachewalk")
+    found = made(maker, "memfd", "swapped out", 5)
+    assert found.verdict in (PageClass.SWAPPED, PageClass.SWAP_CACHED)
+    assert found.swap is None
+    assert "BPF" not in text_of(found)
 
 
 def test_a_marker_is_told_from_swap(maker: SpecimenProcess) -> None:

@@ -14,20 +14,24 @@ from memlens.account.holders import Holder, Holders, find_holders
 from memlens.account.look import PageLook, look_until_steady
 from memlens.account.mapping import object_label
 from memlens.account.model import Process
+from memlens.account.pageplace import (
+    Folio,
+    SwapPlace,
+    name_place,
+    walked_answer,
+    walked_meaning,
+    word_place,
+)
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.kpage import read_kpageflags
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.kernel.swapareas import number_areas
 from memlens.pages.bits import (
     PM_FILE,
     PM_PFN,
     PM_PRESENT,
-    PM_SWAP,
-    PM_SWAP_AREA,
-    SWAP_AREAS,
 )
 from memlens.pages.classes import CLASSES, REASONS, PageClass, Reason, Verdict, verdict_class
 from memlens.pages.decode import bit_names
@@ -71,21 +75,6 @@ class PageObject:
 
 
 @dataclass(frozen=True, slots=True)
-class SwapPlace:
-    """
-    Where a private page is on swap.
-
-    :param area: number of the swap area.
-    :param slot: slot in it, in pages.
-    :param path: the area's device or file, "" if the kernel does not say for certain.
-    """
-
-    area: int
-    slot: int
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
 class PageExplanation:
     """
     One page of a process, explained.
@@ -102,7 +91,10 @@ class PageExplanation:
     :param object: what backs it, None for private anonymous memory.
     :param word: the raw pagemap word, None beyond the page table.
     :param pfn: page frame number, None if there is none or it is hidden.
-    :param swap: where it is on swap, None if it is not or that is not known.
+    :param swap: where it is on swap, None if it is not or that is not known; a shared
+        page's place needs the page-cache walk.
+    :param folio: the folio of the object's page cache that it is in, None if there is none
+        or that is not known.
     :param attributes: what else is known of the page, by name.
     :param kpage_flags: names of the frame's flags in /proc/kpageflags; empty if there is no
         frame or this reader may not know.
@@ -124,6 +116,7 @@ class PageExplanation:
     word: int | None = None
     pfn: int | None = None
     swap: SwapPlace | None = None
+    folio: Folio | None = None
     attributes: tuple[str, ...] = ()
     kpage_flags: tuple[str, ...] = ()
     holders: tuple[Holder, ...] = ()
@@ -186,6 +179,7 @@ def _explain(look: PageLook) -> PageExplanation:
         word=look.word,
         pfn=_pfn(look.word),
         swap=_swap_place(look),
+        folio=None if look.walked is None else look.walked.folio,
         attributes=_attributes(look),
         kpage_flags=() if flags is None else tuple(meanings.kpage_names(flags)),
         holders=holders.rows,
@@ -200,6 +194,7 @@ def _steps(look: PageLook, flags: int | None) -> tuple[Step, ...]:
         *_table_steps(look),
         *_frame_steps(look, flags),
         *_object_steps(look),
+        *_walk_steps(look),
         *_last_steps(look),
     )
 
@@ -273,6 +268,13 @@ def _object_steps(look: PageLook) -> list[Step]:
     return steps
 
 
+def _walk_steps(look: PageLook) -> list[Step]:
+    if look.walked is None:
+        return []
+    asked = f"the page cache of the object, walked by BPF: page {look.object_page}"
+    return [Step(asked, walked_answer(look.walked), walked_meaning(look.walked))]
+
+
 def _way(look: PageLook) -> str:
     """Return how the object was reached."""
     if "map_files" in look.process.meter.used:
@@ -331,18 +333,12 @@ def _pfn(word: int | None) -> int | None:
 
 
 def _swap_place(look: PageLook) -> SwapPlace | None:
-    word = look.word
-    if word is None or look.value != PageClass.SWAPPED or not word & int(PM_SWAP):
+    if look.value not in (PageClass.SWAPPED, PageClass.SWAP_CACHED):
         return None
-    area, slot = word & int(PM_SWAP_AREA), (word & int(PM_PFN)) >> 5
-    if not slot or area >= SWAP_AREAS:
-        return None
-    try:
-        areas = number_areas({area}, look.process.proc)
-    except (MemlensError, OSError):
-        areas = []
-    path = next((row.area.path for row in areas if row.number == area), "")
-    return SwapPlace(area, slot, path)
+    place = None if look.word is None else word_place(look.word)
+    if place is None and look.walked is not None and look.walked.holds == "swap":
+        place = look.walked.area, look.walked.slot
+    return None if place is None else name_place(*place, look.process.proc)
 
 
 def _attributes(look: PageLook) -> tuple[str, ...]:

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 from memlens.account.mapping import Verdicts, make_reader
 from memlens.account.meanings import CATEGORIES
+from memlens.account.pageplace import WalkedPage, is_private_copy, walk_page
 from memlens.account.settle import Settler
 from memlens.account.trace import Trace, TracedOpener
+from memlens.account.walking import Walking
 from memlens.errors import MemlensError, ProcessGone, Unsupported
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
@@ -48,6 +50,7 @@ class PageLook:
     :param value: its ``PageClass``, or the ``Reason`` why there is none.
     :param is_by_totals: whether totals of the whole mapping were asked for it.
     :param swap_in_mapping: pages of the mapping on swap, where only that is known.
+    :param walked: what the object's page cache holds, None if that is not known.
     :param is_steady: whether nothing changed from the first read to the last.
     """
 
@@ -66,6 +69,7 @@ class PageLook:
     value: int = 0
     is_by_totals: bool = False
     swap_in_mapping: int | None = None
+    walked: WalkedPage | None = None
     is_steady: bool = False
 
     @property
@@ -94,9 +98,12 @@ class PageLook:
         self.categories = self._scan()
         self.word = self._read_word()
         self._judge()
+        self.walked = self._walk()
         self.word_after = self._read_word()
         is_same = self.mapping in self.process.read_maps()
-        self.is_steady = is_same and self.word == self.word_after and self._fits_word()
+        is_fitting = self.walked is None or self.walked.fits(self.value)
+        is_same = is_same and self.word == self.word_after
+        self.is_steady = is_same and is_fitting and self._fits_word()
 
     def _fits_word(self) -> bool:
         """Return whether a page was not mapped or taken away during the look."""
@@ -126,6 +133,15 @@ class PageLook:
             reader.close()
         self.settler = reader.settler
         return verdicts
+
+    def _walk(self) -> WalkedPage | None:
+        """Return what the object's page cache holds, if that is this page."""
+        is_of_object = self.verdicts.facts.kind not in ("anonymous", "special", "device")
+        if not is_of_object or is_private_copy(self.word):
+            return None
+        is_allowed = "cachewalk" not in self.disabled
+        walking = Walking(self.process.meter, is_allowed, proc=self.process.proc)
+        return walk_page(walking, self.process.pid, self.mapping, self.object_page)
 
     def _has_scan(self) -> bool:
         return "pagemap_scan" not in self.disabled and features.has_pagemap_scan()

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from memlens.account.explain import PageExplanation, Step
 from memlens.account.holders import Holder
+from memlens.account.pageplace import folio_text
 from memlens.pages.classes import CLASSES
 from memlens.units import escape_text, format_size
 
@@ -77,9 +78,13 @@ def _facts(page: PageExplanation, width: int) -> Iterator[Text]:
     if page.pfn is not None:
         yield from _fact("frame", f"PFN {page.pfn:#x}", width)
     if page.swap is not None:
-        path = page.swap.path or "which of the swap areas this is, the kernel does not say"
-        where = f"area {page.swap.area}, slot {page.swap.slot}: {path}"
-        yield from _fact("swap", where, width)
+        device = f" ({page.swap.path})" if page.swap.path else ""
+        where = f"swap area {page.swap.area}{device}, slot {page.swap.slot}"
+        if not device:
+            where += ": which device this area is, the kernel does not say"
+        yield from _fact("on swap", where, width)
+    if page.folio is not None:
+        yield from _fact("folio", folio_text(page.folio), width)
     if page.attributes:
         yield from _fact("also", ", ".join(page.attributes), width)
 

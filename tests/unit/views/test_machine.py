@@ -11,6 +11,7 @@ import pytest
 from memlens.account.model import UnknownRun, Words
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
+from memlens.pages.slotruns import encode_slots
 from memlens.views.machine import render_csv, render_json, render_runs_csv
 
 # mypy: disable-error-code="no-untyped-def"
@@ -69,6 +70,16 @@ def test_words(make_map, make_mapping) -> None:
     found = parse(render_json(result))["mappings"]
     assert found[0]["words"] == [[1, 1 << 63], [2, (1 << 64) - 1]]
     assert "words" not in found[1]
+
+
+def test_slots(make_map, make_mapping) -> None:
+    slots = encode_slots(
+        np.array([2, 3, 5]), np.array([0, 0, 1], np.uint8), np.array([7, 8, 1])
+    )
+    result = make_map(replace(make_mapping("PPSSPS"), slots=slots), make_mapping("P"))
+    found = parse(render_json(result))["mappings"]
+    assert found[0]["slots"] == [[2, 2, 0, 7], [5, 1, 1, 1]]
+    assert "slots" not in found[1]
 
 
 @pytest.mark.parametrize("count", [0, 1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 1 << 16])
