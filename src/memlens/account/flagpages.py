@@ -1,7 +1,6 @@
-"""Which pages of a process to ask kpageflags about, and their words by frame."""
+"""Which pages of a process to ask kpageflags about, and their words."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +9,6 @@ from memlens.kernel import features
 from memlens.kernel.pagemap import PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.pages.bits import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFN, PM_PRESENT, PM_SOFT_DIRTY
 
 Window = tuple[int, int]
 
@@ -18,62 +16,13 @@ Window = tuple[int, int]
 KERNEL_HALF = 1 << 63
 # How often a page that changes is asked again.
 TRIES = 4
-# More pages at once are more frames that lie together; fewer change meanwhile.
-JOB_PAGES = 1 << 17
+# More pages at once are more frames that lie together; fewer stay in the CPU's cache, and
+# fewer change meanwhile.
+JOB_PAGES = 1 << 16
 # Reading over a gap of so many pages costs less than another read.
 _GAP_PAGES = 64
 # Words are read at once where at least this share of the pages is there.
 _SPARSE = 4
-
-# A packed word: the frame above, bits 55 to 62 of the pagemap word below, so that sorting
-# by frame keeps both together.
-_PACKED_BITS = np.uint64(9)
-_KEPT = (PM_SOFT_DIRTY | PM_MMAP_EXCLUSIVE | PM_FILE) >> np.uint64(55)
-
-
-class PackedWords(NamedTuple):
-    """Present pages sorted by frame, ``(n,)`` uint64."""
-
-    packed: NDArray[np.uint64]
-
-    def pfns(self) -> NDArray[np.int64]:
-        """Return the frames, ``(n,)`` int64, sorted."""
-        return (self.packed >> _PACKED_BITS).view(np.int64)
-
-    def pagemap_part(self) -> NDArray[np.uint64]:
-        """Return soft-dirty, exclusive and file at their places in a pagemap word."""
-        part: NDArray[np.uint64] = (self.packed & _KEPT) << np.uint64(55)
-        return part
-
-
-class FrameWords(NamedTuple):
-    """Present pages sorted by frame: packed and joined words, both ``(n,)`` uint64."""
-
-    packed: NDArray[np.uint64]
-    joined: NDArray[np.uint64]
-
-    @classmethod
-    def empty(cls) -> "FrameWords":
-        """Return none."""
-        return cls(np.empty(0, np.uint64), np.empty(0, np.uint64))
-
-
-def pack_words(words: NDArray[np.uint64]) -> PackedWords:
-    """
-    Return the present pages with a frame, sorted by it.
-
-    >>> pack_words(np.array([1 << 63 | 9, 0, 1 << 63 | 5], dtype=np.uint64)).pfns()
-    array([5, 9])
-
-    :param words: pagemap words, ``(n,)`` uint64.
-
-    Frame 0 is never given to a process, and is how a hidden frame reads: it is left out.
-    """
-    has_frame = ((words & PM_PRESENT) != 0) & ((words & PM_PFN) != 0)
-    present = words if has_frame.all() else words[has_frame]
-    packed = (present << _PACKED_BITS) | (present >> np.uint64(55) & np.uint64(0xFF))
-    packed.sort()
-    return PackedWords(packed)
 
 
 def read_windows(pagemap: Pagemap, windows: list[Window]) -> NDArray[np.uint64]:
@@ -88,6 +37,25 @@ def read_windows(pagemap: Pagemap, windows: list[Window]) -> NDArray[np.uint64]:
     ):
         raise EOFError
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def are_same(pagemap: Pagemap, windows: list[Window], words: NDArray[np.uint64]) -> bool:
+    """
+    Return whether these ranges still have these words.
+
+    :raises EOFError: if the process is gone.
+    """
+    place = 0
+    for first, stop in windows:
+        page = first
+        for page, piece in pagemap.iter_words(first, stop - first):
+            if not np.array_equal(piece, words[place : place + len(piece)]):
+                return False
+            place += len(piece)
+            page += len(piece)
+        if page < stop:
+            raise EOFError
+    return True
 
 
 def list_windows(

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from memlens.account.flagpages import (
     TRIES,
-    FrameWords,
     Window,
+    are_same,
     list_windows,
-    pack_words,
     read_windows,
 )
 from memlens.account.flagworkers import FlagCounts, Part, Watch, Worker, add_parts, run_jobs
+from memlens.account.runflags import RunFlags
 from memlens.kernel import features
-from memlens.kernel.kpagebatch import read_sorted
-from memlens.kernel.physical import count_frames, read_nodes
+from memlens.kernel.physical import count_frames, read_node_ranges
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
-from memlens.pages.flags import join_words
+from memlens.pages.flags import PAGEMAP_PART, join_words
+from memlens.pages.frameruns import expand, find_runs
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
 _SEEN_FRAMES_AT_MOST = 1 << 26
@@ -78,72 +78,75 @@ def _is_refused(proc: str) -> bool:
 
 
 def _prepare_frames(part: Part, proc: str) -> None:
-    nodes = read_nodes(part.page_size_bytes)
-    part.node_ranges = nodes if len({row.node for row in nodes}) > 1 else []
+    part.node_ranges = read_node_ranges(part.page_size_bytes)
     frames = count_frames(proc)
     if 0 < frames <= _SEEN_FRAMES_AT_MOST and not part.is_hidden:
         part.seen = np.zeros(frames, bool)
 
 
 def _count_process_job(worker: Worker, job: list[Window]) -> int:
-    """Count a job's pages; those whose word changes meanwhile again, a few times."""
-    part, pagemap = worker.part, worker.pagemap
-    if pagemap is None:
+    """Count a job's pages once their words have stayed while their flags were read."""
+    if worker.pagemap is None:
         return 0
-    words = read_windows(pagemap, job)
-    pages, places = len(words), np.arange(0)
+    words = read_windows(worker.pagemap, job)
+    found = worker.read_flags(words)
+    if are_same(worker.pagemap, job, words):
+        _count_all(worker, words, found)
+    else:
+        _count_settled(worker, job, words, found)
+    return len(words)
+
+
+def _count_all(worker: Worker, words: NDArray[np.uint64], found: RunFlags | None) -> None:
+    if found is None:
+        _count_hidden(worker, words)
+    else:
+        found.count_into(worker.counts)
+        worker.note_runs(found.runs)
+    _count_swapped(worker, words)
+
+
+def _count_settled(
+    worker: Worker, job: list[Window], words: NDArray[np.uint64], found: RunFlags | None
+) -> None:
+    """Count pages whose words stay the same; ask for the others again, a few times."""
+    if worker.pagemap is None:
+        return
     for attempt in range(TRIES):
-        found = _count_words(worker, words)
-        again = read_windows(pagemap, job)
-        again = again if attempt == 0 else again[places]
-        if np.array_equal(again, words):
-            return pages
-        has_moved = again != words
-        _take_back(worker, found, words[has_moved])
-        moved = np.flatnonzero(has_moved)
-        places = moved if attempt == 0 else places[moved]
-        words = again[moved]
-    part.add_tally("moved", len(words))
-    return pages
+        if attempt:
+            found = worker.read_flags(words)
+        again = read_windows(worker.pagemap, job)
+        # A page that was counted has the word 0 here, and is not looked at again.
+        is_open = words != 0 if attempt else np.ones(len(words), bool)
+        is_moved = is_open & (again != words)
+        kept = np.where(is_moved, np.uint64(0), words)
+        if found is None:
+            _count_hidden(worker, kept)
+        else:
+            runs = find_runs(kept)
+            places = expand(runs.place, runs.pages)
+            worker.counts.add(join_words(found.by_page(len(words))[places], kept[places]))
+            worker.note_runs(runs)
+        _count_swapped(worker, kept)
+        if not is_moved.any():
+            return
+        words = np.where(is_moved, again, np.uint64(0))
+    worker.part.add_tally("moved", int(np.count_nonzero(words)))
 
 
-def _count_words(worker: Worker, words: NDArray[np.uint64]) -> FrameWords:
-    """Count pagemap words with their flags, and return the flags by frame."""
-    part = worker.part
-    if part.is_hidden or worker.flags is None:
-        found = FrameWords.empty()
-        present = words[(words & PM_PRESENT) != 0]
-        part.add_tally("hidden", len(present))
-        worker.counts.add(join_words(np.zeros(1, np.uint64), present))
-    else:
-        packed = pack_words(words)
-        flags = read_sorted(worker.flags, packed.pfns())
-        found = FrameWords(packed.packed, join_words(flags, packed.pagemap_part()))
-        worker.counts.add(found.joined)
-        worker.note_frames(packed.pfns())
-    _count_swapped(worker, words, 1)
-    return found
+def _count_hidden(worker: Worker, words: NDArray[np.uint64]) -> None:
+    """Count present pages whose frames this reader does not see."""
+    present = words[(words & PM_PRESENT) != 0]
+    worker.part.add_tally("hidden", len(present))
+    worker.counts.add(present & PAGEMAP_PART)
 
 
-def _take_back(worker: Worker, found: FrameWords, words: NDArray[np.uint64]) -> None:
-    """Undo ``_count_words`` for pages whose word has changed."""
-    part = worker.part
-    if part.is_hidden:
-        present = words[(words & PM_PRESENT) != 0]
-        part.add_tally("hidden", -len(present))
-        worker.counts.add(join_words(np.zeros(1, np.uint64), present), -1)
-    else:
-        packed = pack_words(words).packed
-        worker.counts.add(found.joined[np.searchsorted(found.packed, packed)], -1)
-    _count_swapped(worker, words, -1)
-
-
-def _count_swapped(worker: Worker, words: NDArray[np.uint64], times: int) -> None:
+def _count_swapped(worker: Worker, words: NDArray[np.uint64]) -> None:
     is_swap = (words & PM_SWAP) != 0
     if not is_swap.any():
         return
     entries = words[is_swap]
-    worker.counts.add(join_words(np.zeros(1, np.uint64), entries), times)
+    worker.counts.add(entries & PAGEMAP_PART)
     in_area = int(((entries & PM_SWAP_AREA) < SWAP_AREAS).sum())
-    worker.part.add_tally("swapped", in_area * times)
-    worker.part.add_tally("markers", (len(entries) - in_area) * times)
+    worker.part.add_tally("swapped", in_area)
+    worker.part.add_tally("markers", len(entries) - in_area)

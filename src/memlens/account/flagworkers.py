@@ -7,7 +7,6 @@ Reads of the kernel's files run side by side; what Python does between them does
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,16 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.flagpages import Window
+from memlens.account.runflags import RunFlags, RunReader
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.physical import NodeRange
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
+from memlens.pages.frameruns import FrameRuns, expand
 from memlens.pages.wordcounts import WordCounts
 
 # More would wait for each other: what Python does between reads, it does one at a time.
 _THREADS_AT_MOST = 4
+# Longer runs are marked one by one.
+_SLICE_PAGES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,14 @@ class Worker:
         self.flags: KpageFile | None = None
         self.cgroups: KpageFile | None = None
         self.pagemap: Pagemap | None = None
+        self.reader: RunReader | None = None
 
     def open(self) -> None:
         """Open the files; each thread has its own."""
         part = self.part
         if not part.is_hidden:
             self.flags = KpageFile("kpageflags", part.proc)
+            self.reader = RunReader(self.flags)
         if part.cgroup:
             self.cgroups = KpageFile("kpagecgroup", part.proc)
         if part.directory is not None:
@@ -143,14 +148,25 @@ class Worker:
         for node, pages in self.nodes.items():
             self.part.add_tally(f"node {node}", pages)
 
-    def note_frames(self, pfns: NDArray[np.int64]) -> None:
-        """Mark sorted frames as seen, and count them by node."""
+    def read_flags(self, words: NDArray[np.uint64]) -> RunFlags | None:
+        """Return the flags of the pages of pagemap words; None if frames are hidden."""
+        return None if self.reader is None else self.reader.read(words)
+
+    def note_runs(self, runs: FrameRuns) -> None:
+        """Mark frames as seen, and count them by node."""
+        stops = runs.pfn + runs.pages
         seen = self.part.seen
-        if seen is not None:
-            seen[pfns[: np.searchsorted(pfns, len(seen))]] = True
+        if seen is not None and len(stops):
+            if len(stops) * _SLICE_PAGES > int(runs.pages.sum()):
+                pfns = expand(runs.pfn, runs.pages)
+                seen[pfns[pfns < len(seen)]] = True
+            else:
+                for first, stop in zip(runs.pfn.tolist(), stops.tolist(), strict=True):
+                    seen[first:stop] = True
         for row in self.part.node_ranges:
-            low, high = np.searchsorted(pfns, (row.first, row.stop))
-            self.nodes[row.node] = self.nodes.get(row.node, 0) + int(high - low)
+            inside = np.minimum(stops, row.stop) - np.maximum(runs.pfn, row.first)
+            pages = int(np.maximum(inside, 0).sum())
+            self.nodes[row.node] = self.nodes.get(row.node, 0) + pages
 
 
 class CountJob(Protocol):
@@ -173,18 +189,42 @@ def run_jobs(part: Part, jobs: Iterable[list[Window]], count: CountJob) -> None:
                 if job is None:
                     return
                 part.advance(count(worker, job))
-        finally:
-            worker.close()
-
-    threads = min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
-    with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(work) for _ in range(threads)]
-        try:
-            for future in futures:
-                future.result()
         except BaseException:
             part.stopped = True
             raise
+        finally:
+            worker.close()
+
+    run_threads([work] * count_threads())
+
+
+def count_threads() -> int:
+    """Return how many threads to read with."""
+    return min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
+
+
+def run_threads(calls: Sequence[Callable[[], None]]) -> None:
+    """
+    Run all of these at once, the first in this thread, and wait for them.
+
+    The first error of any is raised.  (concurrent.futures takes 10 ms to import.)
+    """
+    errors: list[BaseException] = []
+
+    def guard(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guard, args=(call,)) for call in calls[1:]]
+    for thread in threads:
+        thread.start()
+    guard(calls[0])
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def add_parts(parts: Sequence[Part]) -> FlagCounts:

@@ -78,9 +78,9 @@ def _count_machine_job(worker: Worker, job: list[Window]) -> int:
     for first, stop in job:
         if worker.flags is None:
             break
-        words = worker.flags.read_range(first, stop - first)
-        worker.counts.add(words)
-        done += len(words)
+        for _, words in worker.flags.iter_range(first, stop - first):
+            worker.counts.add(words)
+            done += len(words)
         worker.part.at_end |= done < stop - first
     return done
 

@@ -5,30 +5,25 @@ What the kernel's thpmaps counts is counted by its rules, and smaps gives the pa
 PMDs map.  These are whole by definition, so that their flags are not asked for.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.flagpages import JOB_PAGES, KERNEL_HALF, TRIES
+from memlens.account.flagpages import KERNEL_HALF, Window, read_windows
 from memlens.account.hugemodel import HugeFigures, HugeMapping, HugeProcess, HugeResult
-from memlens.errors import AccessDenied, MemlensError, Unsupported
+from memlens.account.hugepieces import SpecialPages, SpecialReader
+from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroupmembers import find_cgroup, read_cgroup_pids
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.kpagebatch import read_sorted
 from memlens.kernel.maps import Mapping, MappingFigures
-from memlens.kernel.pagemap import (
-    PAGE_IS_HUGE,
-    PAGE_IS_PFNZERO,
-    Pagemap,
-)
-from memlens.kernel.physical import read_pmd_order
-from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
+from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO, Pagemap
+from memlens.kernel.physical import read_node_ranges, read_pmd_order
+from memlens.kernel.process import PF_KTHREAD, ProcessDir, parse_stat
+from memlens.kernel.procfs import read_file
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE
 from memlens.pages.folios import (
@@ -42,12 +37,11 @@ from memlens.pages.folios import (
     select_huge,
 )
 
-Window = tuple[int, int]
-
 _PMD_FIGURES = {ANON: ("AnonHugePages",), FILE: ("ShmemPmdMapped", "FilePmdMapped")}
 _HUGETLB_FIGURES = ("Private_Hugetlb", "Shared_Hugetlb")
-_PLACE_BITS = JOB_PAGES.bit_length()
-_THREADS_AT_MOST = 4
+_NO_SCAN = (
+    "zero pages of mappings without other memory are not counted: that needs PAGEMAP_SCAN"
+)
 
 
 def map_huge(
@@ -87,14 +81,12 @@ def map_huge(
                 break
             try:
                 processes.append(reader.read(pid))
-            except Unsupported:
-                # A kernel thread has no memory of its own: nothing is missed.
-                if is_strict:
-                    raise
             except MemlensError as error:
                 if is_strict:
                     raise
-                missed.append((pid, str(error)))
+                # A kernel thread has no memory of its own: nothing is missed.
+                if not _is_kernel_thread(pid, proc):
+                    missed.append((pid, str(error)))
             if on_progress is not None:
                 on_progress(number + 1, len(pids))
         figures = reader.new_figures()
@@ -108,6 +100,7 @@ def map_huge(
             block_orders=tuple(block_orders),
             ksm_frames=reader.count_ksm_frames(),
             missed=tuple(missed),
+            notes=() if reader.use_scan else (_NO_SCAN,),
         )
 
 
@@ -138,15 +131,13 @@ class HugeReader:
         self.use_scan = (
             features.has_pagemap_scan() and "pagemap_scan" not in features.read_disabled()
         )
+        self.node_ranges = read_node_ranges(self.page_size_bytes)
         self._ksm: list[NDArray[np.int64]] = []
-        self._threads = min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
-        self._pool = ThreadPoolExecutor(self._threads)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
         self.flags.close()
 
     def new_figures(self) -> HugeFigures:
@@ -165,28 +156,24 @@ class HugeReader:
         :raises MemlensError: as the reads give it.
         """
         with ProcessDir(pid, self.proc) as directory:
-            path = f"{directory.path}/pagemap"
-            fd = directory.open("pagemap")
-            pagemap = Pagemap(fd, self.page_size_bytes, Meter(), path)
             figures, mappings = self.new_figures(), []
             try:
-                for row in directory.read_smaps():
-                    found = self._read_mapping(pagemap, row)
-                    figures.add(found)
-                    where = row.mapping
-                    mappings.append(
-                        HugeMapping(
-                            where.start, where.stop, where.permissions, where.path, found
+                with SpecialReader(directory, self.page_size_bytes, self.proc) as pages:
+                    for row in directory.read_smaps():
+                        found = self._read_mapping(pages, row)
+                        figures.add(found)
+                        where = row.mapping
+                        mappings.append(
+                            HugeMapping(
+                                where.start, where.stop, where.permissions, where.path, found
+                            )
                         )
-                    )
             except EOFError:
                 raise directory.gone_error() from None
-            finally:
-                pagemap.close()
             name, profit = directory.stat.name, _read_ksm_profit(directory)
         return HugeProcess(pid, name, tuple(mappings), figures, profit)
 
-    def _read_mapping(self, pagemap: Pagemap, row: MappingFigures) -> HugeFigures:
+    def _read_mapping(self, pages: SpecialReader, row: MappingFigures) -> HugeFigures:
         found, where = self.new_figures(), row.mapping
         if where.start >= KERNEL_HALF:
             return found
@@ -197,7 +184,7 @@ class HugeReader:
             found.hugetlb_pages[size["KernelPageSize"]] = hugetlb // page
         if not size.get("Rss", 0) or where.permissions[:3] == "---":
             # As thpmaps does.  Zero pages are in no Rss.
-            self._count_zero(pagemap, where, found)
+            self._count_zero(pages.pagemap, where, found)
             return found
         found.anon_pages = size.get("Anonymous", 0) // page
         found.file_pages = size["Rss"] // page - found.anon_pages
@@ -206,8 +193,8 @@ class HugeReader:
         windows = [(where.start // page, where.stop // page)]
         skipped = 0
         if self.use_scan and found.pmd_pages.any():
-            windows, skipped = self._leave_out_pmds(pagemap, windows[0], found)
-        self._count_windows(pagemap, windows, found)
+            windows, skipped = self._leave_out_pmds(pages.pagemap, windows[0], found)
+        self._count_windows(pages, windows, found)
         self._leave_pmds_to_smaps(found, is_scanned=skipped > 0)
         return found
 
@@ -222,6 +209,8 @@ class HugeReader:
                 windows.append((place, first))
             if is_zero:
                 self._add_huge_zero(found, stop - first)
+            elif self.node_ranges:
+                self._note_pmd_nodes(pagemap, (first, stop), found)
             skipped += stop - first
             place = stop
         if place < window[1]:
@@ -273,44 +262,22 @@ class HugeReader:
             found.tally.blocks[order] = np.maximum(counted - found.pmd_pages, 0)
 
     def _count_windows(
-        self, pagemap: Pagemap, windows: list[Window], found: HugeFigures
+        self, pages: SpecialReader, windows: list[Window], found: HugeFigures
     ) -> None:
-        for first, stop in windows:
+        for window in windows:
             waiting = select_huge(*(np.empty(0, np.int64),) * 2, np.empty(0, np.uint64))
-            for begin in range(first, stop, JOB_PAGES):
-                end = min(begin + JOB_PAGES, stop)
-                huge = join_huge(waiting, self._read_huge(pagemap, (begin, end), found))
+            for piece in pages.iter_special(window):
+                found.moved_pages += piece.moved_pages
+                huge = join_huge(waiting, self._note_special(piece, found))
                 cut = len(huge.vfn)
-                if end < stop:
-                    cut = find_cut(huge, end, 1 << self.pmd_order)
+                if piece.stop < window[1]:
+                    cut = find_cut(huge, piece.stop, 1 << self.pmd_order)
                 self._count(huge.slice(0, cut), found)
                 waiting = huge.slice(cut, len(huge.vfn))
 
-    def _read_huge(self, pagemap: Pagemap, window: Window, found: HugeFigures) -> HugePages:
-        """Return the huge pages of a range, after a look back at the page table."""
-        words = _read(pagemap, window)
-        for _ in range(TRIES):
-            flags = self._read_flags(words)
-            again = _read(pagemap, window)
-            is_same = again == words
-            if is_same.all():
-                break
-            words = again
-        else:
-            found.moved_pages += int((~is_same).sum())
-            words = np.where(is_same, words, np.uint64(0))
-        has_frame = ((words & PM_PRESENT) != 0) & ((words & PM_PFN) != 0)
-        vfn = np.flatnonzero(has_frame) + window[0]
-        pfn = (words[has_frame] & PM_PFN).view(np.int64)
-        return self._note_special(vfn, pfn, flags[has_frame], found)
-
-    def _note_special(
-        self,
-        vfn: NDArray[np.int64],
-        pfn: NDArray[np.int64],
-        flags: NDArray[np.uint64],
-        found: HugeFigures,
-    ) -> HugePages:
+    def _note_special(self, piece: SpecialPages, found: HugeFigures) -> HugePages:
+        """Count merged and zero pages, and return the transparent huge ones."""
+        pfn, flags = piece.pfn, piece.flags
         is_zero = (flags & KPF_ZERO_PAGE) != 0
         if is_zero.any():
             is_huge_zero = is_zero & ((flags & KPF_THP) != 0)
@@ -320,7 +287,21 @@ class HugeReader:
         if is_merged.any():
             found.ksm_pages += int(is_merged.sum())
             self._ksm.append(np.unique(pfn[is_merged]))
-        return select_huge(vfn, pfn, flags)
+        if self.node_ranges:
+            self._note_nodes(pfn[((flags & KPF_THP) != 0) & ~is_zero], found)
+        return select_huge(piece.vfn, pfn, flags)
+
+    def _note_nodes(self, pfns: NDArray[np.int64], found: HugeFigures) -> None:
+        """Count pages of transparent huge pages by NUMA node."""
+        for row in self.node_ranges:
+            pages = int(((pfns >= row.first) & (pfns < row.stop)).sum())
+            if pages:
+                found.node_pages[row.node] = found.node_pages.get(row.node, 0) + pages
+
+    def _note_pmd_nodes(self, pagemap: Pagemap, window: Window, found: HugeFigures) -> None:
+        words = read_windows(pagemap, [window])
+        present = words[words >= PM_PRESENT]
+        self._note_nodes((present & PM_PFN).view(np.int64), found)
 
     def _count(self, huge: HugePages, found: HugeFigures) -> None:
         _, stops = huge.ranges()
@@ -330,29 +311,12 @@ class HugeReader:
         flags[order] = read_sorted(self.flags, after[order])
         found.tally.add(huge, (flags & KPF_TAIL) != 0)
 
-    def _read_flags(self, words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return the flags of each page, ``(n,)`` uint64, 0 where none is present."""
-        has_frame = np.flatnonzero(((words & PM_PRESENT) != 0) & ((words & PM_PFN) != 0))
-        flags = np.zeros(len(words), np.uint64)
-        # The frame above, the place below, so that one sort keeps both together.
-        packed = (words[has_frame] & PM_PFN) << np.uint64(_PLACE_BITS)
-        packed |= has_frame.view(np.uint64)
-        packed.sort()
 
-        def fill(part: NDArray[np.uint64]) -> None:
-            places = (part & np.uint64((1 << _PLACE_BITS) - 1)).view(np.int64)
-            pfns = (part >> np.uint64(_PLACE_BITS)).view(np.int64)
-            flags[places] = read_sorted(self.flags, pfns)
-
-        list(self._pool.map(fill, np.array_split(packed, self._threads)))
-        return flags
-
-
-def _read(pagemap: Pagemap, window: Window) -> NDArray[np.uint64]:
-    words = pagemap.read_words(window[0], window[1] - window[0])
-    if len(words) < window[1] - window[0]:
-        raise EOFError
-    return words
+def _is_kernel_thread(pid: int, proc: str) -> bool:
+    try:
+        return bool(parse_stat(read_file(f"{proc}/{pid}/stat")).flags & PF_KTHREAD)
+    except OSError:
+        return False
 
 
 def _read_ksm_profit(directory: ProcessDir) -> int | None:

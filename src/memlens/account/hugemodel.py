@@ -23,6 +23,8 @@ class HugeFigures:
     :param huge_zero_pages: base pages that map the huge zero page; thpmaps, and so
         ``tally``, has those of mappings with memory among the file pages.
     :param moved_pages: pages that changed at every look, in no other number.
+    :param node_pages: pages of transparent huge pages by NUMA node, however mapped; empty
+        where there is only one node.
     """
 
     tally: HugeTally = field(default_factory=HugeTally)
@@ -34,6 +36,7 @@ class HugeFigures:
     zero_pages: int = 0
     huge_zero_pages: int = 0
     moved_pages: int = 0
+    node_pages: dict[int, int] = field(default_factory=dict)
 
     def add(self, other: "HugeFigures") -> None:
         """Add the figures of another."""
@@ -41,6 +44,8 @@ class HugeFigures:
         self.pmd_pages = self.pmd_pages + other.pmd_pages
         for size, pages in other.hugetlb_pages.items():
             self.hugetlb_pages[size] = self.hugetlb_pages.get(size, 0) + pages
+        for node, pages in other.node_pages.items():
+            self.node_pages[node] = self.node_pages.get(node, 0) + pages
         self.anon_pages += other.anon_pages
         self.file_pages += other.file_pages
         self.ksm_pages += other.ksm_pages

@@ -12,13 +12,14 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.kpage import PIECE_PFNS, KpageFile
+from memlens.kernel.kpage import KPAGE_NEEDS, PIECE_PFNS, KpageFile
 from memlens.kernel.procfs import raise_errno
 
 # Reading over a gap of so many frames costs less than another read.
 GAP_PFNS = 6
 
 _WORD_BYTES = 8
+_PIECE_BYTES = PIECE_PFNS * _WORD_BYTES
 _NO_PAGE = 1 << 20  # KPF_NOPAGE
 _BEYOND = (errno.EINVAL, errno.EFAULT, errno.ENXIO)
 
@@ -37,7 +38,8 @@ def read_sorted(file: KpageFile, pfns: NDArray[np.int64]) -> NDArray[np.uint64]:
     firsts = pfns[heads]
     spans = pfns[np.append(heads[1:], len(pfns)) - 1] - firsts + 1
     begins = np.append(0, np.cumsum(spans))
-    words = _read_spans(file, firsts.tolist(), begins.tolist())
+    words = np.empty(int(begins[-1]), np.uint64)
+    read_spans(file, firsts, begins, words)
     if len(words) == len(pfns) and bool((np.diff(pfns) > 0).all()):
         return words
     lengths = np.diff(np.append(heads, len(pfns)))
@@ -45,28 +47,38 @@ def read_sorted(file: KpageFile, pfns: NDArray[np.int64]) -> NDArray[np.uint64]:
     return found
 
 
-def _read_spans(file: KpageFile, firsts: list[int], begins: list[int]) -> NDArray[np.uint64]:
-    words = np.empty(begins[-1], np.uint64)
+def read_spans(
+    file: KpageFile,
+    firsts: NDArray[np.int64],
+    begins: NDArray[np.int64],
+    words: NDArray[np.uint64],
+) -> None:
+    """
+    Fill ``words`` with those of ranges of frames, one after the other.
+
+    :param firsts: first frame of each range, ``(n,)`` int64.
+    :param begins: where each begins in ``words``, and the end of the last, ``(n + 1,)``.
+    :raises MemlensError: as ``raise_errno`` tells.
+    """
     raw = words.data.cast("B")
     fd, short = file.fd, []
+    begin, begin_list = 0, (begins[1:] * _WORD_BYTES).tolist()
     try:
-        for number, pfn in enumerate(firsts):
-            begin, stop = begins[number] * _WORD_BYTES, begins[number + 1] * _WORD_BYTES
-            place = pfn * _WORD_BYTES - begin
+        for position, stop in zip((firsts * _WORD_BYTES).tolist(), begin_list, strict=True):
             while begin < stop:
-                end = min(begin + PIECE_PFNS * _WORD_BYTES, stop)
-                got = _read(fd, raw[begin:end], place + begin)
+                end = min(begin + _PIECE_BYTES, stop)
+                got = _read(fd, raw[begin:end], position)
                 if got < end - begin:
                     short.append((begin + got, end))
+                position += end - begin
                 begin = end
     except OSError as error:
-        raise_errno(error, f"cannot read {file.name}", file.path)
+        raise_errno(error, f"cannot read {file.name}", file.path, KPAGE_NEEDS)
     for begin, end in short:
         beyond = _NO_PAGE if file.name == "kpageflags" else 0
         words[begin // _WORD_BYTES : end // _WORD_BYTES] = beyond
-    file.meter.read_bytes += len(raw)
+    file.meter.read_bytes += begin_list[-1] if begin_list else 0
     file.meter.used.add(file.name)
-    return words
 
 
 def _read(fd: int, piece: memoryview, position: int) -> int:

@@ -8,7 +8,6 @@ sysfs-devices-memory.
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from memlens.kernel.procfs import decode_bytes, read_file
 
@@ -57,8 +56,7 @@ def read_nodes(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
     kernel has no memory blocks (CONFIG_MEMORY_HOTPLUG).
     """
     try:
-        text = Path(f"{sys}/memory/block_size_bytes").read_text()
-        frames = int(text, 16) // page_size_bytes
+        frames = int(read_file(f"{sys}/memory/block_size_bytes"), 16) // page_size_bytes
         names = sorted(os.listdir(f"{sys}/node"))
     except (OSError, ValueError):
         return []
@@ -71,6 +69,18 @@ def read_nodes(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
             if found := re.fullmatch(r"memory(\d+)", block):
                 blocks.setdefault(int(found[1]), int(match[1]))
     return _join_blocks(blocks, frames)
+
+
+def read_node_ranges(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
+    """Return ``read_nodes`` where there is more than one node, else nothing."""
+    try:
+        names = os.listdir(f"{sys}/node")
+    except OSError:
+        return []
+    if sum(re.fullmatch(r"node\d+", name) is not None for name in names) < 2:
+        return []
+    ranges = read_nodes(page_size_bytes, sys)
+    return ranges if len({row.node for row in ranges}) > 1 else []
 
 
 def _join_blocks(blocks: dict[int, int], frames: int) -> list[NodeRange]:

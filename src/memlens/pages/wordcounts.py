@@ -8,6 +8,7 @@ _MULTIPLIERS = tuple(np.uint64(pow(6364136223846793005, i, 1 << 64)) for i in ra
 _BITS_AT_LEAST = 10
 # Neighbours are mostly alike; runs shorter than this on average are not worth finding.
 _RUN_PAGES = 4
+_NO_BITS = np.uint64(0)
 
 
 class WordCounts:
@@ -29,16 +30,22 @@ class WordCounts:
         self._known = np.zeros(1, np.uint64)
         self._build()
 
-    def add(self, words: NDArray[np.uint64], times: int = 1) -> None:
-        """Count every word of ``(n,)`` uint64; ``times=-1`` takes them away again."""
+    def add(
+        self, words: NDArray[np.uint64], times: int = 1, common: np.uint64 = _NO_BITS
+    ) -> None:
+        """
+        Count every word of ``(n,)`` uint64; ``times=-1`` takes them away again.
+
+        :param common: bits to set in each of them.
+        """
         if not len(words):
             return
         heads = np.flatnonzero(words[1:] != words[:-1]) + 1
         if len(heads) > len(words) // _RUN_PAGES:
-            self._add(words, None, times)
+            self._add(words | common, None, times)
             return
         heads = np.append(0, heads)
-        self._add(words[heads], np.diff(np.append(heads, len(words))), times)
+        self._add(words[heads] | common, np.diff(heads, append=len(words)), times)
 
     def _add(
         self, words: NDArray[np.uint64], pages: NDArray[np.int64] | None, times: int
