@@ -19,6 +19,9 @@ class Leases:
     """
     The leases of the machine, read again when they are older than half a second.
 
+    Each /proc leaves out the leases of processes outside its PID namespace, so that our
+    own is read besides.
+
     :param proc: root of the /proc to read.
     """
 
@@ -35,12 +38,20 @@ class Leases:
 
     def has(self, status: os.stat_result) -> bool:
         """Return whether an open for reading would break a lease of this file."""
+        return self.has_inode(status.st_dev, status.st_ino)
+
+    def has_inode(self, device: int, inode: int) -> bool:
+        """
+        Return the same of an inode as the kernel's own files name it.
+
+        On btrfs and on an overlay of several file systems stat(2) gives another device.
+        """
         if self._reader is not None:
             self._reader.join()
             self._reader = None
         if time.monotonic() > self._until:
             self._read()
-        return (status.st_dev, status.st_ino) in self._inodes
+        return (device, inode) in self._inodes
 
     def close(self) -> None:
         """Wait for a read that is under way."""
@@ -49,10 +60,13 @@ class Leases:
             self._reader = None
 
     def _read(self) -> None:
-        try:
-            self._inodes = parse_leases(read_file(f"{self._proc}/locks"))
-        except OSError:
-            self._inodes = frozenset()
+        found: frozenset[tuple[int, int]] = frozenset()
+        for path in dict.fromkeys((f"{self._proc}/locks", "/proc/locks")):
+            try:
+                found |= parse_leases(read_file(path))
+            except OSError:
+                continue
+        self._inodes = found
         self._until = time.monotonic() + _AGE_S
 
 

@@ -201,7 +201,8 @@ class Opener:
 
     def _reopen(self, handle: int, kind: str, mapping: Mapping) -> Backing | str:
         status = os.fstat(handle)
-        if self.leases.has(status):
+        named = device_number(mapping.device), mapping.inode
+        if self.leases.has(status) or self.leases.has_inode(*named):
             return "under a write lease, which opening would break"
         return reopen(handle, kind, self.page_size_bytes, self.meter, mapping.path)
 
