@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.mapcounts import FrameSums, MapCounts
+from memlens.account.frametable import FrameTable
+from memlens.account.mapcounts import FrameSums
 from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
 
@@ -36,7 +37,8 @@ class Want:
 
     :param swap: slots of private swapped pages.
     :param objects: shared-memory objects that it maps or has open.
-    :param present: which pages of these its page table maps.
+    :param present: which pages of these its page table maps, for each process.
+    :param identity: its user and cgroup.
     :param cached: private pages in RAM that keep a swap slot.
     :param frames: the page frames that it maps.
     :param rollup: what smaps_rollup sums up, for readers who may not see frames.
@@ -48,11 +50,12 @@ class Want:
     swap: bool = False
     objects: bool = False
     present: bool = False
+    identity: bool = True
     cached: bool = False
     frames: bool = False
     rollup: bool = False
     who: Callable[[Who], bool] = lambda _who: True
-    counts: MapCounts | None = None
+    counts: FrameTable | None = None
     keep_frames: bool = False
 
     @property
@@ -70,7 +73,7 @@ class ObjectUse:
     :param path: as maps or the descriptor names it, raw.
     :param mapping: the mapping, None if the object is only open.
     :param fd: number of the descriptor, -1 if mapped.
-    :param present: pages of the object that the page table maps; None if not asked.
+    :param present: pages of the object that the mapping maps; None if not asked.
     :param is_huge: whether any of them is mapped by a huge page.
     """
 

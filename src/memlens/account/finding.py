@@ -7,15 +7,15 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 
 from memlens.account.facts import Missed, ObjectKey, ObjectUse, ProcessFacts
 from memlens.account.sweep import Sweep
-from memlens.errors import MemlensError, ParseError
+from memlens.errors import MemlensError, ParseError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.backing import HUGETLBFS_MAGIC, TMPFS_MAGIC, Backing
 from memlens.kernel.leases import Leases
-from memlens.kernel.opening import Opener, internal_device, reopen
+from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.shm import (
     SHM_DEST,
@@ -30,6 +30,7 @@ from memlens.kernel.shm import (
 from memlens.kernel.syscalls import fstatfs_type
 
 NOT_SHMEM = "not shmem"
+GONE = "gone"
 _DELETED = " (deleted)"
 # F_GET_SEALS of include/uapi/linux/fcntl.h; Python has no name for F_SEAL_SEAL alone.
 _SEALS = 0x1F & ~fcntl.F_SEAL_SEAL
@@ -55,6 +56,7 @@ class FoundObject:
     segment: Segment | None = None
     namespace: str = ""
     is_other_mounts: bool = False
+    is_huge: bool = False
     status: os.stat_result | None = None
 
     @property
@@ -124,15 +126,17 @@ class Finder:
 
     def open(self, item: FoundObject) -> Backing | str:
         """Open an object in the first way that works; a text says why none does."""
-        reason = "no way to open it"
+        reason = GONE
         for open_handle in self._ways(item):
             try:
                 handle = open_handle()
+            except (FileNotFoundError, ProcessLookupError, ProcessGone):
+                continue
             except (OSError, MemlensError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 continue
             if isinstance(handle, str):
-                reason = handle
+                reason = handle if handle not in (VANISHED, REPLACED) else reason
                 continue
             try:
                 status = os.fstat(handle)
@@ -140,7 +144,6 @@ class Finder:
                     # A System V segment of huge pages, which are not in Shmem.
                     return NOT_SHMEM
                 if (status.st_dev, status.st_ino) != item.key[:2]:
-                    reason = "another object by now"
                     continue
                 if fstatfs_type(handle) != TMPFS_MAGIC:
                     reason = NOT_SHMEM
@@ -168,7 +171,7 @@ class Finder:
             "deleted": is_deleted,
             "no_holder": not item.uses,
             "detached": segment is not None and segment.attached == 0,
-            "huge": any(use.is_huge for _, use in item.uses),
+            "huge": item.is_huge or any(use.is_huge for _, use in item.uses),
             "sealed": backing is not None and _is_sealed(backing.fd),
             "other_mount_namespace": item.is_other_mounts,
             "other_ipc_namespace": bool(item.namespace),
@@ -180,6 +183,9 @@ class Finder:
         if item is None:
             kind, name = _kind_and_name(use.path, use.key)
             item = self._found[use.key] = FoundObject(use.key, kind, name)
+        elif use.mapping is None and item.kind in ("memfd", "tmpfs"):
+            # A link of fd is the name as it is; maps writes a newline as an escape.
+            item.name = _kind_and_name(use.path, use.key)[1]
         item.uses.append((facts, use))
 
     def _add_files(self) -> None:
@@ -226,7 +232,7 @@ class Finder:
             if facts.ipc_namespace:
                 path = f"{self.sweep.proc}/{facts.pid}/ns/ipc"
                 namespaces.setdefault(facts.ipc_namespace, path)
-        device = internal_device()
+        device = _internal_device()
         for namespace, path in namespaces.items():
             try:
                 segments = read_segments(self.sweep.proc, path)
@@ -274,16 +280,21 @@ class Finder:
 
 def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:
     """Return kind and name of an object from what maps or a descriptor call it."""
+    path = path.replace("\\012", "\n")
     if path.startswith("/memfd:"):
         return "memfd", path[1:].removesuffix(_DELETED)
     if path.startswith("/SYSV"):
         return "sysv", f"sysv:{key[1]}"
     # Memory of graphics drivers is shmem on the kernel's own mount too.
-    is_internal = key[0] == internal_device()
-    if is_internal:
+    if key[0] == _internal_device():
         name = path.removesuffix(_DELETED)
         return "anonymous", f"anonymous:{key[1]}" if name == "/dev/zero" else name
     return "tmpfs", path.removesuffix(_DELETED)
+
+
+@lru_cache(maxsize=1)
+def _internal_device() -> int:
+    return internal_device()
 
 
 def _is_sealed(fd: int) -> bool:

@@ -112,10 +112,15 @@ def list_shared_memory(
 
 @dataclass(frozen=True, slots=True)
 class ObjectScan:
-    """Objects, the largest first, and what to know about what is not among them."""
+    """
+    Objects, the largest first, and what to know about what is not among them.
+
+    :param is_walked: whether the page-cache walk could be used, for slots.
+    """
 
     objects: tuple[SharedObject, ...]
     notes: tuple[str, ...]
+    is_walked: bool = False
 
 
 def read_objects(
@@ -156,7 +161,8 @@ def read_objects(
     sweep.missed += [*finder.missed, *reader.list_missed()]
     found.sort(key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
     notes = [] if only is not None else [*_hidden_notes(finder, items)]
-    return ObjectScan(tuple(found), (*notes, *dict.fromkeys(walking.notes)))
+    notes += dict.fromkeys(walking.notes)
+    return ObjectScan(tuple(found), tuple(notes), walking.is_usable())
 
 
 def read_meminfo_pages(name: str, proc: str) -> int:

@@ -6,7 +6,7 @@ The swap ledger: every used slot once, and what is left over printed as such.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want
 from memlens.account.inventory import ObjectScan, read_meminfo_pages, read_objects
 from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
+from memlens.account.slotmap import SlotMap, make_slot_map
 from memlens.account.sweep import Sweep
 from memlens.kernel import features
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
@@ -121,6 +122,7 @@ class SwapLedger:
     :param zswap: None if this kernel has none.
     :param notes: what to know about the remainder.
     :param is_complete: False if the scan was stopped, or its budget spent.
+    :param slots: who has which slot, None unless that was asked for.
     """
 
     page_size_bytes: int
@@ -138,6 +140,7 @@ class SwapLedger:
     notes: tuple[str, ...]
     cost: Cost
     is_complete: bool = True
+    slots: SlotMap | None = None
 
     @property
     def swap_cached_shared_pages(self) -> int:
@@ -147,6 +150,7 @@ class SwapLedger:
 
 def read_swap_ledger(
     *,
+    slots: bool = False,
     proc: str = "/proc",
     budget_s: float | None = None,
     on_progress: Progress | None = None,
@@ -155,6 +159,7 @@ def read_swap_ledger(
     """
     Return where the swap of the whole machine is.
 
+    :param slots: whether to say who has which slot, too.
     :param proc: root of the /proc to read.
     :param budget_s: seconds after which the scan ends, with the rest in ``missed``.
     :param on_progress: called with what is done and what there is in all: processes,
@@ -172,8 +177,12 @@ def read_swap_ledger(
     scan = ObjectScan((), ())
     if before.areas:
         sweep.run()
-        scan = read_objects(sweep, only_swapped=True)
-    return _ledger(sweep, before, read_swap(size, proc), scan)
+        scan = read_objects(sweep, only_swapped=True, keep_slots=slots)
+    ledger = _ledger(sweep, before, read_swap(size, proc), scan)
+    if not slots:
+        return ledger
+    found = make_slot_map(sweep.processes, ledger.objects, is_walked=scan.is_walked, proc=proc)
+    return replace(ledger, slots=found)
 
 
 def _ledger(sweep: Sweep, before: Swap, after: Swap, scan: ObjectScan) -> SwapLedger:

@@ -9,35 +9,29 @@ from threading import Thread
 
 import numpy as np
 
-from memlens.account.charges import Charges
 from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
 from memlens.account.frames import Frames, read_frames
+from memlens.account.frametable import FrameTable
 from memlens.account.mapcounts import sum_frames
+from memlens.account.presence import find_present
 from memlens.account.slots import Slots, read_slots
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.backing import TMPFS_MAGIC
 from memlens.kernel.cgroups import parse_cgroup
-from memlens.kernel.kpage import KpageFile
-from memlens.kernel.maps import Mapping
+from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.opening import Opener, device_number
-from memlens.kernel.pagemap import (
-    PAGE_IS_FILE,
-    PAGE_IS_HUGE,
-    PAGE_IS_PRESENT,
-    Pagemap,
-)
+from memlens.kernel.outline import parse_unnamed, private_ranges
+from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.shm import namespace_inode
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
-from memlens.pages.bits import PM_FILE, PM_PRESENT
 from memlens.pages.distinct import distinct
-from memlens.pages.runs import Runs, concat_runs, encode_runs, select_runs
 
 # A file system that takes longer to say what it is is not asked again.
 _PATIENCE_S = 2.0
-_MAPPED = 1
+_USER_STOP = 1 << 63
 
 
 @dataclass(slots=True)
@@ -85,15 +79,13 @@ class Tools:
 
     :param use_scan: whether PAGEMAP_SCAN may be used.
     :param devices: which devices are tmpfs.
-    :param flags: an open kpageflags, None if it is not wanted or may not be read.
-    :param charges: which cgroups objects are charged to, None if not wanted.
+    :param flags: which frames keep a swap slot, None if not wanted or not to be known.
     :param check_stop: raises when the scan is to end.
     """
 
     use_scan: bool
     devices: ShmemDevices
-    flags: KpageFile | None = None
-    charges: Charges | None = None
+    flags: FrameTable | None = None
     check_stop: Callable[[], None] = lambda: None
 
 
@@ -118,25 +110,22 @@ class ProcessReader:
         :raises MemlensError: if it is gone or may not be read.
         """
         process, want = self.process, self.want
-        who = Who(process.pid, process.stat.name, self._uid(), self._cgroup())
+        who = self._who() if want.identity else Who(process.pid, process.stat.name, 0, "")
         is_chosen = want.who(who)
-        mappings = [m for m in process.read_maps() if m.start < 1 << 63]
+        raw = process.read("maps")
         slots, frames = _NO_SLOTS, None
         uses: list[ObjectUse] = []
-        pagemap = self._pagemap() if mappings and want.has_page_table else None
+        pagemap = self._pagemap() if raw and want.has_page_table else None
         try:
             if pagemap is not None and want.frames and is_chosen:
-                check = self.tools.check_stop
-                frames = read_frames(pagemap, mappings, self._is_hugetlb, check)
+                frames = self._read_frames(pagemap, raw)
                 slots = Slots(frames.swap_words, _NO_PAGES, _NOTHING, _NO_PAGES)
             elif pagemap is not None and want.swap:
-                tools = self.tools
-                slots = read_slots(
-                    pagemap, mappings, tools.use_scan, tools.flags, tools.check_stop
-                )
+                slots = self._read_slots(pagemap, raw)
             if want.objects:
+                mappings = parse_unnamed(raw, f"{process.path}/maps")
                 uses = self._uses(mappings, pagemap)
-            if pagemap is not None and not len(pagemap.read_words(_first_page(mappings), 1)):
+            if pagemap is not None and not len(pagemap.read_words(_first_page(raw), 1)):
                 # The page table went away under the reader: it ended, or runs another program.
                 raise process.gone_error()
         finally:
@@ -144,6 +133,27 @@ class ProcessReader:
                 pagemap.close()
         rollup = self._rollup() if want.rollup and is_chosen else {}
         return self._facts(who, slots, frames, uses, rollup)
+
+    def _who(self) -> Who:
+        return Who(self.process.pid, self.process.stat.name, self._uid(), self._cgroup())
+
+    def _read_frames(self, pagemap: Pagemap, raw: bytes) -> Frames:
+        mappings = parse_maps(raw, f"{self.process.path}/maps")
+        mappings = [mapping for mapping in mappings if mapping.start < _USER_STOP]
+        return read_frames(pagemap, mappings, self._is_hugetlb, self.tools.check_stop)
+
+    def _read_slots(self, pagemap: Pagemap, raw: bytes) -> Slots:
+        tools, size = self.tools, pagemap.page_size_bytes
+        if tools.use_scan:
+            ranges = [(start // size, stop // size) for start, stop in private_ranges(raw)]
+        else:
+            mappings = parse_maps(raw, f"{self.process.path}/maps")
+            ranges = [
+                (mapping.start // size, mapping.stop // size)
+                for mapping in mappings
+                if mapping.start < _USER_STOP and not mapping.is_shared
+            ]
+        return read_slots(pagemap, ranges, tools.use_scan, tools.flags, tools.check_stop)
 
     def _pagemap(self) -> Pagemap:
         process = self.process
@@ -220,10 +230,13 @@ class ProcessReader:
                 continue
             present, is_huge = None, False
             if pagemap is not None and self.want.present:
-                present, is_huge = self._present(pagemap, mapping)
+                size = pagemap.page_size_bytes
+                first = mapping.offset_bytes // size
+                stop = first + (mapping.stop - mapping.start) // size
+                present, is_huge = find_present(
+                    pagemap, mapping, first, stop, self.tools.use_scan
+                )
             key = self._key(device_number(mapping.device), mapping.inode, mapping.path)
-            if pagemap is not None and present is not None and self.tools.charges is not None:
-                self.tools.charges.learn(key, pagemap, mapping, present)
             uses.append(ObjectUse(key, mapping.path, mapping, present=present, is_huge=is_huge))
         return [*uses, *self._open_uses()]
 
@@ -237,30 +250,6 @@ class ProcessReader:
         # System V names its objects by identifier, which every IPC namespace counts anew.
         is_sysv = path.startswith("/SYSV")
         return device, inode, self._namespace("ipc") if is_sysv else 0
-
-    def _present(self, pagemap: Pagemap, mapping: Mapping) -> tuple[Runs, bool]:
-        """Return the pages of the object that this page table maps, and if any is huge."""
-        size = pagemap.page_size_bytes
-        first, stop = mapping.start // size, mapping.stop // size
-        is_huge = False
-        if self.tools.use_scan:
-            # In a private mapping only pages of the file are the object's.
-            needed = PAGE_IS_PRESENT | (0 if mapping.is_shared else PAGE_IS_FILE)
-            runs = concat_runs(
-                _scan(pagemap, first, stop, PAGE_IS_PRESENT, needed | PAGE_IS_HUGE)
-            )
-            runs = select_runs(runs, (runs.value & needed) == needed)
-            is_huge = bool((runs.value & PAGE_IS_HUGE).any())
-        else:
-            bits = PM_PRESENT | PM_FILE
-            parts = [
-                encode_runs(((words & bits) == bits).astype(np.uint8), page)
-                for page, words in pagemap.iter_words(first, stop - first)
-            ]
-            runs = concat_runs([select_runs(part, part.value != 0) for part in parts])
-        pgoff = mapping.offset_bytes // size
-        ones = np.full(len(runs), _MAPPED, np.uint8)
-        return Runs(runs.first - first + pgoff, runs.pages, ones), is_huge
 
     def _open_uses(self) -> list[ObjectUse]:
         uses: list[ObjectUse] = []
@@ -281,6 +270,10 @@ class ProcessReader:
 
     def _open_use(self, directory: int, name: str) -> ObjectUse | None:
         try:
+            path = os.readlink(name, dir_fd=directory)
+            # Sockets, pipes and the like have no path: "socket:[7]".
+            if not path.startswith("/"):
+                return None
             status = statx_cached(name, directory)
         except OSError:
             return None
@@ -292,26 +285,12 @@ class ProcessReader:
 
         if not self.tools.devices.is_shmem(status.device, look):
             return None
-        try:
-            path = os.readlink(name, dir_fd=directory)
-        except OSError:
-            return None
         key = self._key(status.device, status.inode, path)
         return ObjectUse(key, path, None, fd=int(name))
 
 
-def _scan(pagemap: Pagemap, first: int, stop: int, any_of: int, wanted: int) -> list[Runs]:
-    size = np.uint64(pagemap.page_size_bytes)
-    parts = []
-    for regions in pagemap.scan(first, stop - first, any_of, wanted):
-        begin = (regions[:, 0] // size).astype(np.int64)
-        end = (regions[:, 1] // size).astype(np.int64)
-        parts.append(Runs(begin, end - begin, regions[:, 2].astype(np.uint8)))
-    return parts
-
-
-def _first_page(mappings: list[Mapping]) -> int:
-    return mappings[0].start // features.page_size_bytes()
+def _first_page(raw: bytes) -> int:
+    return int(raw.partition(b"-")[0], 16) // features.page_size_bytes()
 
 
 def _is_tmpfs_fd(directory: int, name: str) -> bool:

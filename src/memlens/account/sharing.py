@@ -8,7 +8,7 @@ import numpy as np
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
 from memlens.account.inventory import read_objects
 from memlens.account.ledger import split_objects
-from memlens.account.mapcounts import MapCounts
+from memlens.account.mapcounts import count_maps
 from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
@@ -150,8 +150,8 @@ def list_processes(
     if counts is None:
         want = replace(want, rollup=True)
     else:
-        made = MapCounts(counts)
-        want = replace(want, frames=True, counts=made, keep_frames=group_by is not None)
+        table = count_maps(counts)
+        want = replace(want, frames=True, counts=table, keep_frames=group_by is not None)
     sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
     try:
         sweep.run()

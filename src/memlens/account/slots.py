@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.stretches import stretches
-from memlens.kernel.kpage import KpageFile, merge_pfns
-from memlens.kernel.maps import Mapping
+from memlens.account.frametable import FrameTable
+from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import (
     PAGE_IS_FILE,
     PAGE_IS_PFNZERO,
@@ -18,11 +17,11 @@ from memlens.kernel.pagemap import (
 )
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.decode import find_swap_entries
-from memlens.pages.distinct import distinct
 
 KPF_ANON = np.uint64(1 << 12)
 KPF_SWAPCACHE = np.uint64(1 << 13)
 _JOIN_PAGES = 512
+_FRAMES_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,28 +43,74 @@ class Slots:
 
 def read_slots(
     pagemap: Pagemap,
-    mappings: Iterable[Mapping],
+    ranges: Iterable[tuple[int, int]],
     use_scan: bool,
-    flags: KpageFile | None,
+    flags: FrameTable | None,
     check_stop: Callable[[], None],
 ) -> Slots:
     """
     Return the slots of a process.
 
-    :param flags: an open kpageflags, to look for pages in RAM as well; else None.
+    :param ranges: half-open page ranges that cover its private mappings, in order.
+    :param use_scan: whether PAGEMAP_SCAN may be used.
+    :param flags: as ``find_swap_cached`` gives it, to look for pages in RAM as well; or None.
     :param check_stop: called between pieces; raises when the scan is to end.
     :raises MemlensError: as the reads give it.
     """
-    swapped: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-    cached: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
-    for first, stop in stretches(mappings, pagemap.page_size_bytes):
+    swapped, cached = _Entries(), _Cached(flags)
+    for first, stop in ranges:
         for begin, end in _windows(pagemap, first, stop, use_scan, flags is not None):
             for page, words in pagemap.iter_words(begin, end - begin):
                 check_stop()
-                swapped.append(find_swap_entries(words, page))
-                if flags is not None:
-                    cached.append(_find_cached(words, page, flags))
-    return Slots(*_joined(swapped), *_joined(cached))
+                swapped.add(*find_swap_entries(words, page))
+                cached.add(words, page)
+    return Slots(*swapped.joined(), *cached.joined())
+
+
+class _Entries:
+    """Words and page numbers, collected piece by piece."""
+
+    def __init__(self) -> None:
+        self._words = [_NOTHING]
+        self._pages = [_NO_PAGES]
+        self.count = 0
+
+    def add(self, words: NDArray[np.uint64], pages: NDArray[np.int64]) -> None:
+        # Most pieces hold nothing.
+        if len(words):
+            self._words.append(words)
+            self._pages.append(pages)
+            self.count += len(words)
+
+    def joined(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        return np.concatenate(self._words), np.concatenate(self._pages)
+
+
+class _Cached:
+    """Frames of private pages, asked about many at a time; those with a slot are kept."""
+
+    def __init__(self, flags: FrameTable | None) -> None:
+        self._flags = flags
+        self._waiting, self._found = _Entries(), _Entries()
+
+    def add(self, words: NDArray[np.uint64], page: int) -> None:
+        if self._flags is None:
+            return
+        where = np.flatnonzero((words & (PM_PRESENT | PM_FILE)) == PM_PRESENT)
+        self._waiting.add(words[where] & PM_PFN, where + page)
+        if self._waiting.count >= _FRAMES_AT_ONCE:
+            self._ask(self._flags)
+
+    def joined(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+        if self._flags is not None:
+            self._ask(self._flags)
+        return self._found.joined()
+
+    def _ask(self, flags: FrameTable) -> None:
+        pfns, pages = self._waiting.joined()
+        is_cached = flags.of(pfns) != 0
+        self._found.add(pfns[is_cached], pages[is_cached])
+        self._waiting = _Entries()
 
 
 def _windows(
@@ -92,40 +137,19 @@ def _join(ranges: NDArray[np.int64]) -> list[tuple[int, int]]:
     return list(zip(first.tolist(), stop.tolist(), strict=True))
 
 
-def _find_cached(
-    words: NDArray[np.uint64], page: int, flags: KpageFile
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    is_private = (words & (PM_PRESENT | PM_FILE)) == PM_PRESENT
-    pfns = words[is_private] & PM_PFN
-    is_cached = _is_swap_cached(pfns, flags)
-    return pfns[is_cached], np.flatnonzero(is_private)[is_cached] + page
+def find_swap_cached(file: KpageFile) -> FrameTable:
+    """
+    Return a table of which frames are private pages that keep a swap slot: 1, else 0.
+
+    :param file: an open kpageflags.
+    """
+    return FrameTable(file, _is_swap_cached)
 
 
-def _is_swap_cached(pfns: NDArray[np.uint64], flags: KpageFile) -> NDArray[np.bool_]:
-    wanted = distinct(pfns)
-    found = np.zeros(len(wanted), np.uint64)
-    runs = merge_pfns(wanted)
-    starts = np.searchsorted(wanted, runs[:, 0].astype(np.uint64)).tolist()
-    stops = np.searchsorted(wanted, runs[:, 1].astype(np.uint64)).tolist()
-    for (first, stop), begin, end in zip(runs.tolist(), starts, stops, strict=True):
-        read = flags.read_range(first, stop - first)
-        offsets = (wanted[begin:end] - np.uint64(first)).astype(np.int64)
-        is_there = offsets < len(read)
-        found[begin:end][is_there] = read[offsets[is_there]]
+def _is_swap_cached(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
     both = KPF_ANON | KPF_SWAPCACHE
-    is_cached = (found & both) == both
-    return np.asarray(is_cached[np.searchsorted(wanted, pfns)])
-
-
-def _joined(
-    parts: list[tuple[NDArray[np.uint64], NDArray[np.int64]]],
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    # Most pieces hold nothing.
-    kept = [part for part in parts if len(part[0])]
-    return (
-        np.concatenate([_NOTHING, *(part[0] for part in kept)]),
-        np.concatenate([_NO_PAGES, *(part[1] for part in kept)]),
-    )
+    is_cached: NDArray[np.bool_] = (words & both) == both
+    return is_cached.astype(np.uint16)
 
 
 _NOTHING = np.empty(0, np.uint64)

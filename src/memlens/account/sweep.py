@@ -7,14 +7,13 @@ memory that a process maps or has open, the page frames that it maps.
 
 import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from memlens.account.charges import Charges
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Stopped, Want
 from memlens.account.model import Cost
 from memlens.account.reader import ProcessReader, ShmemDevices, Tools
+from memlens.account.slots import find_swap_cached
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
@@ -23,8 +22,6 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.kernel.shm import SHMEM_TYPES, Mount, namespace_inode, parse_mounts
 
-# How often the caller is asked whether to go on while one process is read.
-_POLL_S = 0.05
 _PIDS_NAMED = 5
 _SPENT = "the budget was spent"
 _STOPPED = "the scan was stopped"
@@ -59,7 +56,6 @@ class Sweep:
     gone: int = 0
     is_complete: bool = True
     devices: ShmemDevices = field(default_factory=ShmemDevices)
-    charges: Charges | None = None
     _deadline: float = float("inf")
     _is_stopped: bool = False
     _total: int = 0
@@ -81,11 +77,9 @@ class Sweep:
         try:
             left = self._read_all(wanted, tools)
         finally:
-            charged = None if tools.charges is None else tools.charges.file
-            for file in (tools.flags, charged):
-                if file is not None:
-                    file.close()
-                    self.meter.merge(file.meter)
+            if tools.flags is not None:
+                tools.flags.file.close()
+                self.meter.merge(tools.flags.file.meter)
         self._report(left)
 
     def list_pids(self) -> list[int]:
@@ -122,7 +116,7 @@ class Sweep:
 
     def check_stop(self) -> None:
         """
-        Raise ``Stopped`` if the scan is to end; for loops on the caller's thread.
+        Raise ``Stopped`` if the scan is to end.
 
         :raises Stopped: if so.
         """
@@ -142,24 +136,17 @@ class Sweep:
     def _is_ending(self) -> bool:
         return self._is_stopped or time.monotonic() > self._deadline
 
-    def _check_in_thread(self) -> None:
-        # Only the caller's own thread asks the caller.
-        if self._is_ending():
-            raise Stopped
+    def use_scan(self) -> bool:
+        """Return whether PAGEMAP_SCAN may be used."""
+        disabled = features.read_disabled()
+        return "pagemap_scan" not in disabled and features.has_pagemap_scan()
 
     def _tools(self) -> Tools:
-        has_scan = features.has_pagemap_scan()
-        use_scan = has_scan and "pagemap_scan" not in features.read_disabled()
-        has_pfns = features.is_pfn_visible()
         flags = None
         if self.want.cached:
-            flags = self._kpage("kpageflags", "private pages in the swap cache")
-        if self.want.present and has_pfns:
-            try:
-                self.charges = Charges(KpageFile("kpagecgroup", self.proc))
-            except MemlensError:
-                self.charges = None
-        return Tools(use_scan, self.devices, flags, self.charges, self._check_in_thread)
+            file = self._kpage("kpageflags", "private pages in the swap cache")
+            flags = None if file is None else find_swap_cached(file)
+        return Tools(self.use_scan(), self.devices, flags, self.check_stop)
 
     def _kpage(self, name: str, what: str) -> KpageFile | None:
         if not features.is_pfn_visible():
@@ -176,43 +163,31 @@ class Sweep:
             return None
 
     def _read_all(self, wanted: list[int], tools: Tools) -> int:
-        """Read processes, in several threads; return how many were left out."""
-        own = _own_pid(self.proc)
-        left = 0
-        if own in wanted:
-            # Before the other threads open what is not ours to have open.
-            left += self._take(lambda: self._read(own, tools))
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-            futures = [pool.submit(self._read, pid, tools) for pid in wanted if pid != own]
-            for done, future in enumerate(futures, 1):
-                self._await(future)
-                left += self._take(future.result)
-                if self.on_progress is not None:
-                    self.on_progress(done, self._total)
-        return left
+        """
+        Read processes and return how many were left out.
 
-    def _take(self, result: "Callable[[], _Outcome]") -> int:
-        """Keep what a reader found; return 1 if the end of the scan came first."""
-        try:
-            outcome = result()
-        except Stopped:
-            return 1
-        self.meter.merge(outcome.meter)
+        On one thread: what takes time is Python's own work on tens of thousands of lines and
+        descriptors, and two threads that share it were measured to be slower than one.
+        """
+        for done, pid in enumerate(wanted):
+            if self.is_over():
+                return len(wanted) - done
+            try:
+                self._take(self._read(pid, tools))
+            except Stopped:
+                return len(wanted) - done
+            if self.on_progress is not None:
+                self.on_progress(done + 1, self._total)
+        return 0
+
+    def _take(self, outcome: "_Outcome") -> None:
+        """Keep what came of a process."""
         if outcome.facts is not None:
             self.processes.append(outcome.facts)
         elif outcome.is_gone:
             self.gone += 1
         elif outcome.refusal:
             self._refused.setdefault(outcome.refusal, []).append(outcome.pid)
-        return 0
-
-    def _await(self, future: "Future[_Outcome]") -> None:
-        while not future.done():
-            self.is_over()
-            try:
-                future.exception(_POLL_S)
-            except TimeoutError:
-                continue
 
     def _report(self, left: int) -> None:
         if left:
@@ -256,19 +231,16 @@ class Sweep:
             return parse_mounts(file.read())
 
     def _read(self, pid: int, tools: Tools) -> "_Outcome":
-        self._check_in_thread()
-        meter = Meter()
         try:
-            with ProcessDir(pid, self.proc, meter) as process:
-                facts = ProcessReader(process, self.want, tools).read()
-            return _Outcome(pid, meter, facts)
+            with ProcessDir(pid, self.proc, self.meter) as process:
+                return _Outcome(pid, ProcessReader(process, self.want, tools).read())
         except ProcessGone:
-            return _Outcome(pid, meter, is_gone=True)
+            return _Outcome(pid, is_gone=True)
         except Unsupported:
             # A kernel thread: it has no memory of its own.
-            return _Outcome(pid, meter)
+            return _Outcome(pid)
         except (MemlensError, OSError) as error:
-            return _Outcome(pid, meter, refusal=reason_of(error))
+            return _Outcome(pid, refusal=reason_of(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +248,6 @@ class _Outcome:
     """What came of reading one process."""
 
     pid: int
-    meter: Meter
     facts: ProcessFacts | None = None
     is_gone: bool = False
     refusal: str = ""
@@ -291,14 +262,6 @@ def reason_of(error: Exception) -> str:
     place = error.path.rpartition("/")[2]
     said = f"{place}: {said}" if not place.isdigit() else said
     return f"{said}: needs {error.needs}" if os.geteuid() else f"{said}, even to root"
-
-
-def _own_pid(proc: str) -> int:
-    """Return our PID as this /proc numbers it, 0 if we are not in it."""
-    try:
-        return int(os.readlink(f"{proc}/self"))
-    except (OSError, ValueError):
-        return 0
 
 
 def _processes(count: int) -> str:

@@ -92,13 +92,16 @@ def charged_swap(hierarchy: MemoryHierarchy) -> dict[str, int]:
     """
     Return the swap in bytes that each cgroup is charged itself, without those below it.
 
+    Slots whose pages are in RAM again are in it: version 1 lists them apart.
+
     :return: by path; cgroups of which the kernel does not say are left out.
     """
     found: dict[str, int] = {}
     for directory, names, _ in os.walk(hierarchy.root):
         path = directory[len(hierarchy.root) :] or "/"
         if hierarchy.version == 1:
-            own = _read_stat(f"{directory}/memory.stat").get("swap")
+            figures = _read_stat(f"{directory}/memory.stat")
+            own = figures["swap"] + figures.get("swapcached", 0) if "swap" in figures else None
         else:
             own = _read_number(f"{directory}/memory.swap.current")
             if own is not None:

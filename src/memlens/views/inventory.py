@@ -41,6 +41,7 @@ _REMAINDER = (
     "of no object that can be listed: memfds in unread messages, deleted tmpfs files under "
     "loop devices, detached or covered mounts, the root file system of the boot (initramfs)"
 )
+_HOLDER_NAME = 10
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
@@ -63,7 +64,7 @@ def holders_text(item: SharedObject) -> str:
     # Who maps most of it is the one to name.
     first = max(item.holders, key=lambda holder: holder.mapped_pages)
     more = f" +{len(item.holders) - 1}" if len(item.holders) > 1 else ""
-    return f"{first.pid} {first.name}{more}"
+    return f"{first.pid} {first.name[:_HOLDER_NAME]}{more}"
 
 
 def _owner(item: SharedObject) -> str | None:
@@ -103,7 +104,7 @@ OBJECT_COLUMNS: tuple[TableColumn[SharedObject], ...] = (
     TableColumn("age", "age", "text", lambda row: format_age(row.born_s, time.time()), 4),
     TableColumn("device", "device", "text", lambda row: row.device, 7),
     TableColumn("inode", "inode", "number", lambda row: row.inode, 6),
-    TableColumn("cgroup", "cgroup", "text", lambda row: row.cgroup or "", 8),
+    TableColumn("cgroup", "cgroup", "text", lambda row: row.cgroup, 8, absent=""),
     TableColumn("marks", "marks", "text", lambda row: ", ".join(row.marks), 3),
     TableColumn("name", "name", "name", lambda row: row.name),
 )

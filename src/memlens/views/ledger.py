@@ -39,8 +39,10 @@ AREA_COLUMNS: tuple[TableColumn[AreaSwap], ...] = (
     TableColumn("used_pages", "used", "pages", lambda row: row.used_pages, style=_SWAP),
     TableColumn("size_pages", "size", "pages", lambda row: row.size_pages),
     TableColumn("private_pages", "private", "pages", lambda row: row.private_pages, 1),
-    TableColumn("stored_bytes", "stored", "bytes", lambda row: row.stored_bytes, 3),
-    TableColumn("compressed_bytes", "in RAM", "bytes", lambda row: row.compressed_bytes, 2),
+    TableColumn("stored_bytes", "stored", "bytes", lambda row: row.stored_bytes, 3, absent=""),
+    TableColumn(
+        "compressed_bytes", "in RAM", "bytes", lambda row: row.compressed_bytes, 2, absent=""
+    ),
     TableColumn("priority", "prio", "number", lambda row: row.priority, 4),
     TableColumn("path", "path", "name", lambda row: row.path),
 )

@@ -24,7 +24,9 @@ Value = int | float | str | None
 Unit = Literal["pages", "bytes", "number", "text", "name"]
 
 BOLD, DIM, ALARM = "bold", "dim", "bold red"
-_NAME_LEAST = 16
+_NAME_LEAST = 12
+# A name that gets less loses a column of the first rank to leave out.
+_NAME_WANTED = 20
 _TEXT_MOST = 20
 _MISSED_SHOWN = 8
 _WIDE = 110
@@ -41,6 +43,7 @@ class TableColumn(Generic[T]):
     :param read: takes the value from a row; None is not known.
     :param rank: the higher, the sooner it is left out where there is no room; 0 never.
     :param style: as rich spells it.
+    :param absent: what text shows for None: not known, or that there is no such thing.
     """
 
     name: str
@@ -49,6 +52,7 @@ class TableColumn(Generic[T]):
     read: Callable[[T], Value]
     rank: int = 0
     style: str = ""
+    absent: str = "?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ def render_table(
     shown = [
         index
         for index, column in enumerate(columns)
-        if not column.rank or any(cell[index] for cell in cells)
+        if not column.rank or any(cell[index] not in ("", column.absent) for cell in cells)
     ]
     gap = 2 if options.width >= _WIDE else 1
     widths = _fit(columns, cells, shown, gap, options.width)
@@ -129,7 +133,10 @@ def render_table(
 
 
 def _cell(column: TableColumn[T], row: T, page_size_bytes: int) -> str:
-    return format_cell(column.unit, column.read(row), page_size_bytes)
+    value = column.read(row)
+    if value is None:
+        return column.absent
+    return format_cell(column.unit, value, page_size_bytes)
 
 
 def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
@@ -167,7 +174,7 @@ def _fit(
     names = [index for index in shown if columns[index].unit == "name"]
 
     def needed() -> int:
-        least = sum(min(w, _NAME_LEAST) if i in names else w for i, w in widths.items())
+        least = sum(min(w, _NAME_WANTED) if i in names else w for i, w in widths.items())
         return least + gap * (len(widths) - 1)
 
     while needed() > room:
