@@ -1,7 +1,10 @@
 """Have memlens look, also in processes of their own, and hold what it says."""
 
+import ctypes
+import importlib
 import os
 import pickle
+import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +17,7 @@ import raw
 from numpy.typing import NDArray
 from workloads.base import Expected, Workload
 
+import memlens
 from memlens import MemlensError, PageClass, ProcessMap, map_process
 from memlens.kernel.cachewalk import walker
 
@@ -161,12 +165,24 @@ def looker(disabled: Iterable[str] = (), *, uid: int = 0) -> Iterator[LookElsewh
             process.kill()
 
 
+def become(uid: int) -> None:
+    """
+    Turn into an ordinary user, who need not be able to read this Python's libraries.
+
+    Everything is imported before, and nothing probed, which would be remembered.
+    """
+    for module in pkgutil.walk_packages(memlens.__path__, "memlens."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, as one who logged in has it
+
+
 def _serve(uid: int) -> None:
     if uid:
-        map_process(os.getpid())  # import everything, which this user may not be able to
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
+        become(uid)
     for line in sys.stdin.buffer:
         try:
             answer: object = map_process(int(line))
