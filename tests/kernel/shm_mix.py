@@ -8,6 +8,7 @@ other mount and IPC namespaces, and private pages that a parent shares with its 
 import itertools
 import os
 import struct
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -202,13 +203,16 @@ def _swap_cached(pfns: Iterable[int]) -> Iterator[int]:
 
 
 @dataclass
-class _Builder:
+class Builder:
+    """Makes targets and objects of a mix; all goes with the stack."""
+
     stack: ExitStack
     squeeze: Squeeze
     swap: str
     mix: Mix
 
     def target(self) -> Target:
+        """Start a target."""
         made = self.stack.enter_context(target())
         self.mix.targets.append(made)
         return made
@@ -272,7 +276,7 @@ def _is_on_swap_only(path: str, pages: int) -> bool:
 def build(stack: ExitStack, squeeze: Squeeze, swap: str, directory: Path) -> Mix:
     """Build everything; it goes with the stack."""
     mix = Mix(directory)
-    builder = _Builder(stack, squeeze, swap, mix)
+    builder = Builder(stack, squeeze, swap, mix)
     for make in (
         _private_family,
         *(_memfd_of_two, _anonymous_of_two, _memfd_only_open, _memfd_copied_privately),
@@ -291,7 +295,7 @@ def mixed(squeeze: Squeeze, swap: str, directory: Path) -> Iterator[Mix]:
         yield build(stack, squeeze, swap, directory)
 
 
-def _private_family(builder: _Builder) -> None:
+def _private_family(builder: Builder) -> None:
     """Swapped private pages of a parent and two children, one of which read some back."""
     parent = builder.target()
     start = parent.mmap(499)
@@ -320,7 +324,7 @@ def _memfd(driven: Target, name: str, pages: int) -> tuple[int, int]:
     return fd, driven.mmap(pages, flags=MAP_SHARED, fd=fd)
 
 
-def _memfd_of_two(builder: _Builder) -> None:
+def _memfd_of_two(builder: Builder) -> None:
     """One maps all of it and has it open; the other maps its upper part, read-only."""
     first, second = builder.target(), builder.target()
     fd, start = _memfd(first, "of two", 211)
@@ -342,7 +346,7 @@ def _memfd_of_two(builder: _Builder) -> None:
     )
 
 
-def _anonymous_of_two(builder: _Builder) -> None:
+def _anonymous_of_two(builder: Builder) -> None:
     parent = builder.target()
     start = parent.mmap(101, flags=MAP_SHARED | MAP_ANONYMOUS)
     builder.out(parent, start, 53)
@@ -358,7 +362,7 @@ def _anonymous_of_two(builder: _Builder) -> None:
     )
 
 
-def _memfd_only_open(builder: _Builder) -> None:
+def _memfd_only_open(builder: Builder) -> None:
     driven = builder.target()
     fd, start = _memfd(driven, "only open", 83)
     builder.out(driven, start, 71)
@@ -375,7 +379,7 @@ def _memfd_only_open(builder: _Builder) -> None:
     made.count_out = lambda: count_evicted(f"/proc/{driven.pid}/fd/{fd}")
 
 
-def _memfd_copied_privately(builder: _Builder) -> None:
+def _memfd_copied_privately(builder: Builder) -> None:
     """A sealed memfd mapped privately: the copy of a page on swap is another page."""
     driven = builder.target()
     fd: int = driven.os("memfd_create", "copied", 3)
@@ -407,7 +411,7 @@ def _resident(path: str) -> int:
         os.close(fd)
 
 
-def _file(builder: _Builder, driven: Target, path: Path, pages: int, out: int) -> Made:
+def _file(builder: Builder, driven: Target, path: Path, pages: int, out: int) -> Made:
     """Make a file of a tmpfs with pages on swap; mapped by the target and not open."""
     fd = driven.os("open", str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     driven.os("ftruncate", fd, pages * PAGE)
@@ -441,13 +445,13 @@ def _forget(driven: Target, made: Made, *, is_elsewhere: bool = False) -> None:
     made.count_out = lambda: count_evicted(path)
 
 
-def _file_of_nobody(builder: _Builder) -> None:
+def _file_of_nobody(builder: Builder) -> None:
     driven = builder.target()
     made = _file(builder, driven, builder.tmpfs() / "of nobody", 61, 59)
     _forget(driven, made)
 
 
-def _file_with_two_names(builder: _Builder) -> None:
+def _file_with_two_names(builder: Builder) -> None:
     driven = builder.target()
     path = builder.tmpfs() / "two names"
     made = _file(builder, driven, path, 31, 29)
@@ -456,7 +460,7 @@ def _file_with_two_names(builder: _Builder) -> None:
     made.name = ""
 
 
-def _deleted_file_mapped(builder: _Builder) -> None:
+def _deleted_file_mapped(builder: Builder) -> None:
     driven = builder.target()
     path = builder.tmpfs() / "deleted"
     made = _file(builder, driven, path, 47, 41)
@@ -464,7 +468,7 @@ def _deleted_file_mapped(builder: _Builder) -> None:
     made.marks = {"deleted"}
 
 
-def _file_of_other_mounts(builder: _Builder) -> None:
+def _file_of_other_mounts(builder: Builder) -> None:
     """A file nobody holds, in a namespace whose first process sees no mount of it."""
     first = builder.target()
     first.isolate_mounts()
@@ -482,7 +486,7 @@ def _file_of_other_mounts(builder: _Builder) -> None:
     made.count_out = lambda: count_evicted(path)
 
 
-def _file_below_a_bind_mount(builder: _Builder) -> None:
+def _file_below_a_bind_mount(builder: Builder) -> None:
     """A tmpfs that is gone from its place: only a directory of it is mounted."""
     driven = builder.target()
     whole = builder.mix.directory / f"whole{next(_names)}"
@@ -497,7 +501,7 @@ def _file_below_a_bind_mount(builder: _Builder) -> None:
     _forget(driven, made, is_elsewhere=True)
 
 
-def _segment(builder: _Builder, driven: Target, pages: int, out: int) -> tuple[int, int, Made]:
+def _segment(builder: Builder, driven: Target, pages: int, out: int) -> tuple[int, int, Made]:
     shmid = driven.libc("shmget", 0, pages * PAGE, IPC_CREAT | 0o600)
 
     def remove() -> None:
@@ -517,7 +521,7 @@ def _segment(builder: _Builder, driven: Target, pages: int, out: int) -> tuple[i
     return shmid, start, made
 
 
-def _segment_of_nobody(builder: _Builder) -> None:
+def _segment_of_nobody(builder: Builder) -> None:
     driven = builder.target()
     _, start, made = _segment(builder, driven, 37, 31)
     fill(driven, start, range(31, 34))
@@ -526,14 +530,14 @@ def _segment_of_nobody(builder: _Builder) -> None:
     made.holders, made.marks = {}, {"no_holder", "detached"}
 
 
-def _segment_removed(builder: _Builder) -> None:
+def _segment_removed(builder: Builder) -> None:
     driven = builder.target()
     shmid, _, made = _segment(builder, driven, 29, 23)
     driven.libc("shmctl", shmid, IPC_RMID, None)
     made.marks = {"deleted"}
 
 
-def _segments_of_other_namespaces(builder: _Builder) -> None:
+def _segments_of_other_namespaces(builder: Builder) -> None:
     """The first segment of each namespace has the same number."""
     for pages, out in ((89, 79), (97, 73)):
         driven = builder.target()
@@ -542,3 +546,55 @@ def _segments_of_other_namespaces(builder: _Builder) -> None:
         driven.libc("shmdt", start)
         made.holders = {}
         made.marks = {"no_holder", "detached", "other_ipc_namespace"}
+
+
+# What nothing that the kernel lists leads to
+
+
+def memfd_in_a_message(builder: Builder) -> Made:
+    """A memfd that only a message holds, which nobody has read."""
+    driven = builder.target()
+    fd, start = _memfd(driven, "in a message", 47)
+    builder.out(driven, start, 43)
+    made = builder.add(driven, start, "memfd in a message", "memfd", out=43)
+    code = """
+import socket
+pair = socket.socketpair()
+socket.send_fds(pair[0], [b"f"], [fd])
+os.close(fd)
+result = [end.detach() for end in pair]
+"""
+    driven.run(code, fd=fd)
+    driven.libc("munmap", start, 47 * PAGE)
+    return made
+
+
+def deleted_file_of_a_loop_device(builder: Builder) -> Made:
+    """A deleted file of a tmpfs that only a loop device holds."""
+    driven = builder.target()
+    path = builder.tmpfs() / "backing"
+    made = _file(builder, driven, path, 64, 59)
+    device = subprocess.run(
+        ["losetup", "--find", "--show", path], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    detach = ["losetup", "--detach", device]
+    builder.stack.enter_context(undone_at_exit(lambda: subprocess.run(detach, check=True)))
+    driven.libc("munmap", *_place(driven.pid, made))
+    path.unlink()
+    return made
+
+
+def file_of_a_detached_mount(builder: Builder) -> Made:
+    """A file of a mount that is in no namespace; a process has its root open."""
+    driven = builder.target()
+    driven.isolate_mounts()
+    where = builder.mix.directory / f"detached{next(_names)}"
+    driven.mount("tmpfs", where)
+    made = _file(builder, driven, where / "on a detached mount", 41, 37)
+    driven.libc("munmap", *_place(driven.pid, made))
+    driven.os("open", str(where), os.O_PATH | os.O_DIRECTORY)
+    driven.libc("umount2", bytes(where) + b"\0", MNT_DETACH)
+    return made
+
+
+UNREACHABLE = (memfd_in_a_message, deleted_file_of_a_loop_device, file_of_a_detached_mount)
