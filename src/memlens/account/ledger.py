@@ -5,6 +5,7 @@ The swap ledger: every used slot once, and what is left over printed as such.
            + pages in RAM that keep their slot + remainder
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
 from memlens.account.slotmap import SlotMap, make_slot_map
 from memlens.account.sweep import Sweep
+from memlens.errors import Unsupported
 from memlens.kernel import features
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
 from memlens.kernel.loops import list_deleted_backing_files
@@ -165,10 +167,10 @@ def read_swap_ledger(
     :param on_progress: called with what is done and what there is in all: processes,
         then objects.
     :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
-    :raises Unsupported: if ``proc`` is none, or the kernel has no swap.
+    :raises Unsupported: if ``proc`` is none.
     """
     size = features.page_size_bytes()
-    before = read_swap(size, proc)
+    before = _read_swap(size, proc)
     # Pages in RAM that keep a slot cost a look at the flags of every private page, so look
     # only if the kernel counts any.
     has_cache = bool(before.areas) and read_meminfo_pages("SwapCached", proc) > 0
@@ -183,6 +185,16 @@ def read_swap_ledger(
         return ledger
     found = make_slot_map(sweep.processes, ledger.objects, is_walked=scan.is_walked, proc=proc)
     return replace(ledger, slots=found)
+
+
+def _read_swap(size: int, proc: str) -> Swap:
+    try:
+        return read_swap(size, proc)
+    except Unsupported as error:
+        # Without meminfo this is no /proc at all.
+        if not os.path.exists(f"{proc}/meminfo"):
+            raise
+        return Swap(notes=(error.message,))
 
 
 def _ledger(sweep: Sweep, before: Swap, after: Swap, scan: ObjectScan) -> SwapLedger:

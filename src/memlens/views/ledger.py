@@ -8,6 +8,7 @@ from memlens.account.ledger import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger
 from memlens.account.sharedobject import SharedObject
 from memlens.units import format_size
 from memlens.views.inventory import holder_pids, holders_text
+from memlens.views.slotmap import json_slots
 from memlens.views.table import (
     ALARM,
     BOLD,
@@ -20,6 +21,7 @@ from memlens.views.table import (
     percent,
     render_csv,
     render_document,
+    render_labelled,
     render_summary,
     render_table,
     sort_names,
@@ -146,6 +148,7 @@ def render_text(
         yield [Segment("INCOMPLETE: the scan ended early", ALARM)]
     if not ledger.areas:
         yield [Segment("This machine has no swap area in use.")]
+        yield from render_labelled("note", ledger.notes, options)
         return
     yield from render_table(ledger.areas, AREA_COLUMNS, size, options)
     yield from _zswap_lines(ledger.zswap)
@@ -262,6 +265,7 @@ def render_json(
             "processes": [_process_json(row) for row in rows("process")],
             "objects": [_object_json(item) for item in rows("object")],
             "cgroups": json_rows(rows("cgroup"), CGROUP_COLUMNS),
+            **({} if ledger.slots is None else json_slots(ledger.slots)),
             "missed": json_missed(ledger.missed),
             "notes": list(ledger.notes),
             "is_complete": ledger.is_complete,

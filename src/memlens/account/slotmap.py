@@ -1,0 +1,261 @@
+"""
+Every slot of swap by its owner: the ledger, slot by slot.
+
+Page tables name the slots of private pages, the page-cache walk those of shared-memory
+objects.  A slot has one owner; two that claim it are an error, or were told at two moments.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.account.facts import ProcessFacts
+from memlens.account.sharedobject import SharedObject
+from memlens.errors import MemlensError
+from memlens.kernel.swapareas import NumberedArea, number_areas
+from memlens.pages.bits import PM_SWAP_AREA, PM_SWAP_SLOT_SHIFT
+
+# Slots of all areas in one line: the area above, the slot below.
+_AREA_SHIFT = 50
+_SLOT = (1 << _AREA_SHIFT) - 1
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotOwner:
+    """
+    What keeps slots.
+
+    :param kind: ``process`` for private pages, or the kind of a shared-memory object.
+    :param name: of the process or object, raw.
+    :param pid: of the process, None for an object.
+    :param pages: slots that are its own; a private slot that several processes hold after
+        fork is the first one's.
+    :param extents: stretches of consecutive slots that these are in.
+    :param also_held_pages: of these, slots that other processes hold as well.
+    """
+
+    kind: str
+    name: str
+    pid: int | None
+    pages: int = 0
+    extents: int = 0
+    also_held_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotRuns:
+    """
+    Consecutive slots of one owner, in order.
+
+    :param first: first slot of each run, ``(n,)`` int64.
+    :param pages: length of each run, ``(n,)`` int64.
+    :param owner: index into ``SlotMap.owners``, ``(n,)`` int64.
+    """
+
+    first: Ints
+    pages: Ints
+    owner: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class AreaSlots:
+    """
+    The slots of one swap area.
+
+    :param area: its number.
+    :param path: its device or file, "" if the kernel does not say for certain.
+    :param slots: slots are numbered from 1 and below this.
+    :param used_pages: slots that are taken, as /proc/swaps says; None if not known.
+    :param runs: slots with their owners; where two claim a slot, both are there.
+    """
+
+    area: int
+    path: str
+    slots: int
+    used_pages: int | None
+    runs: SlotRuns
+
+    @property
+    def named_pages(self) -> int:
+        """Return the slots with an owner."""
+        return int(self.runs.pages.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class DoubleClaim:
+    """Slots that two owners claim, by their index."""
+
+    area: int
+    slot: int
+    pages: int
+    owners: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMap:
+    """
+    Who has which slot.
+
+    :param owners: those with most slots first.
+    :param areas: by their number.
+    :param twice: slots that were claimed twice; there are none unless pages moved.
+    :param is_walked: whether slots of shared memory could be told.
+    """
+
+    owners: tuple[SlotOwner, ...]
+    areas: tuple[AreaSlots, ...]
+    twice: tuple[DoubleClaim, ...]
+    is_walked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Claims:
+    """Runs of slots, ``key`` as ``_AREA_SHIFT`` says, in no order."""
+
+    key: Ints
+    pages: Ints
+    owner: Ints
+
+
+def make_slot_map(
+    processes: Sequence[ProcessFacts],
+    objects: Sequence[SharedObject],
+    *,
+    is_walked: bool,
+    proc: str = "/proc",
+) -> SlotMap:
+    """
+    Return who has which slot.
+
+    :param processes: with their swapped private pages.
+    :param objects: with their slots.
+    :param is_walked: whether the slots of objects could be asked.
+    :param proc: root of the /proc to read the areas of.
+    """
+    private, shared_by = _private_claims(processes)
+    owners = [SlotOwner("process", facts.name, facts.pid) for facts in processes]
+    owners += [SlotOwner(item.kind, item.name, None) for item in objects]
+    parts = [private, *_object_claims(objects, len(processes))]
+    claims = _joined(parts)
+    pages, extents = _sums(claims, len(owners))
+    rank = np.argsort(-pages, kind="stable")
+    rank = rank[pages[rank] > 0]
+    place = np.full(len(owners), -1, np.int64)
+    place[rank] = np.arange(len(rank))
+    claims = _Claims(claims.key, claims.pages, place[claims.owner])
+    ranked = tuple(
+        SlotOwner(
+            kind=owners[index].kind,
+            name=owners[index].name,
+            pid=owners[index].pid,
+            pages=int(pages[index]),
+            extents=int(extents[index]),
+            also_held_pages=shared_by.get(index, 0),
+        )
+        for index in rank.tolist()
+    )
+    return SlotMap(ranked, _areas(claims, proc), tuple(_twice(claims)), is_walked)
+
+
+def _private_claims(processes: Sequence[ProcessFacts]) -> tuple[_Claims, dict[int, int]]:
+    """Return every private slot once, and how many slots of each others hold as well."""
+    words = np.concatenate([_NO_WORDS, *[facts.swap_words for facts in processes]])
+    lengths = [len(facts.swap_words) for facts in processes]
+    owner = np.repeat(np.arange(len(processes), dtype=np.int64), lengths)
+    area = (words & PM_SWAP_AREA).astype(np.int64)
+    key = area << _AREA_SHIFT | (words >> PM_SWAP_SLOT_SHIFT).astype(np.int64)
+    order = np.argsort(key, kind="stable")
+    key, owner = key[order], owner[order]
+    is_first = np.ones(len(key), bool)
+    is_first[1:] = key[1:] != key[:-1]
+    heads = np.flatnonzero(is_first)
+    holders = np.diff(np.append(heads, len(key)))
+    held = np.bincount(owner[heads][holders > 1], minlength=len(processes))
+    also = {index: int(count) for index, count in enumerate(held.tolist()) if count}
+    ones = np.ones(len(heads), np.int64)
+    return _merged(_Claims(key[heads], ones, owner[heads])), also
+
+
+def _object_claims(objects: Sequence[SharedObject], first_owner: int) -> list[_Claims]:
+    found = []
+    for index, item in enumerate(objects, first_owner):
+        key = item.slots.area.astype(np.int64) << _AREA_SHIFT | item.slots.slot
+        owner = np.full(len(key), index, np.int64)
+        order = np.argsort(key, kind="stable")
+        found.append(_merged(_Claims(key[order], item.slots.pages[order], owner)))
+    return found
+
+
+def _merged(claims: _Claims) -> _Claims:
+    """Join sorted runs of one owner that go on."""
+    if len(claims.key) < 2:
+        return claims
+    stop = claims.key + claims.pages
+    is_new = np.ones(len(claims.key), bool)
+    is_new[1:] = (claims.key[1:] != stop[:-1]) | (claims.owner[1:] != claims.owner[:-1])
+    heads = np.flatnonzero(is_new)
+    last = np.append(heads[1:], len(claims.key)) - 1
+    return _Claims(claims.key[heads], stop[last] - claims.key[heads], claims.owner[heads])
+
+
+def _joined(parts: Sequence[_Claims]) -> _Claims:
+    key = np.concatenate([part.key for part in parts])
+    order = np.argsort(key, kind="stable")
+    return _Claims(
+        key[order],
+        np.concatenate([part.pages for part in parts])[order],
+        np.concatenate([part.owner for part in parts])[order],
+    )
+
+
+def _sums(claims: _Claims, owners: int) -> tuple[Ints, Ints]:
+    pages = np.bincount(claims.owner, weights=claims.pages, minlength=owners)
+    return pages.astype(np.int64), np.bincount(claims.owner, minlength=owners)
+
+
+def _areas(claims: _Claims, proc: str) -> tuple[AreaSlots, ...]:
+    numbers = claims.key >> _AREA_SHIFT
+    seen = np.flatnonzero(np.bincount(numbers, minlength=1)).tolist()
+    try:
+        listed = number_areas(seen, proc)
+    except (MemlensError, OSError):
+        listed = []
+    known = {row.number: row for row in listed if row.number is not None}
+    found = []
+    for number in sorted({*seen, *known}):
+        low, high = np.searchsorted(numbers, [number, number + 1])
+        runs = SlotRuns(
+            claims.key[low:high] & _SLOT, claims.pages[low:high], claims.owner[low:high]
+        )
+        found.append(_area(number, known.get(number), runs))
+    return tuple(found)
+
+
+def _area(number: int, row: NumberedArea | None, runs: SlotRuns) -> AreaSlots:
+    if row is not None:
+        return AreaSlots(number, row.area.path, row.slots, row.area.used_pages, runs)
+    end = int((runs.first + runs.pages).max()) if len(runs.first) else 1
+    return AreaSlots(number, "", end, None, runs)
+
+
+def _twice(claims: _Claims) -> list[DoubleClaim]:
+    """Return where a run begins before one that began earlier ends."""
+    if len(claims.key) < 2:
+        return []
+    stop = claims.key + claims.pages
+    furthest = np.maximum.accumulate(stop)[:-1]
+    found = []
+    for index in (np.flatnonzero(claims.key[1:] < furthest) + 1).tolist():
+        before = int(np.flatnonzero(stop[:index] == furthest[index - 1])[0])
+        key = int(claims.key[index])
+        pages = min(int(stop[index]), int(furthest[index - 1])) - key
+        owners = int(claims.owner[before]), int(claims.owner[index])
+        found.append(DoubleClaim(key >> _AREA_SHIFT, key & _SLOT, pages, owners))
+    return found
+
+
+_NO_WORDS = np.empty(0, np.uint64)

@@ -1,0 +1,95 @@
+"""Who has which slot: made of facts by hand."""
+
+import numpy as np
+import pytest
+
+from memlens.account.facts import ProcessFacts
+from memlens.account.sharedobject import SharedObject
+from memlens.account.slotmap import SlotMap, make_slot_map
+from memlens.pages.runs import EMPTY
+from memlens.pages.slotruns import SlotRuns
+from memlens.views.slotmap import count_cells, json_slots, render_text
+from memlens.views.table import TableOptions
+
+NO_PROC = "/nowhere"
+
+
+def process(pid: int, *slots: tuple[int, int]) -> ProcessFacts:
+    words = np.array(sorted(slot << 5 | area for area, slot in slots), np.uint64)
+    facts = object.__new__(ProcessFacts)
+    for name, value in (("pid", pid), ("name", f"p{pid}"), ("swap_words", words)):
+        object.__setattr__(facts, name, value)
+    return facts
+
+
+def shared(name: str, *runs: tuple[int, int, int, int]) -> SharedObject:
+    columns = [np.array(column, np.int64) for column in zip(*runs, strict=True)]
+    slots = SlotRuns(columns[0], columns[1], columns[2].astype(np.uint8), columns[3])
+    return SharedObject("memfd", name, "00:01", 1, 0, 0, EMPTY, (), (), slots=slots)
+
+
+def slot_map(processes: list[ProcessFacts], objects: list[SharedObject]) -> SlotMap:
+    return make_slot_map(processes, objects, is_walked=True, proc=NO_PROC)
+
+
+def test_every_slot_has_its_owner_and_stretches_are_counted() -> None:
+    found = slot_map(
+        [process(7, (0, 1), (0, 2), (0, 9)), process(8, (0, 2), (1, 5))],
+        [shared("memfd:a", (0, 3, 0, 3), (10, 2, 0, 7))],
+    )
+    assert [(o.name, o.pages, o.extents, o.also_held_pages) for o in found.owners] == [
+        ("memfd:a", 5, 2, 0),
+        ("p7", 3, 2, 1),
+        ("p8", 1, 1, 0),
+    ]
+    assert not found.twice
+    runs = found.areas[0].runs
+    assert list(
+        zip(runs.first.tolist(), runs.pages.tolist(), runs.owner.tolist(), strict=True)
+    ) == [*((1, 2, 1), (3, 3, 0), (7, 2, 0), (9, 1, 1))]
+    assert [(area.area, area.named_pages) for area in found.areas] == [(0, 8), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("processes", "objects", "claims"),
+    [
+        ([process(7, (0, 4))], [shared("a", (0, 3, 0, 3))], [(0, 4, 1)]),
+        ([], [shared("a", (0, 5, 2, 3)), shared("b", (0, 9, 2, 5))], [(2, 5, 3)]),
+        ([], [shared("a", (0, 5, 0, 3), (9, 1, 0, 4))], [(0, 4, 1)]),
+        ([], [shared("a", (0, 9, 0, 1), (9, 1, 0, 2)), shared("b", (0, 1, 0, 7))], None),
+        ([process(7, (0, 4)), process(8, (0, 4))], [], []),
+        ([process(7, (0, 4))], [shared("a", (0, 3, 1, 3))], []),
+    ],
+)
+def test_a_slot_that_two_claim_is_told(
+    processes: list[ProcessFacts],
+    objects: list[SharedObject],
+    claims: list[tuple[int, int, int]] | None,
+) -> None:
+    found = slot_map(processes, objects)
+    seen = [(claim.area, claim.slot, claim.pages) for claim in found.twice]
+    assert seen == ([(0, 2, 1), (0, 7, 1)] if claims is None else claims)
+
+
+def test_cells_add_up_to_the_slots() -> None:
+    found = slot_map([process(7, (0, 1), (0, 99))], [shared("a", (0, 50, 0, 20))])
+    (area,) = found.areas
+    for cells in (1, 7, 100, 5000):
+        table, per_cell = count_cells(area, cells)
+        assert len(table) <= cells
+        assert len(table) * per_cell >= area.slots
+        assert table[:, 0].sum() == 50
+        assert table[:, 1].sum() == 2
+
+
+def test_text_and_json_name_owners_and_claims() -> None:
+    found = slot_map([process(7, (0, 4))], [shared("evil\x1b[2J", (0, 3, 0, 3))])
+    options = TableOptions(width=80)
+    text = "".join(part.text for line in render_text(found, 4096, options) for part in line)
+    assert "\x1b" not in text
+    assert "area 0, slots 4 to 4 are claimed twice" in text
+    document = json_slots(found)
+    assert document["slots_claimed_twice"] == [
+        {"area": 0, "slot": 4, "pages": 1, "owners": [0, 1]}
+    ]
+    assert document["slot_areas"][0]["runs"] == [[3, 3, 0], [4, 1, 1]]
