@@ -1,6 +1,5 @@
 """Which pages are asked for: ``anon and not lru``, and the bits-spec of page-types -b."""
 
-import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -155,6 +154,8 @@ def _bit_of(text: str, name: str, position: int) -> int:
 
 
 def _suggest(name: str) -> str:
+    import difflib
+
     names = [row.name for row in KPAGE_BITS]
     close = difflib.get_close_matches(name.lower(), names, 1)
     return f" (did you mean {close[0]}?)" if close else ""

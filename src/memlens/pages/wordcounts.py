@@ -76,7 +76,9 @@ class WordCounts:
 
     def _learn(self, words: NDArray[np.uint64]) -> None:
         known, counted = self._known, self._counts[self._slots(self._known)]
-        self._known = np.union1d(known, words)
+        # np.unique would import numpy.ma, which takes 15 ms.
+        every = np.sort(np.concatenate((known, words)))
+        self._known = every[np.append(True, every[1:] != every[:-1])]
         self._build()
         self._counts[self._slots(known)] = counted
 

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.flaglist import PageRange
-from memlens.account.flagworkers import FlagCounts
 from memlens.pages.flagfilter import Filter
 from memlens.pages.flags import expand_words, flag_names, group_words, known_words
 from memlens.units import escape_text, format_size
+
+if TYPE_CHECKING:
+    from memlens.account.flaglist import PageRange
+    from memlens.account.flagworkers import FlagCounts
 
 SCHEMA = "memlens.flags/1"
 
@@ -40,7 +42,7 @@ class FlagOptions:
         return self.where(expand_words(joined)) & self.bits(self.show(joined))
 
 
-def combinations(counts: FlagCounts, options: FlagOptions) -> list[tuple[int, int]]:
+def combinations(counts: "FlagCounts", options: FlagOptions) -> list[tuple[int, int]]:
     """Return ``(word, pages)``, most pages first."""
     kept = options.keeps(counts.words)
     words, pages = group_words(options.show(counts.words[kept]), counts.pages[kept])
@@ -48,7 +50,7 @@ def combinations(counts: FlagCounts, options: FlagOptions) -> list[tuple[int, in
     return sorted(rows, key=lambda row: (-row[1], row[0]))
 
 
-def render_json(counts: FlagCounts, options: FlagOptions, subject: dict[str, Any]) -> str:
+def render_json(counts: "FlagCounts", options: FlagOptions, subject: dict[str, Any]) -> str:
     """Return one JSON object."""
     rows = combinations(counts, options)
     document = {
@@ -71,7 +73,7 @@ def render_json(counts: FlagCounts, options: FlagOptions, subject: dict[str, Any
     return json.dumps(document) + "\n"
 
 
-def render_text(counts: FlagCounts, options: FlagOptions, title: str) -> Iterator[str]:
+def render_text(counts: "FlagCounts", options: FlagOptions, title: str) -> Iterator[str]:
     """Yield the lines of a table."""
     rows = combinations(counts, options)
     total = sum(pages for _, pages in rows)
@@ -89,7 +91,7 @@ def render_text(counts: FlagCounts, options: FlagOptions, title: str) -> Iterato
         yield f"note: {note}\n"
 
 
-def find_notes(counts: FlagCounts) -> Iterator[str]:
+def find_notes(counts: "FlagCounts") -> Iterator[str]:
     """Yield what a reader of the numbers has to know; all of them, whatever the filter."""
     if counts.frames is not None and counts.frames < _mapped(counts):
         shared = _mapped(counts) - counts.frames
@@ -113,12 +115,12 @@ def find_notes(counts: FlagCounts) -> Iterator[str]:
     yield from counts.notes
 
 
-def _mapped(counts: FlagCounts) -> int:
+def _mapped(counts: "FlagCounts") -> int:
     return counts.total_pages - counts.swapped_pages - counts.marker_pages
 
 
 def list_text(
-    ranges: Iterable[PageRange], options: FlagOptions, cgroups: dict[int, str], unit: int
+    ranges: Iterable["PageRange"], options: FlagOptions, cgroups: dict[int, str], unit: int
 ) -> Iterator[str]:
     """Yield a line for each range of pages; addresses and frames are hexadecimal."""
     yield f"{'address':>16} {'pages':>8} {'frame':>10} {'maps':>5}  flags  [cgroup]\n"
@@ -131,7 +133,7 @@ def list_text(
 
 
 def list_json(
-    ranges: Iterable[PageRange],
+    ranges: Iterable["PageRange"],
     options: FlagOptions,
     cgroups: dict[int, str],
     unit: int,
@@ -158,9 +160,9 @@ def list_json(
     yield f'], "total_pages": {total}}}\n'
 
 
-def _shown(row: PageRange, options: FlagOptions) -> int:
+def _shown(row: "PageRange", options: FlagOptions) -> int:
     return int(options.show(np.array([row.joined], np.uint64))[0])
 
 
-def _owner(row: PageRange, cgroups: dict[int, str]) -> str:
+def _owner(row: "PageRange", cgroups: dict[int, str]) -> str:
     return cgroups.get(row.cgroup or 0, f"@{row.cgroup}")
