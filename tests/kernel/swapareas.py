@@ -2,8 +2,9 @@
 The suite's own swap, one area at a time, and a memory cgroup to push pages out with.
 
 The two kinds differ: on zram a page that went out is gone from RAM at once, on a swap
-file the copy stays in the swap cache until something reclaims it.  Everything made
-here is taken away again, also when a test fails or the run is ended by a signal.
+file the copy stays in the swap cache until something reclaims it.  With zswap before the
+file, the bytes stay in RAM, compressed, and no interface tells.  Everything made here is
+taken away again, also when a test fails or the run is ended by a signal.
 """
 
 import atexit
@@ -18,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCK = Path("/run/lock/memlens-test.lock")
+ZSWAP = Path("/sys/module/zswap/parameters/enabled")
 ZRAM_SIZE_BYTES = 512 << 20
 FILE_SIZE_BYTES = 256 << 20
-KINDS = ("zram", "file")
 
 
 class Missing(Exception):
@@ -89,8 +90,12 @@ def swap_area(kind: str, directory: Path) -> Iterator[Path]:
     others = Path("/proc/swaps").read_text().splitlines()[1:]
     if others:
         raise Missing(f"swap is on already: {others}")
-    make = {"zram": _zram_device, "file": _swap_file}[kind]
+    make = {"zram": _zram_device, "file": _swap_file, "zswap": _swap_file}[kind]
     with ExitStack() as stack:
+        if kind == "zswap":
+            if not ZSWAP.exists():
+                raise Missing("no zswap in this kernel")
+            stack.enter_context(setting(ZSWAP, "Y"))
         stack.enter_context(setting(Path("/proc/sys/vm/page-cluster"), 0))
         area = stack.enter_context(make(directory))
         _run("mkswap", str(area))
@@ -259,7 +264,7 @@ def machine_state() -> dict[str, str]:
     state = {str(path): path.read_text() for path in zram}
     for path in (
         *("/proc/swaps", "/proc/self/mounts", "/proc/sys/vm/nr_hugepages"),
-        *("/proc/sys/vm/page-cluster", "/sys/kernel/mm/ksm/run"),
+        *("/proc/sys/vm/page-cluster", "/sys/kernel/mm/ksm/run", str(ZSWAP)),
     ):
         if os.path.exists(path):
             state[path] = Path(path).read_text()

@@ -8,7 +8,11 @@ from swapareas import Missing, Squeeze
 from workloads.base import Entry, StateMoved
 from workloads.catalogue import cases
 
-CASES = [pytest.param(entry, kind, id=f"{entry.name}-{kind}") for entry, kind in cases()]
+ON_ZSWAP = [(entry, "zswap") for entry, kind in cases() if kind == "file"]
+CASES = [
+    pytest.param(entry, kind, id=f"{entry.name}-{kind}")
+    for entry, kind in [*cases(), *ON_ZSWAP]
+]
 
 
 @pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")

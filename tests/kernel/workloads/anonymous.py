@@ -294,6 +294,28 @@ def merged(tools: Tools) -> Workload:
     return Workload(driven, [mapping], checks=[is_merged])
 
 
+@workload()
+def merged_zeros(tools: Tools) -> Workload:
+    """With use_zero_pages, ksmd maps the zero page in place of pages that hold zeros."""
+    driven = tools.target()
+    ksm = Path("/sys/kernel/mm/ksm")
+    for name, value in (
+        ("use_zero_pages", 1),
+        ("pages_to_scan", 1000),
+        ("sleep_millisecs", 1),
+        ("run", 1),
+    ):
+        tools.stack.enter_context(setting(ksm / name, value))
+    states = pattern(("zeros", "untouched", "zeros", "own"), PRIME)
+    start = driven.mmap(PRIME)
+    driven.ask("poke", [start + page * PAGE for page in pages_where(states, "zeros")], b"\0")
+    driven.poke(start, pages_where(states, "own"))
+    driven.libc("madvise", start, PRIME * PAGE, MADV_MERGEABLE)
+    known = {"zeros": P.ZERO, "untouched": P.NONE, "own": P.PRESENT}
+    classes = [known[state] for state in states]
+    return Workload(driven, [Expected(driven.pid, start, classes, "anonymous", 0, states)])
+
+
 @workload(*BOTH)
 def heap(tools: Tools) -> Workload:
     """[heap], grown by brk."""

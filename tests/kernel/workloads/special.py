@@ -72,6 +72,33 @@ def packet_ring(tools: Tools) -> Workload:
 
 
 @workload()
+def bpf_map(tools: Tools) -> Workload:
+    """The array of a BPF map, mapped."""
+    driven = tools.target()
+    pages = 3
+    # BPF_MAP_CREATE: an array of one value, that may be mapped (BPF_F_MMAPABLE)
+    attributes = struct.pack("<5I", 2, 4, pages * PAGE, 1, 1 << 10).ljust(128, b"\0")
+    fd = driven.libc("syscall", 321, 0, attributes, len(attributes))
+    start = driven.mmap(pages, flags=MAP_SHARED, fd=fd)
+    return Workload(
+        driven, [Expected(driven.pid, start, [P.PRESENT] * pages, "table", smaps=("Swap",))]
+    )
+
+
+@workload()
+def aio_ring(tools: Tools) -> Workload:
+    """The ring of asynchronous input and output: in the kernel's RAM, and not mapped yet."""
+    driven = tools.target()
+    context = driven.ask("libc", "syscall", 206, 8, bytes(8))[1][0]
+    (start,) = struct.unpack("<Q", context)
+    (vma,) = raw.smaps_at(driven.pid, start, start + PAGE)
+    pages = (vma.stop - vma.start) // PAGE
+    return Workload(
+        driven, [Expected(driven.pid, start, [P.UNKNOWN] * pages, "table", smaps=("Swap",))]
+    )
+
+
+@workload()
 def perf_ring(tools: Tools) -> Workload:
     """The ring of a perf event: frames that the page table does not show."""
     driven = tools.target()
