@@ -77,8 +77,8 @@ def _headline(result: Sharing, size: _Sizes) -> Iterator[str]:
         copied = sum(process.copied_pages or 0 for process in forks)
         fresh = sum(process.new_pages or 0 for process in forks)
         yield (
-            f"since the fork, {len(forks)} children: {size(shared)} still shared with the "
-            f"parent, {size(copied)} copied, {size(fresh)} new\n"
+            f"since the fork, {_many(len(forks), 'child', 'children')}: {size(shared)} still "
+            f"shared, {size(copied)} copied, {size(fresh)} new\n"
         )
     if result.processes and (forks or count > 1):
         yield "\n"
@@ -105,6 +105,10 @@ def _process_lines(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
             cells += ["" if n is None else size(n) for n in (*figures, process.new_pages)]
         name = "  " * min(depths[process.pid], room // 4) + escape_text(process.name)
         yield f"{_join(cells, widths)}  {name[:room]}\n"
+
+
+def _many(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def _depths(processes: tuple[ProcessShare, ...]) -> dict[int, int]:

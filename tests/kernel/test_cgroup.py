@@ -1,0 +1,145 @@
+"""memlens cgroup on a cgroup of our own, whose charges are made and known."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import driver
+import pytest
+from driver import MAP_SHARED, PAGE, PROT_READ, Target
+from swapareas import Cgroup, Squeeze
+
+from memlens.account.cgroupmodel import CgroupPages
+from memlens.account.cgrouppages import list_cgroups, read_cgroup
+from memlens.kernel.cgroups import find_hierarchy
+
+PRIVATE, SHARED, OF_FILE = 1009, 401, 307
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    with driver.target() as made:
+        yield made
+
+
+@pytest.fixture
+def cgroup(squeeze: Squeeze) -> Iterator[Cgroup]:
+    with squeeze.cgroup() as made:
+        yield made
+
+
+def pages(result: CgroupPages, kind: str, state: str | None = None) -> int:
+    rows = (row for row in result.kinds if row.kind == kind)
+    return sum(row.pages for row in rows if state in (None, row.state))
+
+
+def name_of(cgroup: Cgroup) -> str:
+    return str(cgroup.path)[len(find_hierarchy().root) :]
+
+
+def test_kinds_owners_and_memory_stat(tmp_path: Path, target: Target, cgroup: Cgroup) -> None:
+    path = tmp_path / "file"
+    with cgroup.charging(target.pid):
+        private = target.mmap(PRIVATE)
+        target.poke(private, range(PRIVATE))
+        memory = target.os("memfd_create", "charged", 0)
+        target.os("ftruncate", memory, SHARED * PAGE)
+        target.pwrite(memory, range(SHARED))
+        fd = target.os("open", bytes(path), os.O_RDWR | os.O_CREAT)
+        target.pwrite(fd, range(OF_FILE))
+        result = read_cgroup(str(cgroup.path))
+    assert result.path == name_of(cgroup)
+    # The interpreter of the target takes a few pages of its own.
+    assert PRIVATE <= pages(result, "anonymous") < PRIVATE + 64
+    assert pages(result, "shmem", "cached") == SHARED
+    assert OF_FILE <= pages(result, "file") < OF_FILE + 64
+    owners = {row.pid: row for row in result.processes}
+    assert owners[target.pid].pages == pytest.approx(pages(result, "anonymous"), abs=8)
+    if not any("page-cache walk" in note for note in result.notes):
+        files = {row.name: row.pages for row in result.files}
+        assert files["/memfd:charged (deleted)"] == SHARED
+        assert files[str(path)] == OF_FILE
+    assert result.stat
+    for line in result.stat:
+        # The kernel sums up in batches of 64 pages for each CPU, in one cgroup.
+        assert abs(line.difference_pages) <= 64 * (os.cpu_count() or 1), line
+
+
+def test_charged_here_used_elsewhere(target: Target, cgroup: Cgroup) -> None:
+    memory = target.os("memfd_create", "lent", 0)
+    target.os("ftruncate", memory, SHARED * PAGE)
+    with cgroup.charging(target.pid):
+        target.pwrite(memory, range(SHARED))
+    # Back at home: what it maps now is charged to the cgroup that it has left.
+    start = target.mmap(SHARED, protection=PROT_READ, flags=MAP_SHARED, fd=memory)
+    target.madvise(start, range(SHARED), driver.MADV_RANDOM)
+    target.peek(start, range(100))
+    lent = read_cgroup(str(cgroup.path))
+    used = sum(row.pages for row in lent.used_elsewhere)
+    assert used == lent.only_elsewhere_pages
+    assert 100 <= used < 100 + 64  # a fault may map its neighbours
+    home = Path(f"/proc/{target.pid}/cgroup").read_text().splitlines()
+    (line,) = (line for line in home if "memory" in line.split(":")[1].split(","))
+    if line.split(":")[2] != "/":
+        borrowed = read_cgroup(line.split(":")[2])
+        rows = {row.cgroup: row.pages for row in borrowed.charged_elsewhere}
+        assert rows[name_of(cgroup)] == used
+
+
+def test_below_counts_in(target: Target, cgroup: Cgroup) -> None:
+    below = Cgroup(cgroup.path / "below")
+    below.path.mkdir()
+    try:
+        with below.charging(target.pid):
+            start = target.mmap(PRIVATE)
+            target.poke(start, range(PRIVATE))
+            result = read_cgroup(name_of(cgroup))
+            listed = {row.path: row for row in list_cgroups().rows}
+            start = target.libc("munmap", start, PRIVATE * PAGE)
+    finally:
+        driver_wait_rmdir(below.path)
+    assert result.cgroups == 2
+    assert pages(result, "anonymous") >= PRIVATE
+    assert listed[f"{name_of(cgroup)}/below"].pages[0] >= PRIVATE
+    assert name_of(cgroup) not in listed
+
+
+def driver_wait_rmdir(path: Path) -> None:
+    from swapareas import wait_until
+
+    def is_gone() -> bool:
+        try:
+            path.rmdir()
+        except OSError:
+            return False
+        return True
+
+    wait_until(is_gone, f"rmdir {path}")
+
+
+def test_command_line(cgroup: Cgroup, target: Target) -> None:
+    with cgroup.charging(target.pid):
+        start = target.mmap(PRIVATE)
+        target.poke(start, range(PRIVATE))
+        done = subprocess.run(
+            [sys.executable, "-m", "memlens", "cgroup", "--json", name_of(cgroup)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    found = json.loads(done.stdout)
+    assert found["schema"] == "memlens.cgroup/1"
+    assert found["charged_pages"] == sum(row["pages"] for row in found["kinds"])
+    owned = sum(row["pages"] for row in (*found["files"], *found["processes"]))
+    kernel = sum(row["pages"] for row in found["kinds"] if row["kind"] == "kernel")
+    assert owned + kernel + found["unowned_pages"] == found["charged_pages"]
+
+
+def test_no_such_cgroup() -> None:
+    command = [sys.executable, "-m", "memlens", "cgroup", "/no/such/cgroup"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no such cgroup" in done.stderr

@@ -1,0 +1,64 @@
+"""Numbers and sets of frames beside Python's own."""
+
+import numpy as np
+import pytest
+
+from memlens.account import framesets
+from memlens.account.cgroupmodel import KINDS
+from memlens.account.chargedframes import Charged, classify_kinds, count_by_owner
+from memlens.account.framesets import FrameRanks, FrameSet
+from memlens.pages.flags import mask_of
+
+
+def test_ranks_are_dense_and_stay() -> None:
+    ranks = FrameRanks(0)
+    first = ranks.learn(np.array([700, 5, 5, 70_000]))
+    assert sorted(set(first.tolist())) == [0, 1, 2]
+    assert first[1] == first[2]
+    again = ranks.learn(np.array([5, 9]))
+    assert (again[0], again[1], ranks.size) == (first[1], 3, 4)
+    assert ranks.find(np.array([70_000, 6, 1 << 40])).tolist() == [first[3], -1, -1]
+
+
+@pytest.mark.parametrize("has_bitwise_count", [True, False])
+def test_sets_are_sets(has_bitwise_count: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_bitwise_count:
+        monkeypatch.delattr(framesets.np, "bitwise_count", raising=False)
+    random = np.random.default_rng(7)
+    for _ in range(40):
+        one, other = FrameSet(), FrameSet()
+        plain: list[set[int]] = [set(), set()]
+        for _ in range(int(random.integers(0, 4))):
+            for frames, values in ((one, plain[0]), (other, plain[1])):
+                low = int(random.integers(0, 3000))
+                added = random.integers(low, low + 900, int(random.integers(0, 500)))
+                frames.add(added)
+                values.update(added.tolist())
+        assert (one.count(), other.count()) == (len(plain[0]), len(plain[1]))
+        assert one.count_common(other) == len(plain[0] & plain[1])
+        asked = random.integers(-1, 5000, 300)
+        assert one.has(asked).tolist() == [value in plain[0] for value in asked.tolist()]
+        one.include(other)
+        assert one.count() == len(plain[0] | plain[1])
+
+
+KIND_FLAGS = {
+    "anonymous": mask_of("ANON", "SWAPBACKED", "MMAP", "LRU"),
+    "shmem": mask_of("SWAPBACKED", "DIRTY"),
+    "file": mask_of("UPTODATE"),
+    "hugetlb": mask_of("HUGE", "MMAP"),
+    "kernel": mask_of("PGTABLE", "MMAP"),
+}
+
+
+def test_kinds_of_charged_frames() -> None:
+    codes = classify_kinds(np.array([KIND_FLAGS[kind] for kind in KINDS], np.uint64))
+    assert codes.tolist() == [1, 2, 3, 4, 5]
+    assert KINDS[int(classify_kinds(np.zeros(1, np.uint64))[0]) - 1] == "kernel"
+
+
+def test_counts_by_owner() -> None:
+    flags = np.array([KIND_FLAGS["file"], KIND_FLAGS["shmem"], KIND_FLAGS["file"]], np.uint64)
+    piece = Charged(np.array([3, 4, 9]), np.array([8, 7, 8], np.uint64), flags)
+    found = {inode: counts.tolist() for inode, counts in count_by_owner(piece)}
+    assert found == {7: [0, 0, 1, 0, 0, 0], 8: [0, 0, 0, 2, 0, 0]}

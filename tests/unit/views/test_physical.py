@@ -1,0 +1,167 @@
+"""Text and JSON of files, sharing and cgroup: widths, sums, names from outside."""
+
+import json
+
+import pytest
+
+from memlens.account.cgroupmodel import (
+    CgroupPages,
+    ElsewherePages,
+    KindPages,
+    OwnerPages,
+    StatLine,
+)
+from memlens.account.facts import Missed
+from memlens.account.files import FileCache, FileTotals, StripCell, unknown_file
+from memlens.account.model import Cost
+from memlens.account.sharingmodel import MappingShare, PairShare, ProcessShare, Sharing
+from memlens.views import cgroup, files, sharing
+
+COST = Cost(0.1, 4096, 0.001)
+EVIL = "/tmp-like/\x1b[2J" + "long " * 40 + "end"
+WIDTHS = (40, 80, 120, 200)
+
+
+def file_row(path: str, cached: int, kind: str = "file") -> FileCache:
+    return FileCache(path, kind, 100 * 4096, cached, 1, 0, 2, 1, cached // 2)
+
+
+def test_top_files() -> None:
+    top = files.TopFiles(2)
+    rows = [file_row(str(number), pages) for number, pages in enumerate((5, 9, 0, 9))]
+    for row in rows:
+        top.add(row)
+    assert [row.path for row in top.rows()] == ["1", "3"]
+    assert top.left_out == 2
+    everything = files.TopFiles(None)
+    for row in (*rows, unknown_file("?", "why")):
+        everything.add(row)
+    assert [row.path for row in everything.rows()] == ["1", "3", "0", "?", "2"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("is_unicode", [True, False])
+def test_files_fit(width: int, is_unicode: bool) -> None:
+    top, totals = files.TopFiles(None), FileTotals()
+    for row in (file_row(EVIL, 50), file_row("b", 100, "shmem")):
+        top.add(row)
+        totals.add(row, 4096)
+    asked: list[int] = []
+
+    def cells(_path: str, number: int) -> list[StripCell]:
+        asked.append(number)
+        return [StripCell(10, n, 1) for n in (0, 1, 5, 10)]
+
+    text = "".join(
+        files.render_text(top, totals, cells, 4096, width=width, is_unicode=is_unicode)
+    )
+    lines = text.splitlines()
+    assert "\x1b" not in text
+    assert is_unicode or text.isascii()
+    # Narrower than that the table keeps its least.
+    assert all(len(line) <= max(width, 80) for line in lines[:4])
+    assert ("e░▒█" if is_unicode else "e.-#") in text
+    assert asked[0] >= 8
+    assert "2 files" in lines[3]
+    assert totals.sums["cached_pages"] == 150
+    assert totals.shmem_evicted_pages == 2
+
+
+def test_files_json_is_one_object() -> None:
+    rows = [file_row("a\udcff", 3), unknown_file("b", "gone")]
+    text = "".join(files.render_json(rows, 4096, lambda: {"totals": {}, "notes": []}))
+    found = json.loads(text)
+    assert found["schema"] == "memlens.files/1"
+    assert [row["path"] for row in found["files"]] == ["a\udcff", "b"]
+    assert found["files"][1]["cached_pages"] is None
+    assert (
+        json.loads("".join(files.render_json([], 4096, lambda: {"notes": []})))["files"] == []
+    )
+
+
+def process(pid: int, parent: int | None, copied: int | None) -> ProcessShare:
+    mapping = MappingShare(4096, 8192, "rw-p", EVIL, 60, 30.5, 10, copied, copied, copied)
+    return ProcessShare(
+        pid, f"n\x07{pid}", parent, 60, 30.5, 10, 9, 0, 0, copied, copied, copied, (mapping,)
+    )
+
+
+def sharing_of(count: int) -> Sharing:
+    processes = [process(1000, None, None)]
+    processes += [process(1000 + n, 1000, 20 + n) for n in range(1, count)]
+    pids = [item.pid for item in processes]
+    pairs = [PairShare(a, b, 40) for n, a in enumerate(pids) for b in pids[n + 1 :]]
+    return Sharing(
+        4096,
+        tuple(processes),
+        tuple(pairs),
+        99,
+        False,
+        True,
+        (Missed("x", "y"),),
+        ("note",),
+        COST,
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_sharing_fits(width: int, count: int) -> None:
+    text = "".join(sharing.render_text(sharing_of(count), width=width))
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    lines = text.splitlines()
+    head = next(n for n, line in enumerate(lines) if line.lstrip().startswith("PID"))
+    assert len(lines[head + 1 : head + 1 + count]) == count
+    if width >= 80:
+        assert max(map(len, lines)) <= width
+    if count == 40:
+        assert "more columns" in text
+    assert "note: note" in text
+
+
+def test_sharing_json() -> None:
+    found = json.loads(sharing.render_json(sharing_of(3)))
+    assert found["pairs"][0] == {"a": 1000, "b": 1001, "shared_pages": 40}
+    assert found["processes"][1]["copied_pages"] == 21
+
+
+def cgroup_pages() -> CgroupPages:
+    return CgroupPages(
+        path=EVIL,
+        version=2,
+        page_size_bytes=4096,
+        cgroups=3,
+        charged_pages=100,
+        kinds=(KindPages("anonymous", "present", 60, 1), KindPages("kernel", "present", 40, 0)),
+        files=(OwnerPages(EVIL, 0, "", 7, 0),),
+        processes=tuple(OwnerPages(f"p{n}", n, EVIL, 3, 4) for n in range(1, 15)),
+        unowned_pages=5,
+        used_elsewhere=(ElsewherePages(EVIL, 3),),
+        only_elsewhere_pages=1,
+        charged_elsewhere=(ElsewherePages("/b", 2),),
+        stat=(StatLine("anon", 50, 60),),
+        moved_pages=2,
+        is_complete=False,
+        missed=(Missed("x", "y"),),
+        notes=("note",),
+        cost=COST,
+    )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_cgroup_fits(width: int) -> None:
+    text = "".join(cgroup.render_text(cgroup_pages(), width))
+    assert "\x1b" not in text
+    table = [line for line in text.splitlines() if not line.startswith("note")]
+    assert width < 80 or max(map(len, table)) <= width
+    assert "-40K" in text
+    assert "4 more (--top)" in text
+    assert "stopped early" in text
+
+
+def test_cgroup_json() -> None:
+    found = json.loads(cgroup.render_json(cgroup_pages()))
+    assert found["stat"] == [
+        {"name": "anon", "stat_pages": 50, "found_pages": 60, "difference_pages": -10}
+    ]
