@@ -7,14 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.fileflags import iter_file_flags
+from memlens.account.fileflags import iter_file_flags, raise_if_hidden
 from memlens.account.flagpages import list_windows, read_windows
+from memlens.account.flagworkers import Watch
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cachedframes import CachedFile
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.physical import count_frames
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
@@ -56,13 +58,20 @@ class PageLister:
 
     :param wanted: takes joined words and says which to list.
     :param inode: only pages that are charged to this cgroup, 0 for all.
+    :param watch: told of the pages that were looked at; ends the list between pieces.
     :raises MemlensError: if kpageflags cannot be read.
+
+    ``is_stopped`` tells whether a list was ended early.
     """
 
-    def __init__(self, wanted: Filter, proc: str = "/proc", inode: int = 0) -> None:
+    def __init__(
+        self, wanted: Filter, proc: str = "/proc", inode: int = 0, watch: Watch | None = None
+    ) -> None:
         self.proc = proc
         self.wanted = wanted
         self.inode = inode
+        self.is_stopped = False
+        self._watch = watch or Watch()
         self._files = ExitStack()
         self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
         self._counts = self._open("kpagecount")
@@ -79,14 +88,20 @@ class PageLister:
     ) -> Iterator[PageRange]:
         """Yield the pages of a process in the order of addresses; each is read once."""
         size = features.page_size_bytes()
+        raise_if_hidden(self.proc)
         with ProcessDir(pid, self.proc) as directory:
             path = f"{directory.path}/pagemap"
             pagemap = Pagemap(directory.open("pagemap"), size, Meter(), path)
             try:
-                for job in list_windows(directory, size, addresses):
-                    for window in job:
-                        words = read_windows(pagemap, [window])
-                        yield from self._ranges(self._of_words(words, window[0]))
+                jobs = list_windows(directory, size, addresses)
+                windows = [window for job in jobs for window in job]
+                total, done = sum(stop - first for first, stop in windows), 0
+                for first, stop in windows:
+                    if self._is_ended(done, total):
+                        return
+                    words = read_windows(pagemap, [(first, stop)])
+                    yield from self._ranges(self._of_words(words, first))
+                    done += stop - first
             except EOFError:
                 raise directory.gone_error() from None
             finally:
@@ -96,8 +111,11 @@ class PageLister:
         self, path: str, offsets: tuple[int, int] | None = None
     ) -> Iterator[PageRange]:
         """Yield the cached pages of a file in the order of offsets."""
+        raise_if_hidden(self.proc)
         with CachedFile(path) as file:
             for piece in iter_file_flags(file, self._flags, offsets):
+                if self._is_ended(piece.stop, file.pages):
+                    return
                 yield from self._ranges(
                     _Piece(
                         piece.place[piece.is_same],
@@ -112,7 +130,8 @@ class PageLister:
         first, stop = 0, 1 << 52
         if addresses is not None:
             first, stop = addresses[0] // size, -(-addresses[1] // size)
-        while first < stop:
+        begin, total = first, max(min(count_frames(self.proc), stop) - first, 0)
+        while first < stop and not self._is_ended(first - begin, total):
             pages = min(_PIECE, stop - first)
             words = self._flags.read_range(first, pages)
             pfns = np.arange(first, first + len(words))
@@ -124,6 +143,14 @@ class PageLister:
     def cgroup_names(self) -> dict[int, str]:
         """Return the paths of cgroups by the number that ranges give."""
         return cgroup_paths_by_inode(find_hierarchy(self.proc))
+
+    def _is_ended(self, done: int, total: int) -> bool:
+        """Say how far the list is, and return whether to end it."""
+        if self._watch.on_progress is not None:
+            self._watch.on_progress(min(done, total), total)
+        if self._watch.should_stop is not None and self._watch.should_stop():
+            self.is_stopped = True
+        return self.is_stopped
 
     def _open(self, name: str) -> KpageFile | None:
         try:

@@ -6,7 +6,6 @@ again.  A page whose word has changed meanwhile may have lost its frame to someo
 before its flags were read, so it is asked again.
 """
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,7 +20,9 @@ from memlens.account.flagpages import (
 )
 from memlens.account.flagworkers import FlagCounts, Part, Watch, Worker, add_parts, run_jobs
 from memlens.account.runflags import RunFlags
+from memlens.errors import MemlensError
 from memlens.kernel import features
+from memlens.kernel.kpage import KpageFile
 from memlens.kernel.physical import count_frames, read_node_ranges
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
@@ -57,7 +58,7 @@ def _count_process(
     pid: int, addresses: tuple[int, int] | None, proc: str, watch: Watch
 ) -> Part:
     part = Part(proc, watch)
-    part.is_hidden = not features.is_pfn_visible() or _is_refused(proc)
+    part.is_hidden = not features.is_pfn_visible() or _is_refused(part)
     _prepare_frames(part, proc)
     with ProcessDir(pid, proc) as directory:
         part.directory = directory
@@ -70,11 +71,16 @@ def _count_process(
     return part
 
 
-def _is_refused(proc: str) -> bool:
+def _is_refused(part: Part) -> bool:
     """Return whether kpageflags cannot be read, or may not be."""
     if "kpageflags" in features.read_disabled():
         return True
-    return not os.access(f"{proc}/kpageflags", os.R_OK)
+    try:
+        KpageFile("kpageflags", part.proc).close()
+    except MemlensError as error:
+        part.notes.append(str(error))
+        return True
+    return False
 
 
 def _prepare_frames(part: Part, proc: str) -> None:

@@ -95,6 +95,7 @@ class Part:
         self.page_size_bytes = features.page_size_bytes()
         self.counts = WordCounts()
         self.tallies: dict[str, int] = {}
+        self.notes: list[str] = []
         self.node_ranges: list[NodeRange] = []
         self.seen: NDArray[np.bool_] | None = None
 
@@ -247,6 +248,7 @@ def add_parts(parts: Sequence[Part]) -> FlagCounts:
         hidden_pages=tallies.get("hidden", 0),
         node_pages={node: tallies.get(f"node {node}", 0) for node in sorted(nodes)},
         is_complete=not any(part.stopped for part in parts),
+        notes=tuple(dict.fromkeys(note for part in parts for note in part.notes)),
     )
 
 

@@ -1,6 +1,7 @@
 """``memlens flags``: pages by combination of kpageflags."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -155,17 +156,27 @@ def _print(request: _Request, shown: "FlagOptions", counts: "FlagCounts") -> Non
 
 def _list(request: _Request, shown: "FlagOptions") -> None:
     from memlens.account.flaglist import PageLister
-    from memlens.views.flags import list_json, list_text
+    from memlens.account.flagworkers import Watch as Follow
+    from memlens.views.flags import list_end, list_json, list_text
 
     inode = _cgroup_inode(request) if request.cgroup is not None else 0
     unit = os.sysconf("SC_PAGE_SIZE")
-    with PageLister(shown.keeps, request.proc, inode) as lister:
-        ranges, names = _ranges(request, lister), lister.cgroup_names()
-        if request.as_json:
-            subject = _subject(request)[1]
-            common.write_pieces(list_json(ranges, shown, names, unit, subject))
-        else:
-            common.write_pieces(list_text(ranges, shown, names, unit))
+    with Watch("listing pages") as watch:
+        follow = Follow(watch.on_progress, watch.should_stop)
+        if sys.stdout.isatty():
+            # The list itself shows that it goes on; a bar would be drawn into it.
+            follow = Follow(None, lambda: watch.is_interrupted)
+        with PageLister(shown.keeps, request.proc, inode, follow) as lister:
+            ranges, names = _ranges(request, lister), lister.cgroup_names()
+            if request.as_json:
+                pieces = list_json(ranges, shown, names, unit, _subject(request)[1])
+            else:
+                pieces = list_text(ranges, shown, names, unit)
+            common.write_pieces(pieces)
+            watch.end_scan()
+            common.write_pieces([list_end(lister.is_stopped, request.as_json)])
+    if watch.is_interrupted:
+        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
 
 
 def _ranges(request: _Request, lister: Any) -> "Iterator[PageRange]":

@@ -61,6 +61,7 @@ class KpageFile:
             raise Unsupported(message, path=self.path) from error
         except OSError as error:
             self._raise(error)
+        self._raise_if_masked()
 
     def __enter__(self) -> "KpageFile":
         return self
@@ -143,6 +144,19 @@ class KpageFile:
         self.meter.read_bytes += got
         self.meter.used.add(self.name)
         return got // _WORD_BYTES
+
+    def _raise_if_masked(self) -> None:
+        """Raise where a container has something empty mounted over the file."""
+        try:
+            if os.pread(self.fd, _WORD_BYTES, 0):
+                return
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EFAULT, errno.ENXIO):
+                self.close()
+                self._raise(error)
+            return
+        self.close()
+        raise Unsupported(f"{self.name} is empty: masked, as in a container", path=self.path)
 
     def _raise(self, error: OSError) -> NoReturn:
         raise_errno(error, f"cannot read {self.name}", self.path, KPAGE_NEEDS)

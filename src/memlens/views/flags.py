@@ -139,7 +139,7 @@ def list_json(
     unit: int,
     subject: dict[str, Any],
 ) -> Iterator[str]:
-    """Yield the pieces of one JSON object, a line per range."""
+    """Yield the pieces of one JSON object, a line per range; ``list_end`` closes it."""
     head = {"schema": SCHEMA, **subject, "page_size_bytes": unit}
     yield json.dumps(head)[:-1] + ', "ranges": ['
     total = 0
@@ -157,7 +157,14 @@ def list_json(
             }
         )
         total += row.pages
-    yield f'], "total_pages": {total}}}\n'
+    yield f'], "total_pages": {total}'
+
+
+def list_end(is_stopped: bool, as_json: bool) -> str:
+    """Return what ends a list, once it is known whether it is whole."""
+    if as_json:
+        return f', "is_complete": {json.dumps(not is_stopped)}}}\n'
+    return "note: stopped early: there are more pages\n" if is_stopped else ""
 
 
 def _shown(row: "PageRange", options: FlagOptions) -> int:

@@ -97,6 +97,7 @@ def _figures_json(figures: HugeFigures, result: HugeResult) -> dict[str, Any]:
         "zero_pages": figures.zero_pages,
         "huge_zero_pages": figures.huge_zero_pages,
         "moved_pages": figures.moved_pages,
+        "nodes": {str(node): pages for node, pages in sorted(figures.node_pages.items())},
     }
 
 
@@ -146,6 +147,8 @@ def _figure_lines(figures: HugeFigures, result: HugeResult, indent: str) -> Iter
     ):
         if pages:
             yield _line(indent, name, pages, result)
+    for node, pages in sorted(figures.node_pages.items()):
+        yield _line(indent, f"thp on node {node}", pages, result)
 
 
 def _line(indent: str, name: str, pages: int, result: HugeResult, rest: str = "") -> str:
