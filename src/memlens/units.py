@@ -6,7 +6,9 @@ ADDRESS_LIMIT = 1 << 64
 
 _SUFFIXES = ("K", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"(0[xX])?([0-9a-fA-F]+)\Z")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def parse_address(text: str) -> int:
