@@ -132,11 +132,12 @@ class Target:
         self.libc("unshare", CLONE_NEWNS)
         self.libc("mount", b"none\0", b"/\0", None, MS_REC | MS_PRIVATE, None)
 
-    def mount(self, kind: str, where: Path, options: str = "") -> None:
+    def mount(self, kind: str, where: Path, options: str = "", device: str = "") -> None:
         """Mount a filesystem, in the target's own mounts only."""
         where.mkdir(exist_ok=True, parents=True)
         name, data = kind.encode() + b"\0", options.encode() + b"\0"
-        self.libc("mount", name, bytes(where) + b"\0", name, 0, data)
+        source = device.encode() + b"\0" if device else name
+        self.libc("mount", source, bytes(where) + b"\0", name, 0, data)
 
     def end(self) -> None:
         """Close the socket: the target ends, and so do those it forked."""

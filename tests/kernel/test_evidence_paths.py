@@ -41,6 +41,7 @@ PATHS = (
 CASES = [pytest.param(entry, kind, id=f"{entry.name}-{kind}") for entry, kind in cases()]
 Paths = dict[tuple[str, ...], Look]
 
+LARGE = 8000
 P = PageClass
 OPEN_SHMEM = {P.CACHED, P.SWAP_CACHED, P.SWAPPED, P.PREALLOCATED, P.NONE}
 # What may stay open when one interface alone is missing: classes, by kind of proof.
@@ -51,13 +52,14 @@ LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     "smaps": {"pfn": {P.DEVICE}, "overlay": {P.SWAPPED}},
     "seek_data": {
         "disk": {P.NONE, P.ON_DISK},
+        "parts": {P.NONE, P.ON_DISK},
         "overlay": {P.NONE, P.ON_DISK, P.SWAPPED},
     },
     "mincore": {
         "shmem": {P.SWAPPED, P.SWAP_CACHED},
         "overlay": {P.CACHED, P.NONE, P.ON_DISK, P.SWAPPED},
     },
-    "cachestat": {"shmem": OPEN_SHMEM - {P.SWAPPED}},
+    "cachestat": {"shmem": OPEN_SHMEM - {P.SWAPPED}, "parts": {P.CACHED, P.ON_DISK}},
     # Objects without a path or a descriptor: shared anonymous, SysV, deleted, in namespaces.
     "map_files": {"shmem": OPEN_SHMEM, "hugetlb": {P.CACHED, P.NONE}},
 }
@@ -98,7 +100,10 @@ def test_paths_agree(
 
 def _look(workload: Workload, paths: Paths) -> list[str]:
     reports = []
+    is_large = sum(len(expected.classes) for expected in workload.mappings) > LARGE
     for path, look in paths.items():
+        if is_large and len(path) > 1:
+            continue  # thousands of mappings of one kind: nothing that pairs would add
         results = {pid: look(pid) for pid in workload.pids}
         for expected in workload.mappings:
             seen = seen_of(results[expected.pid], expected)

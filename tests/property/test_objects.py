@@ -32,6 +32,7 @@ SHMEM = {
 FILE = {
     "cached": (PageClass.CACHED, True, True, True, False),
     "hole, read": (PageClass.CACHED, False, True, True, False),
+    "cached in part": (PageClass.CACHED, True, False, True, False),
     "on disk": (PageClass.ON_DISK, True, False, False, False),
     "on disk, once here": (PageClass.ON_DISK, True, False, False, True),
     "hole": (PageClass.NONE, False, False, False, False),
@@ -53,6 +54,9 @@ class PlainObject:
 
     def size_pages(self) -> int:
         return len(self.rows)
+
+    def has_part_pages(self) -> bool:
+        return FILE["cached in part"] in self.rows
 
     def forget_extent(self) -> None:
         pass

@@ -54,6 +54,7 @@ class ObjectReader:
     is_honest: bool = field(init=False)
     _has_seek: bool = field(init=False)
     _has_mincore: bool = field(init=False)
+    _has_parts: bool = field(init=False)
 
     def __post_init__(self) -> None:
         kind = self.backing.kind
@@ -64,7 +65,8 @@ class ObjectReader:
         # On ramfs all is data; a block device has no holes.
         self._has_seek = "seek_data" not in self.disabled and kind not in ("ramfs", "block")
         self._has_mincore = "mincore" not in self.disabled and self.is_honest
-        if self.walking is not None:
+        self._has_parts = not self.has_cachestat and self.backing.has_part_pages()
+        if self.walking is not None and kind != "overlay":
             self.walk = ObjectWalk(
                 self.walking, self.backing, self._has_seek, self._has_mincore
             )
@@ -101,7 +103,7 @@ class ObjectReader:
         :raises OSError: if the object cannot be asked at all.
         """
         is_inside = stop <= self.backing.size_pages()
-        is_walked = self.walking is not None and self.walking.is_eager
+        is_walked = self.walking is not None and (self.walking.is_eager or self._has_parts)
         is_dense = is_inside and self.is_honest and not is_walked
         if not is_dense or self.backing.kind == "hugetlb":
             return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
@@ -122,11 +124,8 @@ class ObjectReader:
 
     def is_without_swap(self, pages: int) -> bool:
         """Return whether one call proves that no page of a shmem object is on swap."""
-        if not pages:
-            return True
-        if not self.has_cachestat or not self.is_honest:
-            return False
-        return self.backing.cachestat(0, pages)[1] == 0
+        can_tell = self.has_cachestat and self.is_honest
+        return not pages or (can_tell and self.backing.cachestat(0, pages)[1] == 0)
 
     def _look_again(
         self,
@@ -240,7 +239,8 @@ class ObjectReader:
         for begin in range(first, stop, PIECE):
             self.check_stop()
             end = min(begin + PIECE, stop)
-            parts.append(encode_runs(self._look_densely(begin, end, extents), begin))
+            walked = self.walk.walk(begin, end) if self.walk and self._has_parts else None
+            parts.append(walked or encode_runs(self._look_densely(begin, end, extents), begin))
         return parts
 
     def _look_densely(
@@ -254,6 +254,9 @@ class ObjectReader:
         if not self.has_cachestat:
             if self._has_mincore:
                 evidence |= self._resident(first, pages)
+            if self._has_parts:
+                # mincore calls a page absent of which only some blocks were read or written.
+                evidence[(evidence & Evidence.HOLE) == 0] &= np.uint8(0xFF & ~Evidence.ABSENT)
             return evidence
         pure = self._pure(*self.backing.cachestat(first, pages), pages)
         if pure is not None:

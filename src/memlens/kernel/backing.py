@@ -86,6 +86,18 @@ class Backing:
         """Return the pages that the object owns, in RAM or on swap (st_blocks)."""
         return os.fstat(self.fd).st_blocks * _BLOCK_BYTES // self.page_size_bytes
 
+    def has_part_pages(self) -> bool:
+        """
+        Return whether it is on a disk with blocks smaller than pages.
+
+        A page of which only some blocks were read or written is in the page cache, but not
+        up to date, so that mincore calls it absent; cachestat counts it.
+        """
+        if self.kind not in ("file", "block", "overlay"):
+            return False
+        block_bytes = min(os.fstat(self.fd).st_blksize, os.fstatvfs(self.fd).f_bsize)
+        return block_bytes < self.page_size_bytes
+
     def data_extents(self, first: int, stop: int) -> NDArray[np.int64]:
         """
         Return where SEEK_DATA says that there is data.

@@ -189,7 +189,7 @@ REASONS = (
     "never allocated or preallocated: needs cachestat",
     "on swap, in RAM or never allocated: needs cachestat, or SEEK_DATA with mincore",
     "on disk or a hole: needs SEEK_DATA",
-    "in RAM or not: needs cachestat or mincore",
+    "in RAM or not: needs cachestat, or mincore where no block is smaller than a page",
     "hugetlbfs does not say which of its unmapped pages it holds",
     "mincore and cachestat do not answer for a file that the reader may not write",
     "an overlay file that may have been copied up since it was mapped",

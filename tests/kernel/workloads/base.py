@@ -261,6 +261,8 @@ _DISK = {
     P.ON_DISK: (False, None, False, True),
     P.NONE: (False, None, False, False),
 }
+# Blocks smaller than a page: mincore calls a page absent of which only a part is cached.
+_PARTS = {**_DISK, P.CACHED: (True, False, False, True)}
 # overlayfs: cachestat answers for the wrong inode.
 _OVERLAY = {
     P.CACHED: (None, None, True, True),
@@ -346,6 +348,7 @@ PROOFS: dict[str, Callable[[Expected], None]] = {
     "anonymous": prove_anonymous,
     "shmem": object_proof(_SHMEM),
     "disk": object_proof(_DISK),
+    "parts": object_proof(_PARTS),
     "overlay": object_proof(_OVERLAY),
     "ramfs": object_proof(_RAMFS),
     "block": object_proof(_BLOCK),

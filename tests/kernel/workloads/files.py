@@ -292,12 +292,8 @@ def ramfs(tools: Tools) -> Workload:
     return Workload(driven, [_mapped(tools, driven, path, states, proof="ramfs", beyond=2)])
 
 
-@workload()
-def block_device(tools: Tools) -> Workload:
-    """A block device, which knows no SEEK_DATA and whose stat says size 0."""
-    image = tools.directory / "image"
-    with image.open("wb") as file:
-        file.truncate(PRIME * PAGE)
+def _loop_device(tools: Tools, image: Path) -> str:
+    """Attach an image to a loop device, detached again at the end."""
     device = subprocess.run(
         ["losetup", "--find", "--show", str(image)], capture_output=True, text=True, check=False
     )
@@ -311,6 +307,54 @@ def block_device(tools: Tools) -> Workload:
         wait_until(lambda: not backing.exists(), f"{name} detached")
 
     tools.stack.callback(detach)
+    return name
+
+
+@workload()
+def small_blocks(tools: Tools) -> Workload:
+    """A file with blocks of 1 KiB: pages of which only a part is cached, or data."""
+    image = tools.directory / "blocks"
+    with image.open("wb") as file:
+        file.truncate(16 << 20)
+    made = subprocess.run(
+        ["mkfs.ext4", "-q", "-b", "1024", "-O", "^has_journal", str(image)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        raise Missing(f"mkfs.ext4: {made.stderr}")
+    name = _loop_device(tools, image)
+    driven = tools.target()  # ends before the device is detached
+    driven.isolate_mounts()
+    driven.mount("ext4", tools.directory / "small", device=name)
+    fd = _file(driven, tools.directory / "small/file", PRIME, cut_bytes=PAGE - 500)
+    driven.os("posix_fadvise", fd, 0, 0, FADV_RANDOM)
+    states = [*pattern(("part on disk", "part cached", "hole"), PRIME - 1), "part cached"]
+
+    def write(*wanted: str) -> None:
+        for page in pages_where(states, *wanted):
+            inside = 0 if page == PRIME - 1 else page % 4 * 1024
+            driven.os("pwrite", fd, b"part", page * PAGE + inside)
+
+    write("part on disk")
+    driven.os("fsync", fd)
+    drop(driven, fd, pages_where(states, "part on disk"))
+    start = driven.mmap(PRIME + 2, flags=MAP_SHARED, fd=fd)
+    write("part cached")
+    kinds = {"part on disk": P.ON_DISK, "part cached": P.CACHED, "hole": P.NONE}
+    classes = [*(kinds[state] for state in states), P.BEYOND_END, P.BEYOND_END]
+    names = [*states, "beyond", "beyond"]
+    return Workload(driven, [Expected(driven.pid, start, classes, "parts", 0, names)])
+
+
+@workload()
+def block_device(tools: Tools) -> Workload:
+    """A block device, which knows no SEEK_DATA and whose stat says size 0."""
+    image = tools.directory / "image"
+    with image.open("wb") as file:
+        file.truncate(PRIME * PAGE)
+    name = _loop_device(tools, image)
     driven = tools.target()  # ends before the device is detached
     fd = driven.os("open", name, os.O_RDWR)
     states = pattern(("mapped", "on disk", "cached", "dirty", "mapped, written"), PRIME)
