@@ -6,6 +6,8 @@
  *     targets shared BYTES SHAPE        shared memory, all of it allocated, half of it not
  *                                       mapped here: the upper "half", every second 2 MiB
  *                                       "block", or every second "page"
+ *     targets swapped BYTES SHAPE       shared memory on swap: the upper "half" of it, all in
+ *                                       few "runs" of slots, or every page "scattered"
  *     targets sparse BYTES STRIDE       private reservation, one page touched per STRIDE
  *     targets reserved BYTES            private reservation, never touched
  *     targets many COUNT                COUNT mappings of 4 pages of one memfd, none mapped
@@ -20,6 +22,7 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -37,6 +40,9 @@
 #define MANY_PAGES 4
 #define WATCH_PAUSE_NS 20000
 #define WATCH_BYTES 65536
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -120,6 +126,56 @@ static void make_shared(size_t size, const char *shape)
 	say_ready(memory, size, pages);
 }
 
+static void page_out(char *memory, size_t size)
+{
+	if (madvise(memory, size, MADV_PAGEOUT))
+		die("MADV_PAGEOUT");
+}
+
+static size_t count_mapped(char *memory, size_t pages)
+{
+	uint64_t word;
+	size_t mapped = 0;
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+
+	for (size_t i = 0; i < pages; i++) {
+		off_t at = ((uintptr_t)memory / page_size_bytes + i) * sizeof(word);
+
+		if (pread(fd, &word, sizeof(word), at) != sizeof(word))
+			die("pagemap");
+		mapped += word >> 63;
+	}
+	close(fd);
+	return mapped;
+}
+
+/* Page i of a scattered object goes out after page i - 40503: no two slots are neighbours. */
+static void make_swapped(size_t size, const char *shape)
+{
+	char *memory = reserve(size, MAP_SHARED), *out = memory, pages[96];
+	size_t count = size / page_size_bytes, half = !strcmp(shape, "half") ? count / 2 : 0;
+	bool is_scattered = !strcmp(shape, "scattered");
+
+	touch(memory, size);
+	for (size_t i = 0; i < count; i++)
+		memcpy(memory + i * page_size_bytes, &i, sizeof(i));
+	out += half * page_size_bytes;
+	if (!is_scattered)
+		page_out(out, size - half * page_size_bytes);
+	for (size_t i = 0; is_scattered && i < count; i++)
+		page_out(out + i * 40503 % count * page_size_bytes, page_size_bytes);
+	/* What was just written may be passed over at first. */
+	for (int i = 0; i < 20 && count_mapped(out, count - half); i++)
+		page_out(out, size - half * page_size_bytes);
+	if (count_mapped(out, count - half))
+		die("some pages stay");
+	snprintf(pages, sizeof(pages), "\"swapped\": %zu", count - half);
+	if (half)
+		snprintf(pages, sizeof(pages), "\"present\": %zu, \"swapped\": %zu", half,
+			 count - half);
+	say_ready(memory, size, pages);
+}
+
 static void make_sparse(size_t size, size_t stride)
 {
 	char *memory = reserve(size, MAP_PRIVATE), pages[96];
@@ -181,6 +237,8 @@ static void make(int argc, char **argv)
 		make_private(number(argv, argc, 2));
 	else if (!strcmp(kind, "shared") && argc > 3)
 		make_shared(number(argv, argc, 2), argv[3]);
+	else if (!strcmp(kind, "swapped") && argc > 3)
+		make_swapped(number(argv, argc, 2), argv[3]);
 	else if (!strcmp(kind, "sparse"))
 		make_sparse(number(argv, argc, 2), number(argv, argc, 3));
 	else if (!strcmp(kind, "reserved"))

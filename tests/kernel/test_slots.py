@@ -1,0 +1,185 @@
+"""Areas and slots of swapped pages: held against pagemap, and what the swap device holds."""
+
+import json
+import mmap
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import raw
+from driver import MADV_PAGEOUT
+from looking import can_walk
+from swapareas import wait_until
+from swapped_objects import (
+    MAKE,
+    PAGE,
+    Object,
+    read_slots,
+    swap_lines,
+    swap_on,
+    written_swap_file,
+    zram_devices,
+)
+
+from memlens import map_process
+from memlens.account.ledger import read_swap_ledger
+from memlens.account.model import MappingPages
+from memlens.pages.classes import PageClass
+from memlens.pages.slotruns import SlotRuns
+
+PAGES = 3_001
+SWAP_BYTES = 128 << 20
+ON_SWAP = (PageClass.SWAPPED, PageClass.SWAP_CACHED)
+
+
+@pytest.fixture(scope="module", params=["zram", "file"])
+def area(
+    request: pytest.FixtureRequest, machine: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Turn on one swap area, and return its path."""
+    if not can_walk():
+        pytest.skip("the page-cache walk cannot be used here")
+    with ExitStack() as stack:
+        if request.param == "zram":
+            (device,) = stack.enter_context(zram_devices(1, SWAP_BYTES))
+            stack.enter_context(swap_on(device))
+        else:
+            path = tmp_path_factory.mktemp("swap") / "area"
+            stack.enter_context(written_swap_file(path, SWAP_BYTES))
+        (line,) = swap_lines()
+        yield line.split()[0]
+
+
+def by_page(slots: SlotRuns) -> dict[int, tuple[int, int]]:
+    return {
+        first + n: (number, slot + n)
+        for first, pages, number, slot in slots
+        for n in range(pages)
+    }
+
+
+def mapping_at(address: int) -> MappingPages:
+    result = map_process(os.getpid(), words=True)
+    return next(row for row in result.mappings if row.start <= address < row.stop)
+
+
+def on_swap(mapping: MappingPages) -> list[int]:
+    return np.flatnonzero(np.isin(mapping.classes(), ON_SWAP)).tolist()
+
+
+def test_slots_of_private_pages_are_those_of_pagemap(area: str) -> None:
+    memory = mmap.mmap(-1, PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    content = np.frombuffer(memory, np.uint8)
+    content[::PAGE] = 7
+    memory.madvise(MADV_PAGEOUT)
+    address = int(content.ctypes.data)
+    mapping = mapping_at(address)
+    assert mapping.slots is not None
+    shift = (address - mapping.start) // PAGE
+    slots = {page - shift: place for page, place in by_page(mapping.slots).items()}
+    words = raw.read_pagemap(os.getpid(), address, PAGES).tolist()
+    wanted = {
+        page: (word & 31, word >> 5 & (1 << 50) - 1)
+        for page, word in enumerate(words)
+        if word & 1 << 62
+    }
+    assert len(wanted) > PAGES // 2
+    assert {page: place for page, place in slots.items() if 0 <= page < PAGES} == wanted
+    del content
+    memory.close()
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_slots_of_shared_pages_hold_their_contents(area: str, kind: str) -> None:
+    with MAKE[kind](PAGES) as item:
+        content = item.fill()
+        # Huge pages go out whole, or are split.
+        scattered = np.random.default_rng(7).permutation(PAGES)
+        item.page_out(None if kind == "huge shmem" else scattered)
+        mapping = mapping_at(item.address)
+        assert mapping.slots is not None
+        slots = by_page(mapping.slots)
+        swapped = on_swap(mapping)
+        assert len(swapped) > PAGES // 2
+        assert sorted(slots) == swapped
+        assert {number for number, _ in slots.values()} == {0}
+        where = np.array([slots[page][1] for page in swapped], np.uint64)
+
+        def is_there() -> bool:
+            return bool((read_slots(area, where) == content[swapped]).all())
+
+        wait_until(is_there, f"contents of {len(swapped)} pages at their slots")
+
+
+def test_json_lists_the_slots_of_private_and_shared_pages(area: str) -> None:
+    with MAKE["memfd"](PAGES) as item:
+        item.fill()
+        item.page_out()
+        command = [
+            sys.executable,
+            "-m",
+            "memlens",
+            "map",
+            str(os.getpid()),
+            "--words",
+            "--json",
+        ]
+        found = json.loads(subprocess.check_output(command))
+        (mapping,) = [row for row in found["mappings"] if row["start"] == item.address]
+        pages = sum(run[1] for run in mapping["slots"])
+        counts = mapping["pages"]
+        assert pages == counts.get("swapped", 0) + counts.get("swap_cached", 0)
+        assert pages > PAGES // 2
+
+
+def test_the_ledger_names_every_used_slot_once(area: str) -> None:
+    """Slots of private pages after fork, of objects, and of one that nobody maps."""
+    private = mmap.mmap(-1, PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    np.frombuffer(private, np.uint8)[::PAGE] = 1
+    with MAKE["memfd"](PAGES) as one, MAKE["shared anonymous"](PAGES) as other:
+        fill_and_page_out(one, other)
+        private.madvise(MADV_PAGEOUT)
+        child = os.fork()
+        if not child:
+            signal.pause()
+        try:
+            wait_until(lambda: is_exact(3), "a ledger of a machine at rest, exact by slots")
+        finally:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+
+
+def fill_and_page_out(*items: Object) -> None:
+    for item in items:
+        item.fill()
+        item.page_out()
+
+
+def is_exact(owners: int) -> bool:
+    """Return whether all used slots have an owner; no slot ever has two."""
+    ledger = read_swap_ledger(slots=True)
+    assert ledger.slots is not None
+    assert ledger.slots.is_walked
+    assert not ledger.slots.twice
+    named = sum(row.named_pages for row in ledger.slots.areas)
+    assert named == ledger.private_pages + ledger.shared_pages
+    used = sum(row.used_pages or 0 for row in ledger.slots.areas)
+    has_all = named + ledger.swap_cache_pages + ledger.remainder_pages == used
+    return has_all and not ledger.remainder_pages and len(ledger.slots.owners) >= owners
+
+
+def test_the_map_is_drawn(area: str, tmp_path: Path) -> None:
+    with MAKE["memfd"](PAGES) as item:
+        fill_and_page_out(item)
+        command = [sys.executable, "-m", "memlens", "swap", "--by", "area", "--map"]
+        text = subprocess.check_output(command, text=True)
+        assert f"Area 0 ({area})" in text
+        assert "memfd:memlens-cachewalk" in text
+        refused = subprocess.run([*command, "--csv"], capture_output=True, check=False)
+        assert refused.returncode == 2
