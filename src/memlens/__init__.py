@@ -10,6 +10,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from memlens.account.capture import map_process
     from memlens.account.explain import PageExplanation, explain_page
+    from memlens.account.facts import Missed
+    from memlens.account.inventory import Inventory, list_shared_memory
+    from memlens.account.ledger import (
+        AreaSwap,
+        CgroupSwap,
+        ProcessSwap,
+        SwapLedger,
+        ZswapUse,
+        read_swap_ledger,
+    )
     from memlens.account.model import (
         Cost,
         Kernel,
@@ -18,6 +28,14 @@ if TYPE_CHECKING:
         ProcessMap,
         UnknownRun,
         Words,
+    )
+    from memlens.account.sharedobject import Holder, SharedObject
+    from memlens.account.sharing import (
+        ProcessFilter,
+        ProcessGroup,
+        ProcessList,
+        ProcessMemory,
+        list_processes,
     )
     from memlens.errors import (
         AccessDenied,
@@ -35,48 +53,80 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AccessDenied": "errors",
+    "AreaSwap": "account.ledger",
+    "CgroupSwap": "account.ledger",
     "Cost": "account.model",
     "Features": "kernel.probes",
+    "Holder": "account.sharedobject",
+    "Inventory": "account.inventory",
     "Kernel": "account.model",
     "MappingPages": "account.model",
     "MemlensError": "errors",
+    "Missed": "account.facts",
     "PageClass": "pages.classes",
     "PageExplanation": "account.explain",
     "ParseError": "errors",
     "Process": "account.model",
+    "ProcessFilter": "account.sharing",
     "ProcessGone": "errors",
+    "ProcessGroup": "account.sharing",
+    "ProcessList": "account.sharing",
     "ProcessMap": "account.model",
+    "ProcessMemory": "account.sharing",
+    "ProcessSwap": "account.ledger",
     "Runs": "pages.runs",
+    "SharedObject": "account.sharedobject",
     "SnapshotError": "errors",
+    "SwapLedger": "account.ledger",
     "UnknownRun": "account.model",
     "Unsupported": "errors",
     "Words": "account.model",
+    "ZswapUse": "account.ledger",
     "explain_page": "account.explain",
+    "list_processes": "account.sharing",
+    "list_shared_memory": "account.inventory",
     "map_process": "account.capture",
     "probe_features": "kernel.probes",
+    "read_swap_ledger": "account.ledger",
 }
 
 __all__ = [
     "AccessDenied",
+    "AreaSwap",
+    "CgroupSwap",
     "Cost",
     "Features",
+    "Holder",
+    "Inventory",
     "Kernel",
     "MappingPages",
     "MemlensError",
+    "Missed",
     "PageClass",
     "PageExplanation",
     "ParseError",
     "Process",
+    "ProcessFilter",
     "ProcessGone",
+    "ProcessGroup",
+    "ProcessList",
     "ProcessMap",
+    "ProcessMemory",
+    "ProcessSwap",
     "Runs",
+    "SharedObject",
     "SnapshotError",
+    "SwapLedger",
     "UnknownRun",
     "Unsupported",
     "Words",
+    "ZswapUse",
     "explain_page",
+    "list_processes",
+    "list_shared_memory",
     "map_process",
     "probe_features",
+    "read_swap_ledger",
 ]
 
 

@@ -3,7 +3,6 @@ Finding shared-memory objects: what processes map and have open, what lies in tm
 mounts and among System V segments, each once.
 """
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from memlens.kernel.backing import HUGETLBFS_MAGIC, TMPFS_MAGIC, Backing
 from memlens.kernel.leases import Leases
 from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
 from memlens.kernel.process import ProcessDir
+from memlens.kernel.seals import is_sealed
 from memlens.kernel.shm import (
     SHM_DEST,
     SHMEM_TYPES,
@@ -32,8 +32,6 @@ from memlens.kernel.syscalls import fstatfs_type
 NOT_SHMEM = "not shmem"
 GONE = "gone"
 _DELETED = " (deleted)"
-# F_GET_SEALS of include/uapi/linux/fcntl.h; Python has no name for F_SEAL_SEAL alone.
-_SEALS = 0x1F & ~fcntl.F_SEAL_SEAL
 
 
 @dataclass(slots=True)
@@ -172,7 +170,7 @@ class Finder:
             "no_holder": not item.uses,
             "detached": segment is not None and segment.attached == 0,
             "huge": item.is_huge or any(use.is_huge for _, use in item.uses),
-            "sealed": backing is not None and _is_sealed(backing.fd),
+            "sealed": backing is not None and is_sealed(backing.fd),
             "other_mount_namespace": item.is_other_mounts,
             "other_ipc_namespace": bool(item.namespace),
         }
@@ -295,10 +293,3 @@ def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:
 @lru_cache(maxsize=1)
 def _internal_device() -> int:
     return internal_device()
-
-
-def _is_sealed(fd: int) -> bool:
-    try:
-        return bool(fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS)
-    except OSError:
-        return False

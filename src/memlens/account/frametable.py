@@ -65,7 +65,8 @@ class FrameTable:
             room = np.full(len(fresh) * _BLOCK, _UNKNOWN, np.uint16)
             self._table = np.concatenate([self._table, room])
             rows = self._rows[blocks]
-        return (rows << _BLOCK_BITS) | (pfns & (_BLOCK - 1))
+        places: NDArray[np.int64] = (rows << _BLOCK_BITS) | (pfns & (_BLOCK - 1))
+        return places
 
     def _learn(self, pfns: NDArray[np.int64]) -> None:
         """Ask the kernel about frames, sorted and distinct."""

@@ -84,7 +84,7 @@ class ProcessList:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
+class ProcessFilter:
     """
     Which processes to show; what is None matches all.
 
@@ -113,7 +113,7 @@ def list_processes(
     pids: Sequence[int] | None = None,
     *,
     group_by: str | None = None,
-    keep: Filter | None = None,
+    keep: ProcessFilter | None = None,
     proc: str = "/proc",
     budget_s: float | None = None,
     on_progress: Progress | None = None,

@@ -64,13 +64,13 @@ def command(
     from memlens.views import processes as view
 
     sort = tables.check_sort(sort, view.list_sorts(group_by is not None))
-    from memlens.account.sharing import Filter, list_processes
+    from memlens.account.sharing import ProcessFilter, list_processes
 
     with Watch("reading processes") as watch:
         found = list_processes(
             pids or None,
             group_by=group_by,
-            keep=Filter(user, cgroup, name),
+            keep=ProcessFilter(user, cgroup, name),
             proc=proc,
             budget_s=budget,
             on_progress=watch.on_progress,

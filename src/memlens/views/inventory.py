@@ -10,6 +10,7 @@ from memlens.account.model import counts_by_name
 from memlens.account.sharedobject import Holder, SharedObject
 from memlens.pages.classes import CLASSES, PageClass
 from memlens.units import escape_text, format_size
+from memlens.views.layout import cell_len, cut_middle
 from memlens.views.strip import draw_strip
 from memlens.views.table import (
     ALARM,
@@ -20,6 +21,7 @@ from memlens.views.table import (
     json_cost,
     json_missed,
     percent,
+    render_amount,
     render_csv,
     render_document,
     render_labelled,
@@ -145,14 +147,14 @@ def render_text(
         if top is not None and len(rows) > top:
             yield [Segment(f"{len(rows) - top} more", DIM)]
         yield []
-    yield from _account(inventory)
+    yield from _account(inventory, options)
     yield []
     if inventory.remainder_pages > 0:
         yield from render_labelled("remainder", [_REMAINDER], options)
     yield from render_summary(inventory.missed, inventory.notes, inventory.cost, options)
 
 
-def _account(inventory: Inventory) -> Iterator[Line]:
+def _account(inventory: Inventory, options: TableOptions) -> Iterator[Line]:
     """Yield the resident sum set against what the kernel counts."""
     resident = sum(item.resident_pages for item in inventory.objects)
     remainder = inventory.remainder_pages
@@ -170,7 +172,7 @@ def _account(inventory: Inventory) -> Iterator[Line]:
         amount = format_size(pages * inventory.page_size_bytes)
         share = percent(pages, inventory.shmem_pages)
         head = f"{label:<10} {amount:>6} {pages:>{digits}} pages {share:>4}  "
-        yield [Segment(head, style), Segment(meaning, DIM)]
+        yield from render_amount(head, style, meaning, options)
 
 
 def render_json(
@@ -276,13 +278,18 @@ def _render_object(
     item: SharedObject, size: int, options: TableOptions, has_runs: bool
 ) -> Iterator[Line]:
     about = f"{item.kind}, device {item.device}, inode {item.inode}"
-    yield [Segment(escape_text(item.name), BOLD), Segment(f"  {about}", DIM)]
+    name = cut_middle(escape_text(item.name), options.width, options.ellipsis)
+    is_short = cell_len(name) + len(about) + 2 <= options.width
+    yield [Segment(name, BOLD), *([Segment(f"  {about}", DIM)] if is_short else ())]
+    if not is_short:
+        yield [Segment(about, DIM)]
     facts = [format_size(item.size_bytes), f"owner {_owner(item) or 'unknown'}"]
     age = format_age(item.born_s, time.time())
     facts += [f"{age} old"] if age else []
     facts += [f"charged to {escape_text(item.cgroup)}"] if item.cgroup else []
     facts += [mark.replace("_", " ") for mark in item.marks]
-    yield [Segment(", ".join(facts), DIM)]
+    for part in textwrap.wrap(", ".join(facts), options.width):
+        yield [Segment(part, DIM)]
     pages = int(item.counts().sum())
     if pages:
         yield []

@@ -1,6 +1,5 @@
 """The swap ledger as text, JSON (``memlens.swap/1``) and CSV."""
 
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from memlens.views.table import (
     json_missed,
     json_rows,
     percent,
+    render_amount,
     render_csv,
     render_document,
     render_labelled,
@@ -218,10 +218,7 @@ def _account_line(
     size = format_size(pages * ledger.page_size_bytes)
     share = percent(pages, ledger.used_pages)
     head = f"{label:<15} {size:>6} {pages:>{digits}} pages {share:>4}  "
-    parts = textwrap.wrap(meaning, max(options.width - len(head), 20))
-    yield [Segment(head, style), Segment(parts[0], DIM)]
-    for part in parts[1:]:
-        yield [Segment(" " * len(head)), Segment(part, DIM)]
+    yield from render_amount(head, style, meaning, options)
 
 
 def _count(number: int, noun: str, plural: str = "s") -> str:

@@ -244,6 +244,14 @@ def render_labelled(
             yield [Segment(" " * len(head)), Segment(part)]
 
 
+def render_amount(head: str, style: str, meaning: str, options: TableOptions) -> Iterator[Line]:
+    """Yield an amount, and beside it what it means."""
+    parts = textwrap.wrap(meaning, max(options.width - len(head), 20)) or [""]
+    yield [Segment(head, style), Segment(parts[0], DIM)]
+    for part in parts[1:]:
+        yield [Segment(" " * len(head)), Segment(part, DIM)]
+
+
 def render_summary(
     missed: Sequence[Missed], notes: Sequence[str], cost: Cost, options: TableOptions
 ) -> Iterator[Line]:

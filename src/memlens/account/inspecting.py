@@ -1,0 +1,268 @@
+"""Looking at one shared-memory object after the other: its pages, holders and marks."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from memlens.account.charges import Charges
+from memlens.account.facts import Missed, ObjectUse, ProcessFacts
+from memlens.account.finding import GONE, NOT_SHMEM, Finder, FoundObject
+from memlens.account.objects import ObjectReader
+from memlens.account.presence import PageTables
+from memlens.account.sharedobject import Holder, SharedObject
+from memlens.account.sweep import Sweep
+from memlens.account.walking import Walking
+from memlens.errors import MemlensError
+from memlens.kernel import features
+from memlens.kernel.backing import Backing
+from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
+from memlens.kernel.kpage import KpageFile
+from memlens.kernel.syscalls import statx_cached
+from memlens.pages.classes import REASONS, PageClass, Verdict
+from memlens.pages.distinct import distinct
+from memlens.pages.runs import (
+    EMPTY,
+    Runs,
+    clip_runs,
+    merge_runs,
+    one_run,
+    replace_runs,
+    restrict_runs,
+    select_runs,
+    union_runs,
+)
+
+# Progress is told after so many objects.
+_STEP = 64
+_LABELS_NAMED = 3
+
+
+@dataclass(slots=True)
+class Inspector:
+    """
+    Looks at objects, one after the other.
+
+    :param sweep: a sweep that has run.
+    :param finder: opens what it found.
+    :param walking: whether objects are asked by the page-cache walk as well.
+    :param only_swapped: whether objects without swapped pages may be left out.
+    :param gone: objects that had vanished.
+    """
+
+    sweep: Sweep
+    finder: Finder
+    walking: Walking
+    only_swapped: bool
+    gone: int = 0
+    _refused: dict[str, list[str]] = field(default_factory=dict)
+    _tables: PageTables = field(init=False)
+    _cgroups: dict[int, str] | None = None
+
+    def __post_init__(self) -> None:
+        sweep, charges = self.sweep, None
+        if not self.only_swapped and features.is_pfn_visible():
+            try:
+                charges = Charges(KpageFile("kpagecgroup", sweep.proc, sweep.meter))
+            except MemlensError:
+                pass
+        self._tables = PageTables(sweep.proc, sweep.meter, sweep.use_scan(), charges)
+
+    def close(self) -> None:
+        """Close what was opened to look at objects."""
+        self._tables.close()
+        if self._tables.charges is not None:
+            self._tables.charges.file.close()
+
+    def read(self, item: FoundObject) -> SharedObject | None:
+        """
+        Return an object; what cannot be opened is all ``unknown``.
+
+        :return: None if it is none, or may be left out.
+        :raises Stopped: if the scan is to end.
+        """
+        if item.file is not None and not item.uses and not item.file.blocks:
+            # It owns no memory, so that there is nothing to ask it.
+            pages = pages_of(item.size_bytes)
+            runs = one_run(0, pages, PageClass.NONE) if pages else EMPTY
+            return None if self.only_swapped else self._object(item, runs, (), None)
+        backing = self.finder.open(item)
+        if isinstance(backing, str):
+            self.gone += backing == GONE
+            is_none = backing in (GONE, NOT_SHMEM)
+            return None if is_none else self._refuse(item, backing)
+        try:
+            return self._ask(item, backing)
+        except OSError as error:
+            return self._refuse(item, os.strerror(error.errno or 0))
+        finally:
+            backing.close()
+
+    def list_missed(self) -> Iterator[Missed]:
+        """Yield the objects that could not be looked at, by the reason."""
+        for reason, labels in self._refused.items():
+            named = ", ".join(labels[:_LABELS_NAMED])
+            more = ", ..." if len(labels) > _LABELS_NAMED else ""
+            count = f"{len(labels)} objects ({named}{more})" if len(labels) > 1 else named
+            yield Missed(count, reason)
+
+    def _refuse(self, item: FoundObject, reason: str) -> SharedObject | None:
+        self._refused.setdefault(reason, []).append(item.label)
+        if self.only_swapped:
+            return None
+        pages = pages_of(item.size_bytes)
+        runs = one_run(0, pages, PageClass.UNKNOWN) if pages else EMPTY
+        return self._object(item, runs, (reason,), None)
+
+    def _ask(self, item: FoundObject, backing: Backing) -> SharedObject | None:
+        sweep = self.sweep
+        reader = ObjectReader(
+            backing,
+            features.read_disabled(),
+            features.has_cachestat(),
+            sweep.check_stop,
+            self.walking,
+        )
+        pages = backing.size_pages()
+        if self.only_swapped and reader.is_without_swap(pages):
+            return None
+        runs = _one_class(reader, pages) or (reader.verdicts(0, pages) if pages else EMPTY)
+        if not self.only_swapped:
+            runs = self._mark_present(runs, item)
+        runs, reasons = _split_reasons(runs)
+        if reasons:
+            self._refused.setdefault("; ".join(reasons), []).append(item.label)
+        found = self._object(item, runs, reasons, backing)
+        if reader.walk is None or not self.walking.is_eager:
+            return found
+        return replace(found, slots=reader.walk.take_slots())
+
+    def _mark_present(self, runs: Runs, item: FoundObject) -> Runs:
+        """
+        Call ``present`` what is in RAM and mapped by anybody.
+
+        Holders are asked one after the other, and only about what none before them maps.
+        """
+        left = select_runs(runs, runs.value == PageClass.CACHED)
+        for facts, use in item.uses:
+            if use.mapping is None or not len(left):
+                continue
+            self.sweep.check_stop()
+            mapped, is_huge = self._tables.present(facts, use, left)
+            item.is_huge |= is_huge
+            both = restrict_runs(left, mapped)
+            value = np.full(len(both), PageClass.PRESENT, np.uint8)
+            found = Runs(both.first, both.pages, value)
+            runs = replace_runs(runs, found)
+            left = replace_runs(left, found)
+            left = select_runs(left, left.value == PageClass.CACHED)
+        return runs
+
+    def _object(
+        self, item: FoundObject, runs: Runs, reasons: tuple[str, ...], backing: Backing | None
+    ) -> SharedObject:
+        return SharedObject(
+            kind=item.kind,
+            name=item.name,
+            device=f"{os.major(item.key[0]):02x}:{os.minor(item.key[0]):02x}",
+            inode=item.key[1],
+            size_bytes=item.size_bytes,
+            uid=item.uid,
+            runs=runs,
+            holders=_holders(item.uses, pages_of(item.size_bytes)),
+            marks=self.finder.marks(item, backing),
+            reasons=reasons,
+            born_s=_born_s(item, backing),
+            cgroup=self._cgroup(item),
+        )
+
+    def _cgroup(self, item: FoundObject) -> str | None:
+        charges = self._tables.charges
+        inode = None if charges is None else charges.inodes.get(item.key)
+        if inode is None:
+            return None
+        if self._cgroups is None:
+            self._cgroups = cgroup_paths_by_inode(find_hierarchy(self.sweep.proc))
+        return self._cgroups.get(inode)
+
+
+def _one_class(reader: ObjectReader, pages: int) -> Runs | None:
+    """
+    Return the runs of an object that is all cached or all holes; None for any other.
+
+    Most objects are, and three calls tell.
+    """
+    if not (pages and reader.has_cachestat and reader.is_honest):
+        return None
+    if "seek_data" in reader.disabled:
+        return None
+    cached, evicted = reader.backing.cachestat(0, pages)
+    if evicted or cached not in (0, pages):
+        return None
+    extents = reader.backing.data_extents(0, pages).tolist()
+    if extents != ([[0, pages]] if cached else []):
+        return None
+    return one_run(0, pages, PageClass.CACHED if cached else PageClass.NONE)
+
+
+def _born_s(item: FoundObject, backing: Backing | None) -> float | None:
+    """Return when it was made; before v6.0 tmpfs kept only when it was changed."""
+    if backing is not None:
+        try:
+            born_s = statx_cached(f"/proc/self/fd/{backing.fd}", 0).born_s
+        except OSError:
+            born_s = 0.0
+        if born_s:
+            return born_s
+    if item.segment is not None:
+        return float(item.segment.changed_s)
+    if item.status is not None:
+        return item.status.st_ctime
+    return item.file.changed_s if item.file is not None else None
+
+
+def pages_of(size_bytes: int) -> int:
+    """Return the pages of an object, the last one perhaps in part."""
+    return -(-size_bytes // features.page_size_bytes())
+
+
+def _split_reasons(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
+    is_open = runs.value >= Verdict.FIRST_REASON
+    reasons = tuple(
+        REASONS[value - Verdict.FIRST_REASON] for value in distinct(runs.value[is_open])
+    )
+    value = np.minimum(runs.value, np.uint8(PageClass.UNKNOWN))
+    return merge_runs(Runs(runs.first, runs.pages, value)), reasons
+
+
+def _holders(uses: Iterable[tuple[ProcessFacts, ObjectUse]], pages: int) -> tuple[Holder, ...]:
+    by_process: dict[int, list[tuple[ProcessFacts, ObjectUse]]] = {}
+    for facts, use in uses:
+        by_process.setdefault(facts.pid, []).append((facts, use))
+    return tuple(_holder(by_process[pid], pages) for pid in sorted(by_process))
+
+
+def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int) -> Holder:
+    size = features.page_size_bytes()
+    ranges = []
+    for _, use in uses:
+        if use.mapping is not None:
+            first = use.mapping.offset_bytes // size
+            ranges.append((first, first + (use.mapping.stop - use.mapping.start) // size))
+    covered = union_runs(
+        [Runs(np.array([a]), np.array([b - a]), np.ones(1, np.uint8)) for a, b in ranges]
+    )
+    present = None
+    if any(use.present is not None for _, use in uses):
+        mapped = union_runs([use.present for _, use in uses if use.present is not None])
+        present = int(mapped.pages.sum())
+    facts = uses[0][0]
+    return Holder(
+        pid=facts.pid,
+        name=facts.name,
+        mapped_pages=int(clip_runs(covered, 0, pages).pages.sum()) if pages else 0,
+        present_pages=present,
+        is_open=any(use.mapping is None for _, use in uses),
+        ranges=tuple(sorted(set(ranges))),
+    )
