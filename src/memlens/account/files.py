@@ -94,9 +94,10 @@ class FileTotals:
             self.size_bytes += row.size_bytes
             self.pages += -(-row.size_bytes // page_size_bytes)
         sums = self.sums
-        for name, value in zip(PAGE_FIGURES, row[3:9], strict=True):
-            if value:
-                sums[name] += value
+        if row.cached_pages or row.evicted_pages:
+            for name, value in zip(PAGE_FIGURES, row[3:9], strict=True):
+                if value:
+                    sums[name] += value
         if row.kind == "shmem" and row.evicted_pages:
             self.shmem_evicted_pages += row.evicted_pages
 

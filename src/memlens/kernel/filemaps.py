@@ -13,10 +13,10 @@ from typing import NamedTuple
 from memlens.errors import Unsupported
 from memlens.kernel.procfs import read_file
 
-# Lines with an inode; anonymous mappings have 0.
 _LINE = re.compile(
-    rb"^([0-9a-f]+)-([0-9a-f]+) (...). ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) ([1-9][0-9]*) ", re.M
+    rb"^([0-9a-f]+)-([0-9a-f]+) (?:...). ([0-9a-f]+) ([0-9a-f]+:[0-9a-f]+) ([0-9]+) ", re.M
 )
+_Key = tuple[bytes, bytes]
 
 
 class FileMapping(NamedTuple):
@@ -41,9 +41,9 @@ class FileMappers:
     proc: str = "/proc"
     denied: int = 0
     pids: int = 0
-    _by_file: dict[tuple[bytes, bytes], list[tuple[int, tuple[bytes, ...]]]] = field(
-        default_factory=dict
-    )
+    _raw: dict[int, bytes] = field(default_factory=dict)
+    _keys: set[_Key] = field(default_factory=set)
+    _by_file: dict[_Key, list[FileMapping]] = field(default_factory=dict)
     _devices: dict[int, bytes] = field(default_factory=dict)
     _mounts: dict[int, bytes] | None = None
 
@@ -58,7 +58,6 @@ class FileMappers:
         except OSError as error:
             message = f"{self.proc} is not a proc file system"
             raise Unsupported(message, path=self.proc) from error
-        index = self._by_file
         for name in names:
             if not name.isdecimal():
                 continue
@@ -69,10 +68,14 @@ class FileMappers:
                 continue
             except OSError:
                 continue
-            pid = int(name)
-            self.pids += 1
-            for row in _LINE.findall(raw):
-                index.setdefault((row[4], row[5]), []).append((pid, row))
+            if raw:
+                self._raw[int(name)] = raw
+                # Device and inode alone, for most files are mapped by nobody.
+                for line in raw.split(b"\n"):
+                    fields = line.split(b" ", 5)
+                    if len(fields) == 6:
+                        self._keys.add((fields[3], fields[4]))
+        self.pids = len(self._raw)
 
     def find(self, status: os.stat_result, fd: int, kind: str) -> list[FileMapping]:
         """
@@ -86,11 +89,19 @@ class FileMappers:
             key = self._key_of_fd(fd)
         else:
             key = (self._device(status.st_dev), b"%d" % status.st_ino)
-        rows = self._by_file.get(key, ())
-        return [
-            FileMapping(pid, int(row[0], 16), int(row[1], 16), int(row[3], 16))
-            for pid, row in rows
-        ]
+        if key not in self._keys or not status.st_ino:
+            return []
+        if not self._by_file:
+            self._parse()
+        return self._by_file.get(key, [])
+
+    def _parse(self) -> None:
+        for pid, raw in self._raw.items():
+            for start, stop, offset, device, inode in _LINE.findall(raw):
+                if inode != b"0":
+                    row = FileMapping(pid, int(start, 16), int(stop, 16), int(offset, 16))
+                    self._by_file.setdefault((device, inode), []).append(row)
+        self._raw.clear()
 
     def _device(self, number: int) -> bytes:
         known = self._devices.get(number)
@@ -99,7 +110,7 @@ class FileMappers:
             self._devices[number] = known
         return known
 
-    def _key_of_fd(self, fd: int) -> tuple[bytes, bytes]:
+    def _key_of_fd(self, fd: int) -> _Key:
         """Return device and inode as maps has them, from fdinfo and the table of mounts."""
         try:
             raw = read_file(f"/proc/self/fdinfo/{fd}")
