@@ -223,12 +223,14 @@ class ObjectWalk:
             pages = min(pages * 2, _MOST_PAGES) if is_uniform else _LEAST_PAGES
             parts.append(found)
             first = end
-        return parts
+        return [self._add_copies(concat_runs(parts), check_stop)]
 
     def walk(self, first: int, stop: int) -> Runs | None:
         """Return ``Evidence`` for every page of a range, None if there is no answer."""
         records = self._records(first, stop)
-        return None if records is None else self._evidence(records, first, stop)
+        if records is None:
+            return None
+        return self._add_copies(self._evidence(records, first, stop), lambda: None)
 
     def _records(self, first: int, stop: int) -> "CacheRecords | None":
         name = self.backing.path or "an object"
@@ -240,7 +242,7 @@ class ObjectWalk:
         if kind == "shmem":
             if self.walking.is_eager:
                 self._keep_slots(records, first, stop)
-            return self._add_copies(evidence)
+            return evidence
         return self._add_data(evidence, first, stop) if self.has_seek else evidence
 
     def _keep_slots(self, records: "CacheRecords", first: int, stop: int) -> None:
@@ -251,11 +253,12 @@ class ObjectWalk:
         if len(found):
             self._slots.append(found)
 
-    def _add_copies(self, evidence: Runs) -> Runs:
+    def _add_copies(self, evidence: Runs, check_stop: Callable[[], None]) -> Runs:
         """Say of swapped pages whether there is a copy in RAM as well."""
-        is_swapped = (evidence.value & Evidence.EVICTED) != 0
+        is_known = Evidence.EVICTED | Evidence.RESIDENT | Evidence.ABSENT
+        is_swapped = (evidence.value & is_known) == Evidence.EVICTED
         swapped = select_runs(evidence, is_swapped)
-        if not len(swapped):
+        if self.backing.kind != "shmem" or not len(swapped):
             return evidence
         is_many = int(swapped.pages.sum()) >= _PROOF_PAGES or not self.has_mincore
         if is_many and is_swap_cache_empty(self.walking.proc):
@@ -264,10 +267,11 @@ class ObjectWalk:
         if not self.has_mincore:
             return evidence
         start, end = int(swapped.first[0]), int(swapped.stop[-1])
-        found = [
-            self._resident(clip_runs(swapped, begin, min(begin + _MINCORE_PAGES, end)))
-            for begin in range(start, end, _MINCORE_PAGES)
-        ]
+        found = []
+        for begin in range(start, end, _MINCORE_PAGES):
+            check_stop()
+            piece = clip_runs(swapped, begin, min(begin + _MINCORE_PAGES, end))
+            found.append(self._resident(piece))
         return replace_runs(evidence, concat_runs(found))
 
     def _resident(self, swapped: Runs) -> Runs:
