@@ -13,9 +13,7 @@ from shm_mix import MNT_DETACH, Mix, mount_tmpfs, segment_columns
 from swapareas import Squeeze
 from test_ledger import again_if_moved, standing_still
 
-from memlens.account.inventory import Inventory, list_shared_memory
-from memlens.account.ledger import read_swap_ledger
-from memlens.pages.classes import PageClass
+from memlens import Inventory, PageClass, list_shared_memory, read_swap_ledger
 
 ON_SWAP = pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
 IN_RAM = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)

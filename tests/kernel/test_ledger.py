@@ -14,7 +14,7 @@ from shm_mix import Made, Mix, Private, used_pages
 from swapareas import Squeeze
 from workloads.base import StateMoved
 
-from memlens.account.ledger import SwapLedger, read_swap_ledger
+from memlens import SwapLedger, read_swap_ledger
 
 ON_SWAP = pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
 ATTEMPTS = 5
