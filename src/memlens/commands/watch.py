@@ -32,6 +32,7 @@ class Watch:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._previous: Any = None
+        self._progress: tuple[int, int] | None = None
 
     def __enter__(self) -> "Watch":
         # One who starts us in the background with Ctrl-C ignored means it.
@@ -61,6 +62,7 @@ class Watch:
 
     def on_progress(self, done_pages: int, total_pages: int) -> None:
         """Move the bar."""
+        self._progress = done_pages, total_pages
         self._show()
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done_pages, total=total_pages)
@@ -78,5 +80,7 @@ class Watch:
         from rich.progress import Progress
 
         self._bar = Progress(console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task(self.label, total=None)
+        # What was done before the bar appeared: the next report may be long in coming.
+        done, total = self._progress or (0, None)
+        self._task = self._bar.add_task(self.label, completed=done, total=total)
         self._bar.start()

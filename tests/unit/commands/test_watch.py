@@ -58,3 +58,15 @@ def test_a_bar_is_drawn_late_and_only_on_a_terminal(
     assert ("reading process 7" in stream.getvalue()) == is_drawn
     if not is_drawn:
         assert stream.getvalue() == ""
+
+
+def test_a_bar_begins_with_what_was_done_before(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(watch, "_PATIENCE_S", 1000.0)
+    monkeypatch.setenv("TERM", "xterm")
+    with Watch("reading") as seen:
+        seen.on_progress(3, 4)
+        monkeypatch.setattr(watch, "_PATIENCE_S", 0.0)
+        seen.should_stop()
+        assert seen._bar is not None
+        assert seen._bar.tasks[0].percentage == 75
