@@ -15,8 +15,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from memlens.errors import MemlensError
+from memlens.errors import MemlensError, Unsupported
 
+_PROC = "/proc"
 # A prime, so that no arithmetic on pages comes out right by chance.
 PAGES = 23
 _START = """
@@ -56,9 +57,13 @@ class SpecimenProcess:
     :param swap: ``none``, ``zram`` (a page goes to swap and leaves nothing in RAM) or
         ``slow`` (it may leave a copy in the swap cache).
     :param why_no_swap: the reason, for what needs swap.
+    :raises Unsupported: without /proc.
     """
 
     def __init__(self, swap: str, why_no_swap: str = "") -> None:
+        # The maker proves what it made with files of its own.
+        if not os.path.exists(f"{_PROC}/self/smaps"):
+            raise Unsupported("not a proc file system, or one without smaps", path=_PROC)
         self._maker = start_helper("specimen_maker", swap, why_no_swap)
 
     def __enter__(self) -> "SpecimenProcess":
