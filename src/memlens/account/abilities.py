@@ -85,6 +85,11 @@ _GAP_TABLE = (
     _GapRow(("seek_data",), "holes of files told from what is on disk"),
     _GapRow(("cachestat",), "preallocated pages; cached told from swap-cached pages"),
     _GapRow(("mincore",), "copies in the swap cache"),
+    _GapRow(
+        ("cachewalk",),
+        "slots of shared pages; which unmapped pages hugetlbfs and copied-up files of "
+        "overlays hold",
+    ),
 )
 _OPENING_ROWS = {
     "own": "map_files",

@@ -9,7 +9,7 @@ from memlens.kernel.probes_rows import PROBE_TABLE
 from memlens.kernel.swaps import Swap, SwapArea
 
 # What does not bear on what `memlens map` says.
-HARMLESS = {"guard", "cachewalk", "page_idle", "soft_dirty", "uffd_wp", "uffd_wp_async"}
+HARMLESS = {"guard", "page_idle", "soft_dirty", "uffd_wp", "uffd_wp_async"}
 
 
 def features(*missing: str, areas: int = 0) -> Features:
@@ -80,6 +80,14 @@ def test_map_files_of_others() -> None:
     abilities = derive_abilities(features("other_map_files"))
     assert outlook(abilities, "other").level == "part"
     assert outlook(abilities, "own").level == "everything"
+
+
+def test_without_the_walk_slots_and_some_objects_stay_open() -> None:
+    for scope in ("own", "other"):
+        found = outlook(derive_abilities(features("cachewalk")), scope)
+        assert found.level == "part"
+        assert [gap.needs for gap in found.gaps] == ["the key to cachewalk"]
+        assert "hugetlbfs" in found.gaps[0].text
 
 
 def test_page_frames() -> None:
