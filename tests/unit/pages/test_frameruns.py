@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from memlens.pages.bits import PM_PRESENT
 from memlens.pages.frameruns import expand, find_gaps, find_runs, find_spans
 
-FRAME = st.integers(1, 60)
+# A hidden frame reads 0, and then so do all; 1 beside it is no frame of a process.
+FRAME = st.integers(2, 60)
 PRESENT = 1 << 63
 EXCLUSIVE = 1 << 56
 # Absent, swapped, hidden, and present pages; frames close enough to meet again and again.
