@@ -4,6 +4,8 @@ Every workload by the page-cache walk and without it: the same verdicts, page by
 Where the other interfaces leave a page open the walk may know more; never otherwise.
 """
 
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,15 @@ from workloads.base import Entry, Expected, StateMoved, Workload
 from workloads.catalogue import cases
 
 from memlens import PageClass, ProcessMap, map_process
+from memlens.account.objects import ObjectReader
+from memlens.account.walking import Walking
+from memlens.kernel.backing import Backing
+from memlens.kernel.cacherecords import CacheRecords, CacheWalkInvalid
+from memlens.kernel.cachewalk import CacheWalker
+from memlens.kernel.procfs import Meter
+from memlens.pages.runs import decode_runs
+
+PAGE = mmap.PAGESIZE
 
 CASES = [pytest.param(entry, kind, id=f"{entry.name}-{kind}") for entry, kind in cases()]
 # Kinds of proof of objects that are walked whenever slots are wanted.
@@ -93,3 +104,30 @@ def excused(expected: Expected, seen: Seen) -> Seen:
     open_classes = list(WALK_ALONE_TELLS.get(expected.proof, ()))
     is_excused = (seen.classes == PageClass.UNKNOWN) & np.isin(wanted, open_classes)
     return Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
+
+
+def test_a_void_answer_is_said_and_the_others_are_asked() -> None:
+    if not can_walk():
+        pytest.skip("the page-cache walk cannot be used here")
+
+    class VoidWalking(Walking):
+        def walk_fd(self, fd: int, first: int, stop: int, name: str) -> CacheRecords | None:
+            def void(walker: CacheWalker) -> CacheRecords:
+                walker.walk_fd(fd, first, stop)
+                raise CacheWalkInvalid("impossible")
+
+            return self._walk(void, name)
+
+    fd = os.memfd_create("memlens-test", os.MFD_CLOEXEC)
+    os.pwrite(fd, b"x", PAGE)
+    os.ftruncate(fd, 3 * PAGE)
+    backing = Backing(fd, "shmem", PAGE, Meter(), True, "an object")
+    try:
+        walking = VoidWalking(backing.meter, is_allowed=True, is_eager=True)
+        reader = ObjectReader(backing, frozenset(), has_cachestat=True, walking=walking)
+        found = decode_runs(reader.verdicts(0, 3), 3).tolist()
+    finally:
+        backing.close()
+    assert found == [PageClass.NONE, PageClass.CACHED, PageClass.NONE]
+    assert walking.notes == ["an object: the page-cache walk is void: impossible"]
+    assert "cachewalk" not in backing.meter.used
