@@ -166,9 +166,11 @@ class ProcessDir:
         try:
             stat = self._read_stat()
             is_same = stat.start_ticks == self.stat.start_ticks and stat.state not in "ZX"
+            # One that is ending loses its memory a moment before it is a zombie.
+            has_new_memory = is_same and bool(self.read("maps"))
         except MemlensError:
-            is_same = False
-        if is_same:
+            has_new_memory = False
+        if has_new_memory:
             what = "executed another program during the scan"
         else:
             what = "ended during the scan"
