@@ -34,8 +34,6 @@ from memlens.pages.runs import (
     union_runs,
 )
 
-# Progress is told after so many objects.
-_STEP = 64
 _LABELS_NAMED = 3
 
 

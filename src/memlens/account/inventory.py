@@ -13,12 +13,18 @@ from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
 from memlens.account.walking import Walking
 from memlens.kernel import features
+from memlens.kernel.loops import list_deleted_backing_files
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
 
 # Progress is told after so many objects.
 _STEP = 64
-_LABELS_NAMED = 3
+# Unit of st_blocks.
+_BLOCK_BYTES = 512
+_NO_CACHESTAT = (
+    "without cachestat (Linux 6.5) pages of shared memory that keep a slot while they are in "
+    "RAM look like others in RAM: their slots are in the remainder"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,9 @@ def list_shared_memory(
     if wanted is not None and not scan.objects and sweep.is_complete:
         raise no_such_object(wanted)
     notes = [*scan.notes]
-    if sweep.gone:
-        notes.append(f"{sweep.gone} processes ended during the scan")
+    notes += sweep.notes()
+    if name is None:
+        notes += loop_notes()
     return Inventory(
         page_size_bytes=features.page_size_bytes(),
         shmem_pages=read_meminfo_pages("Shmem", proc),
@@ -138,7 +145,12 @@ def read_objects(
     reader.close()
     sweep.missed += [*finder.missed, *reader.list_missed()]
     found.sort(key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
-    notes = [] if only is not None else [*_hidden_notes(finder, items)]
+    notes: list[str] = []
+    if only is None and sweep.is_complete:
+        notes += _hidden_notes(finder, items)
+    has_cachestat = features.has_cachestat() and "cachestat" not in disabled
+    if not has_cachestat and not walking.is_usable():
+        notes.append(_NO_CACHESTAT)
     notes += dict.fromkeys(walking.notes)
     return ObjectScan(tuple(found), tuple(notes), walking.is_usable())
 
@@ -155,9 +167,14 @@ def read_meminfo_pages(name: str, proc: str) -> int:
 def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
     """Yield the tmpfs mounts that own more than their files and the open ones do."""
     owned: dict[int, int] = {}
+    in_doubt = set()
     for item in items:
-        owned[item.key[0]] = owned.get(item.key[0], 0) + item.blocks * 512
+        if item.status is None and item.file is None:
+            in_doubt.add(item.key[0])
+        owned[item.key[0]] = owned.get(item.key[0], 0) + item.blocks * _BLOCK_BYTES
     for device, (base, mount_point) in finder.places.items():
+        if device in in_doubt:
+            continue
         try:
             figures = os.statvfs(base + mount_point)
         except OSError:
@@ -169,3 +186,9 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
                 f"tmpfs on {mount_point}: {hidden} pages are in files that cannot be listed: "
                 "deleted and held by the kernel, or below another mount"
             )
+
+
+def loop_notes() -> Iterator[str]:
+    """Yield the loop devices over files that were deleted: no process holds these."""
+    for device, path in list_deleted_backing_files():
+        yield f"loop device {device} holds a deleted file: {path}"

@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want
-from memlens.account.inventory import ObjectScan, read_meminfo_pages, read_objects
+from memlens.account.inventory import (
+    ObjectScan,
+    loop_notes,
+    read_meminfo_pages,
+    read_objects,
+)
 from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
 from memlens.account.slotmap import SlotMap, make_slot_map
@@ -21,7 +26,6 @@ from memlens.account.sweep import Sweep
 from memlens.errors import Unsupported
 from memlens.kernel import features
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
-from memlens.kernel.loops import list_deleted_backing_files
 from memlens.kernel.swaps import Swap, SwapArea, area_numbers, read_swap
 from memlens.pages.bits import PM_SWAP_AREA
 from memlens.pages.distinct import count_distinct, distinct, is_in
@@ -208,7 +212,7 @@ def _ledger(sweep: Sweep, before: Swap, after: Swap, scan: ObjectScan) -> SwapLe
     shares, kept = split_objects(objects)
     notes = [*_notes(before, used, remainder, doubtful, sweep)]
     if remainder > 0:
-        notes += [*scan.notes, *_loop_notes()]
+        notes += [*scan.notes, *loop_notes()]
     return SwapLedger(
         page_size_bytes=features.page_size_bytes(),
         used_pages=used,
@@ -380,13 +384,7 @@ def _notes(
     was = sum(area.used_pages for area in before.areas)
     if was != used:
         yield f"used changed from {was} to {used} pages during the scan"
-    if sweep.gone:
-        yield f"{sweep.gone} processes ended during the scan"
-
-
-def _loop_notes() -> Iterator[str]:
-    for device, path in list_deleted_backing_files():
-        yield f"loop device {device} holds a deleted file: {path}"
+    yield from sweep.notes()
 
 
 _NONE = np.empty(0, np.uint64)

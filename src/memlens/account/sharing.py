@@ -187,8 +187,7 @@ def _list(
     kept = _kept_pages(objects)
     rows = [_row(facts, shares, kept) for facts in chosen]
     notes = [*notes]
-    if sweep.gone:
-        notes.append(f"{sweep.gone} processes ended during the scan")
+    notes += sweep.notes()
     return ProcessList(
         page_size_bytes=features.page_size_bytes(),
         processes=tuple(sorted(rows, key=lambda row: (-row.pss_pages, row.pid))),

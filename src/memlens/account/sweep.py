@@ -128,6 +128,12 @@ class Sweep:
         self.is_complete = False
         self.missed.append(Missed(what, _STOPPED if self._is_stopped else _SPENT))
 
+    def notes(self) -> list[str]:
+        """Return what happened during the scan, one line each."""
+        if not self.gone:
+            return []
+        return [f"{_processes(self.gone)} had ended, or did during the scan"]
+
     def cost(self) -> Cost:
         """Return what the scan has cost so far."""
         meter = self.meter

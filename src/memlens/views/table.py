@@ -26,7 +26,7 @@ Unit = Literal["pages", "bytes", "number", "text", "name"]
 BOLD, DIM, ALARM = "bold", "dim", "bold red"
 _NAME_LEAST = 12
 # A name that gets less loses a column of the first rank to leave out.
-_NAME_WANTED = 20
+_NAME_WANTED = 17
 _TEXT_MOST = 20
 _MISSED_SHOWN = 8
 _WIDE = 110
