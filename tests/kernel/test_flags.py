@@ -257,13 +257,16 @@ result = None
 """
     child.run(moving, start=busy, size=1009 * PAGE)
     seen = set()
-    for _ in range(TRIES):
+
+    def has_moved() -> bool:
         counts = count_process_flags([child.pid], addresses=(still, still + 1009 * PAGE))
         assert (counts.total_pages, counts.moved_pages) == (1009, 0)
         counts = count_process_flags([child.pid], addresses=(busy, busy + 1009 * PAGE))
         assert counts.total_pages + counts.moved_pages <= 1009
         seen.add(counts.total_pages)
-    assert len(seen) > 1, "nothing moved while it was counted"
+        return len(seen) > 1
+
+    wait_until(has_moved, "something moves while it is counted")
 
 
 def test_holes_between_memory_hold_no_page() -> None:
