@@ -131,7 +131,7 @@ class _Capture:
     _total: int = 0
 
     def run(self, low: int, high: int) -> ProcessMap:
-        identity = self.process.identity()
+        identity = self.process.identity(self.pagemap)
         reader = make_reader(
             self.process,
             self.pagemap,

@@ -162,7 +162,7 @@ def explain_page(pid: int, address: int, *, proc: str = "/proc") -> PageExplanat
 
 
 def _explain(look: PageLook) -> PageExplanation:
-    identity = look.process.identity()
+    identity = look.process.identity(look.pagemap)
     holders = _holders(look)
     flags = _kpage_flags(look)
     return PageExplanation(

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from memlens.account.walking import ObjectWalk, Walking
 from memlens.kernel.backing import Backing
-from memlens.pages.classes import Evidence, Reason, Verdict, object_verdicts
+from memlens.pages.classes import Evidence, Reason, object_verdicts
+from memlens.pages.evidence import seek_evidence, split_gaps, unsettled
 from memlens.pages.runs import (
     Runs,
-    clip_runs,
     concat_runs,
     decode_runs,
     encode_runs,
@@ -83,7 +83,7 @@ class ObjectReader:
         if not self.is_honest:
             return self._end_only(first, stop)
         verdicts, is_odd = object_verdicts(self.backing.kind)
-        evidence = self._look(first, stop)
+        evidence = self._without_passing(self._look(first, stop))
         found = Runs(evidence.first, evidence.pages, verdicts[evidence.value])
         odd = select_runs(evidence, is_odd[evidence.value])
         for _ in range(TRIES):
@@ -140,9 +140,29 @@ class ObjectReader:
         for first, stop in window_runs(odd, gap=_BLOCK):
             self.check_stop()
             looks.append(self._look(first, stop))
-        again = concat_runs(looks)
+        again = self._without_passing(concat_runs(looks))
         found = replace_runs(found, Runs(again.first, again.pages, verdicts[again.value]))
-        return found, _unsettled(odd, again, verdicts, is_odd)
+        return found, unsettled(odd, again, verdicts, is_odd)
+
+    def _without_passing(self, looks: Runs) -> Runs:
+        """
+        Return the evidence with pages marked as moving that were a hole only before.
+
+        A page that is just being faulted in or written was a hole and is in the page cache,
+        which is what a preallocated page looks like; that one stays a hole.
+        """
+        mask = Evidence.CACHE | Evidence.HOLE
+        holes = select_runs(looks, (looks.value & mask) == mask)
+        if not len(holes) or not self._has_seek:
+            return looks
+        self.backing.forget_extent()
+        parts = []
+        for first, stop in window_runs(holes, gap=1):
+            extents = self.backing.data_extents(first, stop)
+            pages = extents[:, 1] - extents[:, 0]
+            moving = np.full(len(extents), Evidence.NEITHER | Evidence.DATA, np.uint8)
+            parts.append(Runs(extents[:, 0], pages, moving))
+        return replace_runs(looks, concat_runs(parts))
 
     def _end_only(self, first: int, stop: int) -> Runs:
         end = min(max(self.backing.size_pages(), first), stop)
@@ -209,7 +229,7 @@ class ObjectReader:
             return self._pieces(first, stop, extents)
         parts: list[Runs] = []
         known = _NO_EXTENTS if extents is None else extents
-        for begin, end, is_gap in _split_gaps(first, stop, known):
+        for begin, end, is_gap in split_gaps(first, stop, known, PIECE):
             if is_gap and self.has_cachestat:
                 parts.extend(self._halve(begin, end, extents))
             else:
@@ -250,7 +270,7 @@ class ObjectReader:
         pages = stop - first
         evidence = np.zeros(pages, np.uint8)
         if extents is not None:
-            evidence |= _seek_evidence(first, stop, extents)
+            evidence |= seek_evidence(first, stop, extents)
         if not self.has_cachestat:
             if self._has_mincore:
                 evidence |= self._resident(first, pages)
@@ -269,7 +289,24 @@ class ObjectReader:
         guess = self._guess(evidence, extents is not None)
         for begin in range(0, pages, _BLOCK):
             self._confirm(evidence, guess, first, begin, min(begin + _BLOCK, pages))
+        if guess is not None:
+            self._redo_moving(evidence, first)
         return evidence
+
+    def _redo_moving(self, evidence: NDArray[np.uint8], first: int) -> None:
+        """
+        Ask page by page where pages moved while a block was confirmed.
+
+        One page that left and another that came leave the sums as they were.
+        """
+        bits = np.uint8(Evidence.RESIDENT | Evidence.ABSENT)
+        again = self._resident(first, len(evidence))
+        moved = np.flatnonzero((evidence & bits) != again)
+        for block in dict.fromkeys((moved // _BLOCK).tolist()):
+            part = slice(block * _BLOCK, min((block + 1) * _BLOCK, len(evidence)))
+            evidence[part] &= np.uint8(Evidence.DATA | Evidence.HOLE)
+            evidence[part] |= again[part]
+            self._confirm(evidence, None, first, part.start, part.stop)
 
     def _is_mincore_wanted(self, pure: Evidence, has_seek: bool) -> bool:
         """mincore adds the copy in the swap cache, and for SEEK_DATA if that is off."""
@@ -346,54 +383,3 @@ class ObjectReader:
         if self.backing.kind != "shmem":
             evicted = guessed_evicted = 0
         return int((guess == Evidence.CACHE).sum()) == cached and guessed_evicted == evicted
-
-
-def _seek_evidence(first: int, stop: int, extents: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Return ``DATA`` or ``HOLE`` for each page, ``(stop - first,)`` uint8."""
-    low = int(np.searchsorted(extents[:, 1], first, side="right"))
-    high = int(np.searchsorted(extents[:, 0], stop, side="left"))
-    edges = np.clip(extents[low:high], first, stop) - first
-    steps = np.zeros(stop - first + 1, np.int8)
-    steps[edges[:, 0]] += 1
-    # Extents do not touch, so that no end is another one's beginning.
-    steps[edges[:, 1]] -= 1
-    is_data = np.cumsum(steps[:-1], dtype=np.int8).astype(bool)
-    return np.where(is_data, np.uint8(Evidence.DATA), np.uint8(Evidence.HOLE))
-
-
-def _split_gaps(
-    first: int, stop: int, extents: NDArray[np.int64]
-) -> list[tuple[int, int, bool]]:
-    """Cut a range into stretches with data, and the holes of a piece or more between."""
-    parts = []
-    position = first
-    edges = np.concatenate([[first], extents.ravel(), [stop]])
-    gaps = edges.reshape(-1, 2)
-    for begin, end in gaps[gaps[:, 1] - gaps[:, 0] >= PIECE].tolist():
-        if begin > position:
-            parts.append((position, begin, False))
-        parts.append((begin, end, True))
-        position = end
-    if position < stop:
-        parts.append((position, stop, False))
-    return parts
-
-
-def _unsettled(
-    before: Runs, again: Runs, verdicts: NDArray[np.uint8], is_odd: NDArray[np.bool_]
-) -> Runs:
-    """Return the runs of odd evidence that is not what it was, or contradicts itself."""
-    odd = select_runs(again, is_odd[again.value])
-    parts = []
-    for first, pages, value in odd:
-        repeated = _pages_with(before, first, first + pages, value)
-        is_again = verdicts[value] == Verdict.AGAIN
-        if is_again or repeated < pages:
-            parts.append(one_run(first, pages, value))
-    return concat_runs(parts)
-
-
-def _pages_with(runs: Runs, start: int, stop: int, value: int) -> int:
-    """Return how many pages of a range have a value."""
-    inside = clip_runs(runs, start, stop)
-    return int(inside.pages[inside.value == value].sum())

@@ -112,7 +112,7 @@ class Backing:
         found = array("q")
         position = first
         while position < stop:
-            begin, end = self._extent_at(position)
+            begin, end = self._extent_at(position, stop)
             if begin >= stop:
                 break
             found.append(max(begin, position))
@@ -125,9 +125,9 @@ class Backing:
         """Ask anew about data that was seen to reach beyond the range asked for."""
         self._extent = (0, 0)
 
-    def _extent_at(self, page: int) -> tuple[int, int]:
+    def _extent_at(self, page: int, stop: int) -> tuple[int, int]:
         """
-        Return the first stretch of data that ends after a page, ``_NOWHERE`` if none does.
+        Return the first stretch of data between two pages, ``_NOWHERE`` if there is none.
 
         SEEK_HOLE looks at all of a stretch, however long, so the last one is remembered:
         else piece after piece of it would be looked at to its end.
@@ -139,6 +139,8 @@ class Backing:
             data = os.lseek(self.fd, page * size, os.SEEK_DATA)
             if data < page * size:
                 raise OSError(errno.EINVAL, "lseek went backwards")
+            if data >= stop * size:
+                return _NOWHERE
             hole = os.lseek(self.fd, data, os.SEEK_HOLE)
         except OSError as error:
             # Past the last data, or cut short between the two calls: nothing is left here.

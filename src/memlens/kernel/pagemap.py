@@ -43,6 +43,7 @@ PAGE_IS_HUGE = 1 << 6
 _READ_S = 0.0005
 _PAUSE_S = 0.000001
 
+_PRESENT = np.uint64(1 << 63)
 _PAGEMAP_SCAN = (3 << 30) | (96 << 16) | (ord("f") << 8) | 16
 
 
@@ -116,6 +117,20 @@ class Pagemap:
             if got < len(piece):
                 break
         return words[:done]
+
+    def has_pages(self, start: int, stop: int) -> bool:
+        """
+        Return whether every page of a range of addresses is mapped; not if it is empty.
+
+        :param start: first address, in bytes.
+        :param stop: address after the last.
+        """
+        if start >= stop:
+            return False
+        size = self.page_size_bytes
+        first, pages = start // size, -(-stop // size) - start // size
+        words = self.read_words(first, pages)
+        return len(words) == pages and bool((words & _PRESENT).all())
 
     def iter_words(
         self, first_page: int, pages: int

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
+from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import READ_NEEDS, Meter, decode_bytes, raise_errno, read_file
 
 PF_KTHREAD = 0x00200000
@@ -38,13 +39,19 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """Fields of /proc/PID/stat: comm, state, kernel flags, threads, start time."""
+    """
+    Fields of /proc/PID/stat: comm, state, kernel flags, threads, start time, arguments.
+
+    ``arg_start`` and ``arg_stop`` are addresses, 0 if this reader may not see them.
+    """
 
     name: str
     state: str
     flags: int
     threads: int
     start_ticks: int
+    arg_start: int = 0
+    arg_stop: int = 0
 
 
 def parse_stat(raw: bytes) -> Stat:
@@ -62,6 +69,8 @@ def parse_stat(raw: bytes) -> Stat:
         flags=int(fields[6]),
         threads=int(fields[17]),
         start_ticks=int(fields[19]),
+        arg_start=int(fields[45]) if len(fields) > 46 else 0,
+        arg_stop=int(fields[46]) if len(fields) > 46 else 0,
     )
 
 
@@ -149,9 +158,18 @@ class ProcessDir:
         """
         return parse_smaps(self.read("smaps"), f"{self.path}/smaps")
 
-    def identity(self) -> Identity:
-        """Return who this is."""
-        raw = self.read("cmdline")
+    def identity(self, pagemap: Pagemap) -> Identity:
+        """
+        Return who this is.
+
+        :param pagemap: its page table.
+
+        The arguments lie in its own memory, and the kernel reads them as the process would:
+        they are left out where that would bring a page back from swap.
+        """
+        stat = self.stat
+        is_there = pagemap.has_pages(stat.arg_start, stat.arg_stop)
+        raw = self.read("cmdline") if is_there else b""
         arguments = raw.removesuffix(b"\0").split(b"\0") if raw else []
         return Identity(
             pid=self.pid,
