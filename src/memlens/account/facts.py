@@ -71,7 +71,9 @@ class ObjectUse:
 
     :param key: (device, inode, IPC namespace for System V, else 0).
     :param path: as maps or the descriptor names it, raw.
-    :param mapping: the mapping, None if the object is only open.
+    :param mapping: the mapping, None if the object is only open; of several in a row that
+        map consecutive parts, as mprotect leaves them, the first.
+    :param stop: address after the last of these, 0 if the object is only open.
     :param fd: number of the descriptor, -1 if mapped.
     :param present: pages of the object that the mapping maps; None if not asked.
     :param is_huge: whether any of them is mapped by a huge page.
@@ -83,6 +85,14 @@ class ObjectUse:
     fd: int = -1
     present: Runs | None = None
     is_huge: bool = False
+    stop: int = 0
+
+    def pages(self, page_size_bytes: int) -> tuple[int, int]:
+        """Return the half-open range of the object's pages that is mapped."""
+        if self.mapping is None:
+            return 0, 0
+        first = self.mapping.offset_bytes // page_size_bytes
+        return first, first + (self.stop - self.mapping.start) // page_size_bytes
 
 
 @dataclass(frozen=True, slots=True)

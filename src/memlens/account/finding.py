@@ -69,8 +69,8 @@ class FoundObject:
             return self.status.st_size
         if self.file is not None or self.segment is not None:
             return (self.file or self.segment).size_bytes  # type: ignore[union-attr]
-        mapped = [use.mapping for _, use in self.uses if use.mapping is not None]
-        return max((m.offset_bytes + m.stop - m.start for m in mapped), default=0)
+        size = features.page_size_bytes()
+        return max((use.pages(size)[1] * size for _, use in self.uses), default=0)
 
     @property
     def blocks(self) -> int:

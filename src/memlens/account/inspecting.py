@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 import numpy as np
 
@@ -143,12 +144,10 @@ class Inspector:
         Holders are asked one after the other, and only about what none before them maps.
         """
         left = select_runs(runs, runs.value == PageClass.CACHED)
-        for facts, use in item.uses:
-            if use.mapping is None or not len(left):
-                continue
-            self.sweep.check_stop()
-            mapped, is_huge = self._tables.present(facts, use, left)
-            item.is_huge |= is_huge
+        for _, uses in groupby(item.uses, lambda pair: pair[0].pid):
+            if not len(left):
+                break
+            mapped = self._mapped_by(list(uses), item, left)
             both = restrict_runs(left, mapped)
             value = np.full(len(both), PageClass.PRESENT, np.uint8)
             found = Runs(both.first, both.pages, value)
@@ -156,6 +155,19 @@ class Inspector:
             left = replace_runs(left, found)
             left = select_runs(left, left.value == PageClass.CACHED)
         return runs
+
+    def _mapped_by(
+        self, uses: list[tuple[ProcessFacts, ObjectUse]], item: FoundObject, asked: Runs
+    ) -> Runs:
+        """Return which of the pages asked about one process maps."""
+        parts = []
+        for facts, use in uses:
+            if use.mapping is not None:
+                self.sweep.check_stop()
+                mapped, is_huge = self._tables.present(facts, use, asked)
+                item.is_huge |= is_huge
+                parts.append(mapped)
+        return union_runs(parts)
 
     def _object(
         self, item: FoundObject, runs: Runs, reasons: tuple[str, ...], backing: Backing | None
@@ -246,8 +258,7 @@ def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int) -> Holder:
     ranges = []
     for _, use in uses:
         if use.mapping is not None:
-            first = use.mapping.offset_bytes // size
-            ranges.append((first, first + (use.mapping.stop - use.mapping.start) // size))
+            ranges.append(use.pages(size))
     covered = union_runs(
         [Runs(np.array([a]), np.array([b - a]), np.ones(1, np.uint8)) for a, b in ranges]
     )

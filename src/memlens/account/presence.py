@@ -99,14 +99,16 @@ class PageTables:
 
         :param asked: the pages of the object to ask about.
         """
-        mapping = use.mapping
+        mapping, size = use.mapping, features.page_size_bytes()
+        if mapping is None:
+            return EMPTY, False
+        inside = clip_runs(asked, *use.pages(size))
+        if not len(inside):
+            return EMPTY, False
         opened = self._process(facts)
-        if mapping is None or opened is None or not self._is_there(facts, use):
+        if opened is None or not self._is_there(facts, use):
             return EMPTY, False
         pagemap = opened[1]
-        size = pagemap.page_size_bytes
-        first = mapping.offset_bytes // size
-        inside = clip_runs(asked, first, first + (mapping.stop - mapping.start) // size)
         parts, is_huge = [], False
         try:
             for begin, end in window_runs(inside, _JOIN_PAGES):

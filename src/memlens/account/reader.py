@@ -4,7 +4,7 @@ import os
 import stat
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Thread
 
 import numpy as np
@@ -225,19 +225,16 @@ class ProcessReader:
 
     def _uses(self, mappings: list[Mapping], pagemap: Pagemap | None) -> list[ObjectUse]:
         uses = []
-        for mapping in mappings:
-            if mapping.inode == 0 or not self._is_shmem_mapping(mapping):
+        for mapping, stop in _join_mappings(mappings):
+            if not self._is_shmem_mapping(mapping):
                 continue
-            present, is_huge = None, False
-            if pagemap is not None and self.want.present:
-                size = pagemap.page_size_bytes
-                first = mapping.offset_bytes // size
-                stop = first + (mapping.stop - mapping.start) // size
-                present, is_huge = find_present(
-                    pagemap, mapping, first, stop, self.tools.use_scan
-                )
             key = self._key(device_number(mapping.device), mapping.inode, mapping.path)
-            uses.append(ObjectUse(key, mapping.path, mapping, present=present, is_huge=is_huge))
+            use = ObjectUse(key, mapping.path, mapping, stop=stop)
+            if pagemap is not None and self.want.present:
+                pages = use.pages(pagemap.page_size_bytes)
+                present, is_huge = find_present(pagemap, mapping, *pages, self.tools.use_scan)
+                use = replace(use, present=present, is_huge=is_huge)
+            uses.append(use)
         return [*uses, *self._open_uses()]
 
     def _is_shmem_mapping(self, mapping: Mapping) -> bool:
@@ -287,6 +284,30 @@ class ProcessReader:
             return None
         key = self._key(status.device, status.inode, path)
         return ObjectUse(key, path, None, fd=int(name))
+
+
+def _join_mappings(mappings: list[Mapping]) -> list[tuple[Mapping, int]]:
+    """
+    Return mappings and where they end, those joined that map consecutive parts in a row.
+
+    mprotect and the like cut one mapping into thousands.
+    """
+    joined: list[tuple[Mapping, int]] = []
+    for mapping in mappings:
+        if joined:
+            first, stop = joined[-1]
+            is_next = (
+                mapping.start == stop
+                and mapping.inode == first.inode
+                and mapping.device == first.device
+                and mapping.is_shared == first.is_shared
+                and mapping.offset_bytes == first.offset_bytes + stop - first.start
+            )
+            if is_next:
+                joined[-1] = first, mapping.stop
+                continue
+        joined.append((mapping, mapping.stop))
+    return joined
 
 
 def _first_page(raw: bytes) -> int:

@@ -36,15 +36,16 @@ def parse_unnamed(raw: bytes, path: str = "/proc/PID/maps") -> list[Mapping]:
     :raises ParseError: if such a line is not as documented.
     """
     found = []
-    stop = -1
+    number, counted, stop = 1, 0, -1
     for match in _HINT.finditer(raw):
         if match.start() < stop:
             continue
-        start = raw.rfind(b"\n", 0, match.start()) + 1
+        start = raw.rfind(b"\n", counted, match.start()) + 1 or counted
         stop = raw.find(b"\n", start)
         line = raw[start : stop if stop >= 0 else len(raw)]
         if _UNNAMED.match(line):
-            number = raw.count(b"\n", 0, start) + 1
+            number += raw.count(b"\n", counted, start)
+            counted = start
             found.append(parse_mapping(decode_bytes(line), number, path))
     return found
 

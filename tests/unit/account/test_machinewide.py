@@ -258,3 +258,19 @@ def test_a_detached_segment_is_looked_at_without_touching_a_page(segment: int) -
     assert item.holders == ()
     assert set(item.marks) == {"no_holder", "detached"}
     assert item.sole_keeper is None
+
+
+def test_a_mapping_cut_to_pieces_is_one_part(memfd: int) -> None:
+    """mprotect leaves a mapping for every page; what is mapped stays the same."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    with mmap.mmap(memfd, PAGES * PAGE) as mapped:
+        address = ctypes.addressof(view := ctypes.c_char.from_buffer(mapped))
+        before = len(Path("/proc/self/maps").read_text().splitlines())
+        for page in range(0, PAGES, 2):
+            assert libc.mprotect(address + page * PAGE, PAGE, mmap.PROT_READ) == 0
+        assert len(Path("/proc/self/maps").read_text().splitlines()) >= before + PAGES - 1
+        item = find(memfd)
+        del view
+    (holder,) = item.holders
+    assert (holder.mapped_pages, holder.ranges) == (PAGES, ((0, PAGES),))
