@@ -58,6 +58,10 @@ class PlainObject:
     def has_part_pages(self) -> bool:
         return FILE["cached in part"] in self.rows
 
+    def is_cached_hole(self, first: int, stop: int) -> bool:
+        rows = self.rows[first:stop]
+        return all(row[3] and not row[1] for row in rows)
+
     def forget_extent(self) -> None:
         pass
 

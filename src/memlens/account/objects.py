@@ -148,21 +148,19 @@ class ObjectReader:
         """
         Return the evidence with pages marked as moving that were a hole only before.
 
-        A page that is just being faulted in or written was a hole and is in the page cache,
-        which is what a preallocated page looks like; that one stays a hole.
+        A page that was punched and is written again was a hole and is in the page cache,
+        which is what a preallocated page looks like; that one stays both.
         """
         mask = Evidence.CACHE | Evidence.HOLE
         holes = select_runs(looks, (looks.value & mask) == mask)
-        if not len(holes) or not self._has_seek:
+        if not len(holes) or not (self._has_seek and self.has_cachestat):
             return looks
-        self.backing.forget_extent()
-        parts = []
-        for first, stop in window_runs(holes, gap=1):
-            extents = self.backing.data_extents(first, stop)
-            pages = extents[:, 1] - extents[:, 0]
-            moving = np.full(len(extents), Evidence.NEITHER | Evidence.DATA, np.uint8)
-            parts.append(Runs(extents[:, 0], pages, moving))
-        return replace_runs(looks, concat_runs(parts))
+        moving = [
+            one_run(first, stop - first, Evidence.NEITHER | Evidence.DATA)
+            for first, stop in window_runs(holes, gap=1)
+            if not all(self.backing.is_cached_hole(first, stop) for _ in range(TRIES))
+        ]
+        return replace_runs(looks, concat_runs(moving))
 
     def _end_only(self, first: int, stop: int) -> Runs:
         end = min(max(self.backing.size_pages(), first), stop)

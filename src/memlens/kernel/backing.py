@@ -121,6 +121,13 @@ class Backing:
         self.meter.used.add("seek_data")
         return np.frombuffer(found, np.int64).reshape(-1, 2) if found else _NO_EXTENTS
 
+    def is_cached_hole(self, first: int, stop: int) -> bool:
+        """Return whether all pages are a hole, in the page cache, and still a hole."""
+        before = self._extent_asked(first, stop)
+        cached, _ = self.cachestat(first, stop - first)
+        after = self._extent_asked(first, stop)
+        return before == after == _NOWHERE and cached == stop - first
+
     def forget_extent(self) -> None:
         """Ask anew about data that was seen to reach beyond the range asked for."""
         self._extent = (0, 0)
@@ -132,9 +139,15 @@ class Backing:
         SEEK_HOLE looks at all of a stretch, however long, so the last one is remembered:
         else piece after piece of it would be looked at to its end.
         """
-        size = self.page_size_bytes
         if self._extent[0] <= page < self._extent[1]:
             return self._extent
+        found = self._extent_asked(page, stop)
+        if found != _NOWHERE:
+            self._extent = found
+        return found
+
+    def _extent_asked(self, page: int, stop: int) -> tuple[int, int]:
+        size = self.page_size_bytes
         try:
             data = os.lseek(self.fd, page * size, os.SEEK_DATA)
             if data < page * size:
@@ -147,8 +160,7 @@ class Backing:
             if error.errno == errno.ENXIO:
                 return _NOWHERE
             raise
-        self._extent = data // size, max(-(-hole // size), page + 1)
-        return self._extent
+        return data // size, max(-(-hole // size), page + 1)
 
     def cachestat(self, first: int, pages: int) -> tuple[int, int]:
         """
