@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import memlens
 from bench.harness.context import GIB, MIB, WORKER, Context, timed_command
 from bench.harness.lines import BenchError, LineProcess
 from bench.harness.rows import Row
 from bench.harness.swap import zram_swap
-from bench.scenarios.startup import memlens
+from bench.scenarios.startup import memlens as command
 
 TITLE = "500 processes, 100 of them map an object of 1 GiB, a quarter of it on swap"
 BENCH = Path(__file__).parents[1]
@@ -27,15 +28,20 @@ Peer = list[str] | str
 def run(ctx: Context) -> Iterator[Row]:
     """Yield each command against reading smaps, its peak memory, and the peers."""
     size = ctx.scale(GIB)
-    crowd = [sys.executable, "-I", "-S", str(BENCH / "crowd.py")]
+    crowd = [sys.executable, str(BENCH / "crowd.py")]
     counts = [str(ctx.scale(number)) for number in (PROCESSES, MAPPERS)]
     # 20 times three quarters of the object, and 80 times a sixteenth of that: 18.75 GiB.
     with zram_swap(size), LineProcess([*crowd, *counts, str(size), str(ctx.scale(FULL))]):
         prove(ctx, size)
         for name, limit in (("swap", 1.0), ("shm", 0.5), ("ps", None)):
-            pairs = ctx.compare(timed_command(memlens(name)), read_every_smaps)
+            pairs = ctx.compare(timed_command(command(name)), read_every_smaps)
             figure = f"memlens {name} / reading every smaps"
             yield Row(figure, pairs.ratio, "x", limit, pairs.note)
+        for call in (memlens.read_swap_ledger, memlens.list_shared_memory):
+            pairs = ctx.compare(timed_call(call), read_every_smaps)
+            yield Row(
+                f"{call.__name__}() / reading every smaps", pairs.ratio, "x", note=pairs.note
+            )
         for name in ("swap", "shm", "ps"):
             yield peak(name)
         for name, ours in (("smem", "ps"), ("smem", "swap"), ("ps_mem", "ps")):
@@ -44,7 +50,7 @@ def run(ctx: Context) -> Iterator[Row]:
 
 def prove(ctx: Context, size: int) -> None:
     """Raise BenchError unless the ledger tells what was made: a wrong answer has no speed."""
-    ledger = json.loads(subprocess.run(memlens("swap", "--json"), capture_output=True).stdout)
+    ledger = json.loads(subprocess.run(command("swap", "--json"), capture_output=True).stdout)
     objects = {item["name"]: item for item in ledger["objects"]}
     crowd = objects.get("memfd:crowd", {"swapped_pages": 0, "holders": []})
     if crowd["swapped_pages"] != size // 4 // PAGE:
@@ -75,10 +81,21 @@ def read_every_smaps() -> int:
     return time.perf_counter_ns() - began
 
 
+def timed_call(call: Callable[[], object]) -> Callable[[], int]:
+    """Return a function that calls once and gives the time in ns."""
+
+    def once() -> int:
+        began = time.perf_counter_ns()
+        call()
+        return time.perf_counter_ns() - began
+
+    return once
+
+
 def peak(name: str) -> Row:
     """Return the peak memory of a command."""
-    command = [sys.executable, str(WORKER), "--cli", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    worker = [sys.executable, str(WORKER), "--cli", name]
+    done = subprocess.run(worker, check=True, stdout=subprocess.PIPE)
     answer: dict[str, Any] = json.loads(done.stdout)
     if answer["code"] != 0:
         raise BenchError(f"memlens {name}: exit code {answer['code']}")
@@ -92,7 +109,7 @@ def beside(ctx: Context, ours: str, name: str) -> Row:
     figure = f"memlens {ours} / {name}"
     if isinstance(peer, str):
         return Row(figure, None, "x", note=peer)
-    pairs = ctx.compare(timed_command(memlens(ours)), timed_command(peer))
+    pairs = ctx.compare(timed_command(command(ours)), timed_command(peer))
     return Row(figure, pairs.ratio, "x", note=pairs.note)
 
 
