@@ -22,7 +22,7 @@ help: ## this list
 demo: $(STAMP) ## build memory of every kind here, map it, and check every page
 	$(BIN)/memlens demo
 
-test: check unit property recorded kernel ## everything that CI runs
+test: packages check unit property recorded kernel ## everything that CI runs
 
 check: $(STAMP) ## format, lint, types, layers, generated documentation
 	$(BIN)/ruff format --check .
@@ -65,5 +65,7 @@ $(STAMP): pyproject.toml
 	 (Debian: apt-get install python3-venv); or name one: make PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# Where Python may not write bytecode, every start would compile all of memlens again.
+	$(BIN)/python -m compileall -q src
 	@rm -f .venv/.installed-*
 	@touch $@
