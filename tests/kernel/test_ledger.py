@@ -1,6 +1,7 @@
 """The swap ledger against what was built, and against ``Used`` of /proc/swaps."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TypeVar
 import pytest
 import raw
 import shm_mix
+from driver import PAGE
 from shm_mix import Made, Mix, Private, used_pages
 from swapareas import Squeeze
 from workloads.base import StateMoved
@@ -17,13 +19,15 @@ from workloads.base import StateMoved
 from memlens import SwapLedger, read_swap_ledger
 
 ON_SWAP = pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
-ATTEMPTS = 5
+# Once swap is on, whatever lies idle on the machine may be pushed out, for a minute or two.
+DEADLINE_S = 150
 T = TypeVar("T")
 
 
 def again_if_moved(attempt: Callable[[], T]) -> T:
     """Try until nothing else on the machine moved to or from swap meanwhile."""
-    for _ in range(ATTEMPTS - 1):
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
         try:
             return attempt()
         except StateMoved:
@@ -51,6 +55,24 @@ def fold_counters() -> None:
     Path("/proc/sys/vm/stat_refresh").write_text("1\n")
 
 
+def unreadable_pages() -> int:
+    """Return the swapped pages of processes whose page tables refuse even root."""
+    found = 0
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            os.close(os.open(f"/proc/{name}/pagemap", os.O_RDONLY))
+        except PermissionError:
+            status = Path(f"/proc/{name}/status").read_text()
+            found += sum(
+                int(line.split()[1]) * 1024 // PAGE
+                for line in status.splitlines()
+                if line.startswith("VmSwap:")
+            )
+        except OSError:
+            continue
+    return found
+
+
 def _swap_counters() -> tuple[int, ...]:
     counters = raw.read_vmstat()
     return used_pages(), counters["pswpin"], counters["pswpout"]
@@ -66,6 +88,7 @@ class Seen:
     after: SwapLedger
     used: int
     used_before: int
+    unreadable: int
 
 
 def _look(squeeze: Squeeze, swap: str, directory: Path) -> Seen:
@@ -83,7 +106,7 @@ def _look(squeeze: Squeeze, swap: str, directory: Path) -> Seen:
         made = mix.objects_out + private.distinct_slots + len(private.cached)
         if used - used_before != made:
             raise StateMoved(f"Used rose by {used - used_before}, built {made}")
-        return Seen(mix, private, before, after, used, used_before)
+        return Seen(mix, private, before, after, used, used_before, unreadable_pages())
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +147,8 @@ class TestMix:
         }
 
     def test_the_remainder_is_below_a_hundredth(self, seen: Seen) -> None:
-        assert abs(seen.after.remainder_pages) <= seen.used // 100
+        reachable = seen.after.remainder_pages - seen.unreadable
+        assert abs(reachable) <= seen.used // 100
         assert seen.after.missed == seen.before.missed
 
     def test_processes_have_their_slots(self, seen: Seen) -> None:

@@ -12,7 +12,7 @@ from driver import PAGE
 from servers import Server
 from shm_mix import Private, count_evicted, read_private, used_pages
 from swapareas import Cgroup, Missing, Squeeze, wait_until
-from test_ledger import again_if_moved, standing_still
+from test_ledger import again_if_moved, standing_still, unreadable_pages
 from test_ps import hold_against_rollup
 
 from memlens import SwapLedger, list_shared_memory, read_swap_ledger
@@ -27,6 +27,7 @@ class Seen:
     ledger: SwapLedger
     private: Private
     used: int
+    unreadable: int
 
 
 def _look(pids: list[int]) -> Seen:
@@ -35,7 +36,7 @@ def _look(pids: list[int]) -> Seen:
     def attempt() -> Seen:
         with standing_still():
             private = read_private(pids)
-            return Seen(read_swap_ledger(), private, used_pages())
+            return Seen(read_swap_ledger(), private, used_pages(), unreadable_pages())
 
     return again_if_moved(attempt)
 
@@ -46,7 +47,7 @@ def _hold_ledger(seen: Seen, pids: list[int]) -> None:
     assert ledger.used_pages == seen.used
     found = ledger.private_pages + ledger.shared_pages + ledger.swap_cache_pages
     assert ledger.used_pages == found + ledger.remainder_pages
-    assert abs(ledger.remainder_pages) <= ledger.used_pages / 100
+    assert abs(ledger.remainder_pages - seen.unreadable) <= ledger.used_pages / 100
     rows = {row.pid: row for row in ledger.processes}
     for pid in pids:
         own = rows[pid].own_pages if pid in rows else 0
