@@ -32,10 +32,9 @@ def looked(
         with ExitStack() as stack:
             before = list_shared_memory()
             mix = shm_mix.build(stack, squeeze, swap, directory)
-            with standing_still():
-                mix.reprove()
-                found = list_shared_memory()
-                mix.reprove()
+            mix.reprove()
+            found = list_shared_memory()
+            mix.reprove()
             return stack.pop_all(), (mix, before, found)
 
     stack, result = again_if_moved(attempt)
