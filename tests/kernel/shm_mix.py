@@ -5,13 +5,10 @@ Shared memory that two processes map, that is only open, that nobody holds, that
 other mount and IPC namespaces, and private pages that a parent shares with its children.
 """
 
-import itertools
 import os
-import struct
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import raw
@@ -22,255 +19,23 @@ from driver import (
     PAGE,
     PROT_READ,
     Target,
-    target,
+)
+from shm_made import (
+    MNT_DETACH,
+    Builder,
+    Made,
+    Mix,
+    count_evicted,
+    count_resident,
+    fill,
+    fresh,
+    segment_columns,
 )
 from swapareas import Squeeze, undone_at_exit, wait_until
 from workloads.base import StateMoved, page_out
 
 CLONE_NEWIPC = 0x08000000
 IPC_RMID, IPC_CREAT = 0, 0o1000
-MNT_DETACH = 2
-KPF_ANON = 12
-_names = itertools.count()
-
-
-@dataclass
-class Made:
-    """
-    A shared-memory object that was built.
-
-    :param label: how it was made, for messages.
-    :param device: as in maps.
-    :param out: pages of it that are on swap.
-    :param resident: pages of it that are in RAM and not on swap.
-    :param holders: PID -> (pages of it that are mapped, whether it is open).
-    :param count_out: how many of its pages are on swap, asked of the kernel now.
-    """
-
-    label: str
-    kind: str
-    device: str
-    inode: int
-    size_bytes: int
-    out: int
-    resident: int = 0
-    name: str = ""
-    holders: dict[int, tuple[int, bool]] = field(default_factory=dict)
-    marks: set[str] = field(default_factory=set)
-    count_out: Callable[[], int] = lambda: -1
-
-    @property
-    def key(self) -> tuple[str, str, int, int]:
-        """Return what tells it from others; IPC namespaces may share an inode."""
-        return self.kind, self.device, self.inode, self.size_bytes
-
-
-@dataclass
-class Mix:
-    """All that was built."""
-
-    directory: Path
-    objects: list[Made] = field(default_factory=list)
-    family: list[int] = field(default_factory=list)
-    targets: list[Target] = field(default_factory=list)
-
-    @property
-    def pids(self) -> list[int]:
-        """Return every process of the mix."""
-        return sorted({t.pid for t in self.targets} | set(self.family))
-
-    @property
-    def objects_out(self) -> int:
-        """Return the pages of objects on swap, each object once."""
-        return sum(made.out for made in self.objects)
-
-    def reprove(self) -> None:
-        """Raise StateMoved if an object has not what was built."""
-        for made in self.objects:
-            found = made.count_out()
-            if found != made.out:
-                raise StateMoved(f"{made.label}: {found} pages on swap, built {made.out}")
-
-
-def used_pages() -> int:
-    """Return the used slots of /proc/swaps."""
-    lines = Path("/proc/swaps").read_text().splitlines()[1:]
-    return sum(int(line.split()[3]) * 1024 // PAGE for line in lines)
-
-
-def maps_line(pid: int, start: int) -> list[str]:
-    """Return the fields of the line of maps that begins at ``start``."""
-    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-        if int(line.partition("-")[0], 16) == start:
-            return line.split(None, 5)
-    raise StateMoved(f"no mapping at {start:#x} of {pid}")
-
-
-def count_evicted(path: str) -> int:
-    """Return how many pages of an object are on swap, as cachestat says."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
-    try:
-        return raw.read_cachestat(fd, 0, 0)[1]
-    finally:
-        os.close(fd)
-
-
-def segment_columns(driven: Target | None, shmid: int) -> tuple[int, int, int]:
-    """Return nattch, and pages in RAM and on swap, of a segment; in the target's namespace."""
-    code = "result = open('/proc/sysvipc/shm').read()"
-    text = driven.run(code) if driven else Path("/proc/sysvipc/shm").read_text()
-    for line in text.splitlines()[1:]:
-        fields = line.split()
-        if int(fields[1]) == shmid:
-            return int(fields[6]), int(fields[14]) // PAGE, int(fields[15]) // PAGE
-    raise StateMoved(f"no segment {shmid}")
-
-
-def fill(driven: Target, start: int, pages: Iterable[int]) -> None:
-    """Write to each of these pages, in one request; no two get the same contents."""
-    code = "for page in pages: ctypes.memmove(start + page * size, b'mix%08d' % page, 11)"
-    driven.run(code, pages=list(pages), start=start, size=PAGE)
-
-
-# An independent and slow look at private memory: one word at a time.
-
-
-def _iter_words(pid: int) -> Iterator[tuple[int, int]]:
-    """Yield page number and word of everything that a process maps."""
-    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
-        for line in maps:
-            first, stop = (int(part, 16) // PAGE for part in line.split()[0].split("-"))
-            if first >= 1 << 51:
-                continue
-            data = os.pread(file.fileno(), (stop - first) * 8, first * 8)
-            for number, (word,) in enumerate(struct.iter_unpack("<Q", data)):
-                if word:
-                    yield first + number, word
-
-
-@dataclass
-class Private:
-    """
-    What a few processes have in private memory, as sets.
-
-    :param slots: (area, offset) of each that is swapped, by PID.
-    :param frames: PFN of all that is mapped, by PID; pages of files too.
-    :param cached: PFNs of private pages in RAM that keep a slot.
-    """
-
-    slots: dict[int, set[int]]
-    frames: dict[int, set[int]]
-    cached: set[int]
-
-    @property
-    def distinct_slots(self) -> int:
-        """Return the number of slots, each once."""
-        return len(set().union(*self.slots.values()))
-
-
-def read_private(pids: Iterable[int]) -> Private:
-    """Read the page tables of these processes."""
-    slots: dict[int, set[int]] = {}
-    frames: dict[int, set[int]] = {}
-    swapped_at: set[int] = set()
-    present: dict[int, set[int]] = {}
-    for pid in pids:
-        slots[pid], frames[pid] = set(), set()
-        for page, word in _iter_words(pid):
-            if word & raw.SWAP and word & 31 < raw.FIRST_SPECIAL_TYPE:
-                slots[pid].add(word & ((1 << 55) - 1))
-                swapped_at.add(page)
-            elif word & raw.PRESENT:
-                pfn = word & ((1 << 55) - 1)
-                frames[pid].add(pfn)
-                if not word & raw.FILE:
-                    present.setdefault(pfn, set()).add(page)
-    # At an address where a relative still has the slot, that slot is counted there.
-    cached = {pfn for pfn in _swap_cached(present) if not present[pfn] & swapped_at}
-    return Private(slots, frames, cached)
-
-
-def _swap_cached(pfns: Iterable[int]) -> Iterator[int]:
-    with open("/proc/kpageflags", "rb", buffering=0) as file:
-        for pfn in pfns:
-            (flags,) = struct.unpack("<Q", os.pread(file.fileno(), 8, pfn * 8))
-            if flags >> raw.KPF_SWAPCACHE & 1 and flags >> KPF_ANON & 1:
-                yield pfn
-
-
-# Building
-
-
-@dataclass
-class Builder:
-    """Makes targets and objects of a mix; all goes with the stack."""
-
-    stack: ExitStack
-    squeeze: Squeeze
-    swap: str
-    mix: Mix
-
-    def target(self) -> Target:
-        """Start a target."""
-        made = self.stack.enter_context(target())
-        self.mix.targets.append(made)
-        return made
-
-    def tmpfs(self) -> Path:
-        """Mount a tmpfs in the namespace of the tests."""
-        where = self.mix.directory / f"tmpfs{next(_names)}"
-        where.mkdir()
-        mount_tmpfs(self.stack, where)
-        return where
-
-    def out(self, driven: Target, start: int, pages: int) -> None:
-        """Write these pages of a mapping of shared memory, and reclaim them: swap only."""
-        bounds = maps_line(driven.pid, start)[0]
-        path = f"/proc/{driven.pid}/map_files/{bounds}"
-        with self.squeeze.cgroup() as cgroup:
-            with cgroup.charging(driven.pid):
-                fill(driven, start, range(pages))
-            page_out(driven, start, range(pages))
-
-            def is_out() -> bool:
-                cgroup.reclaim()
-                return _is_on_swap_only(path, pages)
-
-            wait_until(is_out, f"{pages} pages of {path} on swap")
-
-    def add(self, driven: Target, start: int, label: str, kind: str, **rest: object) -> Made:
-        """Add the object of a mapping."""
-        fields = maps_line(driven.pid, start)
-        path = f"/proc/{driven.pid}/map_files/{fields[0]}"
-        made = Made(
-            label=label,
-            kind=kind,
-            device=fields[3],
-            inode=int(fields[4]),
-            size_bytes=os.stat(path).st_size,
-            count_out=lambda: count_evicted(path),
-            **rest,  # type: ignore[arg-type]
-        )
-        self.mix.objects.append(made)
-        return made
-
-
-def mount_tmpfs(stack: ExitStack, where: Path, options: str = "") -> None:
-    """Mount a tmpfs here until the stack ends."""
-    libc = raw._libc
-    if libc.mount(b"memlens", bytes(where), b"tmpfs", 0, options.encode()) == -1:
-        raise OSError(raw.ctypes.get_errno(), f"mount {where}")
-    stack.enter_context(undone_at_exit(lambda: libc.umount2(bytes(where), MNT_DETACH)))
-
-
-def _is_on_swap_only(path: str, pages: int) -> bool:
-    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
-    try:
-        is_resident = raw.read_mincore(fd, 0, pages).any()
-        return raw.read_cachestat(fd, 0, pages * PAGE) == (0, pages) and not is_resident
-    finally:
-        os.close(fd)
 
 
 def build(stack: ExitStack, squeeze: Squeeze, swap: str, directory: Path) -> Mix:
@@ -282,7 +47,7 @@ def build(stack: ExitStack, squeeze: Squeeze, swap: str, directory: Path) -> Mix
         *(_memfd_of_two, _anonymous_of_two, _memfd_only_open, _memfd_copied_privately),
         *(_file_of_nobody, _file_with_two_names, _deleted_file_mapped),
         *(_file_of_other_mounts, _file_below_a_bind_mount),
-        *(_segment_of_nobody, _segment_removed, _segments_of_other_namespaces),
+        *(segment_of_nobody, _segment_removed, _segments_of_other_namespaces),
     ):
         make(builder)
     return mix
@@ -400,15 +165,7 @@ def _memfd_copied_privately(builder: Builder) -> None:
         holders={driven.pid: (43, True)},
     )
     # Writing to the holes of the memfd made real pages of them first.
-    builder.mix.objects[-1].resident = _resident(f"/proc/{driven.pid}/fd/{fd}")
-
-
-def _resident(path: str) -> int:
-    fd = os.open(path, os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC)
-    try:
-        return raw.read_cachestat(fd, 0, 0)[0]
-    finally:
-        os.close(fd)
+    builder.mix.objects[-1].resident = count_resident(f"/proc/{driven.pid}/fd/{fd}")
 
 
 def _file(builder: Builder, driven: Target, path: Path, pages: int, out: int) -> Made:
@@ -472,8 +229,8 @@ def _file_of_other_mounts(builder: Builder) -> None:
     """A file nobody holds, in a namespace whose first process sees no mount of it."""
     first = builder.target()
     first.isolate_mounts()
-    where = builder.mix.directory / f"elsewhere{next(_names)}"
-    jail = builder.mix.directory / f"jail{next(_names)}"
+    where = builder.mix.directory / fresh("elsewhere")
+    jail = builder.mix.directory / fresh("jail")
     jail.mkdir()
     first.mount("tmpfs", where)
     made = _file(builder, first, where / "in another namespace", 67, 17)
@@ -489,8 +246,8 @@ def _file_of_other_mounts(builder: Builder) -> None:
 def _file_below_a_bind_mount(builder: Builder) -> None:
     """A tmpfs that is gone from its place: only a directory of it is mounted."""
     driven = builder.target()
-    whole = builder.mix.directory / f"whole{next(_names)}"
-    part = builder.mix.directory / f"part{next(_names)}"
+    whole = builder.mix.directory / fresh("whole")
+    part = builder.mix.directory / fresh("part")
     part.mkdir()
     driven.isolate_mounts()
     driven.mount("tmpfs", whole)
@@ -521,7 +278,7 @@ def _segment(builder: Builder, driven: Target, pages: int, out: int) -> tuple[in
     return shmid, start, made
 
 
-def _segment_of_nobody(builder: Builder) -> None:
+def segment_of_nobody(builder: Builder) -> None:
     driven = builder.target()
     _, start, made = _segment(builder, driven, 37, 31)
     fill(driven, start, range(31, 34))
@@ -588,7 +345,7 @@ def file_of_a_detached_mount(builder: Builder) -> Made:
     """A file of a mount that is in no namespace; a process has its root open."""
     driven = builder.target()
     driven.isolate_mounts()
-    where = builder.mix.directory / f"detached{next(_names)}"
+    where = builder.mix.directory / fresh("detached")
     driven.mount("tmpfs", where)
     made = _file(builder, driven, where / "on a detached mount", 41, 37)
     driven.libc("munmap", *_place(driven.pid, made))

@@ -9,7 +9,7 @@ import pytest
 import raw
 import shm_mix
 from driver import MAP_SHARED, PAGE, Target, target
-from shm_mix import MNT_DETACH, Mix, mount_tmpfs, segment_columns
+from shm_made import MNT_DETACH, Builder, Mix, mount_tmpfs, segment_columns
 from swapareas import Squeeze
 from test_ledger import again_if_moved, standing_still
 
@@ -127,8 +127,8 @@ def test_a_detached_segment_is_looked_at_without_touching_it(
 
     def attempt() -> None:
         with ExitStack() as stack:
-            builder = shm_mix.Builder(stack, squeeze, swap, Mix(tmp_path))
-            shm_mix._segment_of_nobody(builder)
+            builder = Builder(stack, squeeze, swap, Mix(tmp_path))
+            shm_mix.segment_of_nobody(builder)
             (made,) = builder.mix.objects
             before = segment_columns(None, made.inode)
             assert before == (0, 3, 31)

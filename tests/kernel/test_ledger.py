@@ -12,7 +12,8 @@ import pytest
 import raw
 import shm_mix
 from driver import PAGE
-from shm_mix import Made, Mix, Private, used_pages
+from shm_made import Builder, Made, Mix, used_pages
+from slowread import Private, read_private
 from swapareas import Squeeze
 from workloads.base import StateMoved
 
@@ -134,10 +135,10 @@ def _look(squeeze: Squeeze, swap: str, directory: Path) -> Seen:
     first, lost = read_bounded_ledger(), unreadable_pages()
     with shm_mix.mixed(squeeze, swap, directory) as mix:
         mix.reprove()
-        private = shm_mix.read_private(mix.pids)
+        private = read_private(mix.pids)
         last, still_lost = read_bounded_ledger(), unreadable_pages()
         mix.reprove()
-        again = shm_mix.read_private(mix.pids)
+        again = read_private(mix.pids)
         if (again.slots, again.cached) != (private.slots, private.cached):
             raise StateMoved("private pages of the mix moved")
         return Seen(mix, private, first, last, lost, still_lost)
@@ -230,7 +231,7 @@ class TestMix:
 @pytest.mark.parametrize("make", shm_mix.UNREACHABLE, ids=lambda make: make.__name__)
 def test_the_remainder_grows_by_what_is_out_of_reach(
     swap: str,
-    make: Callable[[shm_mix.Builder], Made],
+    make: Callable[[Builder], Made],
     squeeze: Squeeze,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -238,7 +239,7 @@ def test_the_remainder_grows_by_what_is_out_of_reach(
         mix = Mix(tmp_path_factory.mktemp("unreachable"))
         with ExitStack() as stack:
             before, lost = read_bounded_ledger(), unreadable_pages()
-            made = make(shm_mix.Builder(stack, squeeze, swap, mix))
+            made = make(Builder(stack, squeeze, swap, mix))
             after, still_lost = read_bounded_ledger(), unreadable_pages()
             return before, after, made, still_lost - lost
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from driver import MAP_SHARED, PAGE, target
 from hungfuse import hung_fuse
-from shm_mix import fill, mixed, mount_tmpfs, used_pages
+from shm_made import fill, mount_tmpfs, used_pages
+from shm_mix import mixed
 from swapareas import Squeeze
 from swapped_objects import swap_on, zram_devices
 from test_ledger import again_if_moved

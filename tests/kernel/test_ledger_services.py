@@ -10,7 +10,8 @@ import pytest
 import servers
 from driver import PAGE
 from servers import Server
-from shm_mix import Private, count_evicted, read_private
+from shm_made import count_evicted
+from slowread import Private, read_private
 from swapareas import Cgroup, Missing, Squeeze, wait_until
 from test_ledger import Bounded, again_if_moved, read_bounded_ledger, unreadable_pages
 from test_ps import hold_against_rollup

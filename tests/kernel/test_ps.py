@@ -24,7 +24,8 @@ from driver import (
     Target,
     target,
 )
-from shm_mix import fill, read_private
+from shm_made import fill
+from slowread import read_private
 from test_ledger import again_if_moved
 from workloads.base import StateMoved, page_out
 
