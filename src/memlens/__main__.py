@@ -10,6 +10,9 @@ def main() -> None:
         print(f"memlens {sys.modules['memlens'].__version__}")
         return
     try:
+        from memlens.commands import startup
+
+        startup.begin()
         from memlens.commands.main import cli
 
         cli.main()

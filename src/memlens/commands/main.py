@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from memlens.commands import common
+from memlens.commands import common, startup
 from memlens.errors import MemlensError, Unsupported
 
 # One row for a subcommand: the name of its module here, and its line in the help.
@@ -51,7 +51,9 @@ class LazyGroup(click.Group):
         """Find the command; on another system say so before anything is imported."""
         if not sys.platform.startswith("linux"):
             raise Unsupported(f"needs Linux; this is {sys.platform}")
-        return super().resolve_command(_ctx, args)
+        found = super().resolve_command(_ctx, args)
+        startup.end()
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command and return its exit code, before click answers its faults."""
