@@ -20,17 +20,34 @@ from rich.text import Text
 from memlens.account.abilities import Abilities
 from memlens.account.demo import DemoResult
 from memlens.account.explain import PageExplanation
+from memlens.account.flagworkers import FlagCounts
+from memlens.account.inventory import Inventory
+from memlens.account.ledger import SwapLedger
 from memlens.account.model import ProcessMap
+from memlens.account.sharing import ProcessList
+from memlens.account.sharingmodel import Sharing
 from memlens.pages.classes import PageClass
-from memlens.views import demo, doctor, page
+from memlens.pages.flagfilter import all_of
+from memlens.views import (
+    demo,
+    doctor,
+    flags,
+    inventory,
+    ledger,
+    page,
+    processes,
+    sharing,
+)
 from memlens.views.reasons import select_classes
-from memlens.views.text import TextOptions, render_map
+from memlens.views.table import TableOptions
+from memlens.views.text import Line, TextOptions, render_map
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"
 PICTURE = HERE / "map.svg"
 TEXT_WIDTH = 96
 PICTURE_WIDTH = 136
+TABLE = TableOptions(width=TEXT_WIDTH)
 
 _T = TypeVar("_T")
 
@@ -79,8 +96,7 @@ def render_map_text(only: str = "") -> str:
     shown = select_classes(whole, wanted) if wanted else whole
     lines = render_map(shown, whole, TextOptions(width=TEXT_WIDTH))
     option = f" --only {only}" if only else ""
-    text = ("".join(part.text for part in line) for line in lines)
-    return block(f"memlens map {whole.process.pid}{option}", text)
+    return block(f"memlens map {whole.process.pid}{option}", join_segments(lines))
 
 
 def render_page_text() -> str:
@@ -110,6 +126,49 @@ def render_demo_text(first: str = "") -> str:
         last = max(n for n, line in enumerate(lines) if line.startswith("pagemap alone"))
         lines = [*lines[:5], "...", *lines[start:end], "...", *lines[last:]]
     return block("memlens demo", lines)
+
+
+def render_swap_text() -> str:
+    """Return what `memlens swap` prints."""
+    found = read_record("swap", SwapLedger)
+    return block("memlens swap", join_segments(ledger.render_text(found, TABLE)))
+
+
+def render_shm_text() -> str:
+    """Return what `memlens shm` prints."""
+    found = read_record("shm", Inventory)
+    return block("memlens shm", join_segments(inventory.render_text(found, TABLE)))
+
+
+def render_ps_text() -> str:
+    """Return what `memlens ps` prints of processes of one name, and of them together."""
+    found = read_record("ps", ProcessList)
+    each = join_segments(processes.render_text(found, TABLE))
+    group = join_segments(processes.render_text(found, TABLE, "name"))
+    name = found.processes[0].name
+    return block(f"memlens ps --name {name}", each) + block(
+        f"memlens ps --name {name} --group-by name", group
+    )
+
+
+def render_sharing_text() -> str:
+    """Return what `memlens sharing --tree PID` prints."""
+    found = read_record("sharing", Sharing)
+    lines = "".join(sharing.render_text(found, width=TEXT_WIDTH)).splitlines()
+    return block(f"memlens sharing --tree {found.processes[0].pid}", lines)
+
+
+def render_flags_text() -> str:
+    """Return what `memlens flags PID` prints."""
+    found = read_record("flags", FlagCounts)
+    pid = read_record("sharing", Sharing).processes[0].pid
+    options = flags.FlagOptions(all_of([]), all_of([]))
+    text = "".join(flags.render_text(found, options, f"Pages mapped by {pid}"))
+    return block(f"memlens flags {pid}", text.splitlines())
+
+
+def join_segments(lines: Iterable[Line]) -> list[str]:
+    return ["".join(part.text for part in line) for line in lines]
 
 
 def plain_lines(lines: Iterable[Text]) -> list[str]:

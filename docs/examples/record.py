@@ -1,11 +1,11 @@
 """
-Record what memlens says of docs/examples/server.c and of this machine, for the documentation.
+Record what memlens says of the programs beside this and of this machine, for the documentation.
 
-    unshare --mount .venv/bin/python docs/examples/record.py
+    unshare --mount --ipc --pid --fork --mount-proc .venv/bin/python docs/examples/record.py
 
-Needs root, zram, and a .venv that other users may run.  The example runs on /srv in a mount
-namespace of its own, so that paths are the same on every machine; swap is made as the tests
-make it.  `make docs` draws what is recorded.
+Needs root, zram, and a .venv that other users may run.  The examples run on /srv in namespaces
+of their own, so that paths are the same on every machine and nothing else of it is seen; swap
+is made as the tests make it.  `make docs` draws what is recorded.
 """
 
 import os
@@ -28,7 +28,13 @@ from memlens.account.abilities import Abilities  # noqa: E402
 from memlens.account.capture import map_process  # noqa: E402
 from memlens.account.demo import run_demo  # noqa: E402
 from memlens.account.explain import explain_page  # noqa: E402
+from memlens.account.flags import count_process_flags  # noqa: E402
+from memlens.account.inventory import list_shared_memory  # noqa: E402
+from memlens.account.ledger import read_swap_ledger  # noqa: E402
 from memlens.account.model import Kernel  # noqa: E402
+from memlens.account.sharedpages import read_sharing  # noqa: E402
+from memlens.account.sharing import ProcessFilter, list_processes  # noqa: E402
+from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
 from recorded import write_record  # noqa: E402
 
 MIB = 1 << 20
@@ -36,18 +42,30 @@ NOBODY = 65534
 
 
 @contextmanager
-def server(directory: Path) -> Iterator[int]:
-    """Run the example; yield its PID."""
-    program, table = directory / "server", directory / "table"
-    subprocess.run(["gcc", "-O1", "-static", "-o", program, HERE / "server.c"], check=True)
-    table.write_bytes(os.urandom(12 * MIB))
-    with table.open() as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    with subprocess.Popen([program, table], stdout=subprocess.PIPE, text=True) as process:
+def srv() -> Iterator[Path]:
+    """Put a directory on disk on /srv, since what lies on a tmpfs would be shared memory."""
+    disk = Path(sys.prefix) / "example"
+    disk.mkdir()
+    try:
+        subprocess.run(["mount", "--bind", disk, "/srv"], check=True)
+        try:
+            yield Path("/srv")
+        finally:
+            subprocess.run(["umount", "--lazy", "/srv"], check=True)
+    finally:
+        shutil.rmtree(disk)
+
+
+@contextmanager
+def running(program: Path, *arguments: Path) -> Iterator[int]:
+    """Build and run an example until it is ready; yield its PID."""
+    source = (HERE / program.name).with_suffix(".c")
+    subprocess.run(["gcc", "-O1", "-static", "-o", program, source], check=True)
+    command = [program, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             if process.stdout is None or process.stdout.readline() != "ready\n":
-                raise SystemExit("the example did not start")
+                raise SystemExit(f"{program} did not start")
             yield process.pid
         finally:
             process.kill()
@@ -55,20 +73,64 @@ def server(directory: Path) -> Iterator[int]:
 
 def record_server() -> None:
     with ExitStack() as stack:
-        # On disk, since a table on a tmpfs would be shared memory.
-        disk = Path(sys.prefix) / "example"
-        disk.mkdir()
-        stack.callback(shutil.rmtree, disk)
-        directory = Path("/srv")
-        subprocess.run(["mount", "--bind", disk, directory], check=True)
-        stack.callback(subprocess.run, ["umount", "--lazy", directory], check=True)
         stack.enter_context(machine_lock())
-        stack.enter_context(swap_area("zram", disk))
-        pid = stack.enter_context(server(directory))
+        directory = stack.enter_context(srv())
+        stack.enter_context(swap_area("zram", directory))
+        table = directory / "table"
+        table.write_bytes(os.urandom(12 * MIB))
+        with table.open() as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        pid = stack.enter_context(running(directory / "server", table))
         whole = map_process(pid)
         write_record("map", replace(whole, kernel=without_suffix(whole.kernel)))
         buffers = next(row for row in whole.mappings if row.path == "/dev/zero (deleted)")
         write_record("page", explain_page(pid, buffers.start + 30 * MIB))
+
+
+def record_workers() -> None:
+    with ExitStack() as stack:
+        stack.enter_context(machine_lock())
+        directory = stack.enter_context(srv())
+        stack.enter_context(cgroup("web"))
+        # Where it is mounted twice, one of the two cannot be looked at.
+        subprocess.run(["umount", "--lazy", "/dev/shm"], check=True)
+        uploads = directory / "uploads"
+        uploads.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", uploads], check=True)
+        stack.callback(subprocess.run, ["umount", "--lazy", uploads], check=True)
+        stack.enter_context(swap_area("zram", directory))
+        program = directory / "workers"
+        pid = stack.enter_context(running(program, uploads / "upload-7f31"))
+        stack.callback(remove_segments)
+        write_record("swap", read_swap_ledger())
+        write_record("shm", list_shared_memory())
+        write_record("ps", list_processes(group_by="name", keep=ProcessFilter(name="workers")))
+        write_record("sharing", read_sharing([pid], has_descendants=True))
+        write_record("flags", count_process_flags([pid]))
+
+
+@contextmanager
+def cgroup(name: str) -> Iterator[None]:
+    """Be in a memory cgroup of this name, so that what the examples touch is charged to it."""
+    root = find_hierarchy().root
+    former = parse_cgroup(Path("/proc/self/cgroup").read_bytes())
+    directory = Path(root, name)
+    directory.mkdir()
+    try:
+        (directory / "cgroup.procs").write_text("0")
+        try:
+            yield
+        finally:
+            Path(f"{root}{former}/cgroup.procs").write_text("0")
+    finally:
+        # What it is still charged for, files for one, moves to its parent.
+        directory.rmdir()
+
+
+def remove_segments() -> None:
+    """Remove the segments of this IPC namespace: they outlive the program that made them."""
+    subprocess.run(["ipcrm", "--all=shm"], check=True)
 
 
 def without_suffix(kernel: Kernel) -> Kernel:
@@ -98,6 +160,7 @@ def record_doctor() -> None:
 
 def main() -> None:
     record_server()
+    record_workers()
     record_demo()
     record_doctor()
 

@@ -9,8 +9,17 @@ nothing and ``memlens --version`` imports no numpy.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from memlens.account.capture import map_process
+    from memlens.account.cgroupmodel import CgroupList, CgroupPages
+    from memlens.account.cgrouppages import list_cgroups, read_cgroup
     from memlens.account.explain import PageExplanation, explain_page
     from memlens.account.facts import Missed
+    from memlens.account.fileflags import count_file_flags
+    from memlens.account.files import FileCache, FileScan
+    from memlens.account.flags import count_process_flags
+    from memlens.account.flagworkers import FlagCounts
+    from memlens.account.frameflags import count_cgroup_flags, count_machine_flags
+    from memlens.account.huge import map_huge
+    from memlens.account.hugemodel import HugeResult
     from memlens.account.inventory import Inventory, list_shared_memory
     from memlens.account.ledger import (
         AreaSwap,
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
         Words,
     )
     from memlens.account.sharedobject import Holder, SharedObject
+    from memlens.account.sharedpages import read_sharing
     from memlens.account.sharing import (
         ProcessFilter,
         ProcessGroup,
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
         ProcessMemory,
         list_processes,
     )
+    from memlens.account.sharingmodel import Sharing
     from memlens.errors import (
         AccessDenied,
         MemlensError,
@@ -54,10 +65,16 @@ __version__ = "0.1.0"
 _HOMES = {
     "AccessDenied": "errors",
     "AreaSwap": "account.ledger",
+    "CgroupList": "account.cgroupmodel",
+    "CgroupPages": "account.cgroupmodel",
     "CgroupSwap": "account.ledger",
     "Cost": "account.model",
     "Features": "kernel.probes",
+    "FileCache": "account.files",
+    "FileScan": "account.files",
+    "FlagCounts": "account.flagworkers",
     "Holder": "account.sharedobject",
+    "HugeResult": "account.hugemodel",
     "Inventory": "account.inventory",
     "Kernel": "account.model",
     "MappingPages": "account.model",
@@ -76,27 +93,42 @@ _HOMES = {
     "ProcessSwap": "account.ledger",
     "Runs": "pages.runs",
     "SharedObject": "account.sharedobject",
+    "Sharing": "account.sharingmodel",
     "SnapshotError": "errors",
     "SwapLedger": "account.ledger",
     "UnknownRun": "account.model",
     "Unsupported": "errors",
     "Words": "account.model",
     "ZswapUse": "account.ledger",
+    "count_cgroup_flags": "account.frameflags",
+    "count_file_flags": "account.fileflags",
+    "count_machine_flags": "account.frameflags",
+    "count_process_flags": "account.flags",
     "explain_page": "account.explain",
+    "list_cgroups": "account.cgrouppages",
     "list_processes": "account.sharing",
     "list_shared_memory": "account.inventory",
+    "map_huge": "account.huge",
     "map_process": "account.capture",
     "probe_features": "kernel.probes",
+    "read_cgroup": "account.cgrouppages",
+    "read_sharing": "account.sharedpages",
     "read_swap_ledger": "account.ledger",
 }
 
 __all__ = [
     "AccessDenied",
     "AreaSwap",
+    "CgroupList",
+    "CgroupPages",
     "CgroupSwap",
     "Cost",
     "Features",
+    "FileCache",
+    "FileScan",
+    "FlagCounts",
     "Holder",
+    "HugeResult",
     "Inventory",
     "Kernel",
     "MappingPages",
@@ -115,17 +147,26 @@ __all__ = [
     "ProcessSwap",
     "Runs",
     "SharedObject",
+    "Sharing",
     "SnapshotError",
     "SwapLedger",
     "UnknownRun",
     "Unsupported",
     "Words",
     "ZswapUse",
+    "count_cgroup_flags",
+    "count_file_flags",
+    "count_machine_flags",
+    "count_process_flags",
     "explain_page",
+    "list_cgroups",
     "list_processes",
     "list_shared_memory",
+    "map_huge",
     "map_process",
     "probe_features",
+    "read_cgroup",
+    "read_sharing",
     "read_swap_ledger",
 ]
 

@@ -1,6 +1,7 @@
 """Looking at one shared-memory object after the other: its pages, holders and marks."""
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -183,7 +184,7 @@ class Inspector:
             holders=_holders(item.uses, pages_of(item.size_bytes)),
             marks=self.finder.marks(item, backing),
             reasons=reasons,
-            born_s=_born_s(item, backing),
+            age_s=_age_s(item, backing),
             cgroup=self._cgroup(item),
         )
 
@@ -214,6 +215,11 @@ def _one_class(reader: ObjectReader, pages: int) -> Runs | None:
     if extents != ([[0, pages]] if cached else []):
         return None
     return one_run(0, pages, PageClass.CACHED if cached else PageClass.NONE)
+
+
+def _age_s(item: FoundObject, backing: Backing | None) -> float | None:
+    born_s = _born_s(item, backing)
+    return None if born_s is None else max(time.time() - born_s, 0.0)
 
 
 def _born_s(item: FoundObject, backing: Backing | None) -> float | None:

@@ -44,7 +44,7 @@ class SharedObject:
     :param marks: ``deleted``, ``no_holder``, ``detached`` (System V, no attachment),
         ``huge``, ``sealed``, ``other_mount_namespace``, ``other_ipc_namespace``.
     :param reasons: why pages are ``unknown``.
-    :param born_s: when it was made, seconds since 1970; None if not known.
+    :param age_s: since it was made, when it was looked at; None if not known.
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
     :param slots: where its swapped pages are, if that was asked for and can be known.
     """
@@ -59,7 +59,7 @@ class SharedObject:
     holders: tuple[Holder, ...]
     marks: tuple[str, ...]
     reasons: tuple[str, ...] = ()
-    born_s: float | None = None
+    age_s: float | None = None
     cgroup: str | None = None
     slots: SlotRuns = NO_SLOTS
 

@@ -1,7 +1,7 @@
 """Shared-memory objects as text, JSON (``memlens.shm/1``) and CSV."""
 
+import math
 import textwrap
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,20 +73,19 @@ def _owner(item: SharedObject) -> str | None:
     return None if item.uid is None else user_name(item.uid)
 
 
-def format_age(born_s: float | None, now_s: float) -> str | None:
+def format_age(age_s: float | None) -> str | None:
     """
     Return how long something has been, in one unit.
 
-    >>> [format_age(0.0, now) for now in (5, 300, 7300, 200000)]
+    >>> [format_age(age_s) for age_s in (5.0, 300.0, 7300.0, 200000.0)]
     ['5s', '5m', '2h', '2d']
     """
-    if born_s is None:
+    if age_s is None:
         return None
-    age_s = max(int(now_s - born_s), 0)
     for unit, suffix in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "m")):
         if age_s >= unit:
-            return f"{age_s // unit}{suffix}"
-    return f"{age_s}s"
+            return f"{int(age_s) // unit}{suffix}"
+    return f"{int(age_s)}s"
 
 
 OBJECT_COLUMNS: tuple[TableColumn[SharedObject], ...] = (
@@ -103,7 +102,7 @@ OBJECT_COLUMNS: tuple[TableColumn[SharedObject], ...] = (
     _pages_of(PageClass.UNKNOWN, "unknown", 1),
     TableColumn("holders", "holders", "text", holders_text, 2),
     TableColumn("owner", "owner", "text", _owner, 3),
-    TableColumn("age", "age", "text", lambda row: format_age(row.born_s, time.time()), 4),
+    TableColumn("age", "age", "text", lambda row: format_age(row.age_s), 4),
     TableColumn("device", "device", "text", lambda row: row.device, 7),
     TableColumn("inode", "inode", "number", lambda row: row.inode, 6),
     TableColumn("cgroup", "cgroup", "text", lambda row: row.cgroup, 8, absent=""),
@@ -120,9 +119,14 @@ def list_sorts() -> list[str]:
     return sort_names(OBJECT_COLUMNS)
 
 
+def _by_age(item: SharedObject) -> float:
+    """Return a key that puts the oldest first, and before them those of unknown age."""
+    return -math.inf if item.age_s is None else -item.age_s
+
+
 def _sorted(inventory: Inventory, sort: str | None) -> list[SharedObject]:
     if sort == "age":
-        return sorted(inventory.objects, key=lambda item: item.born_s or 0.0)
+        return sorted(inventory.objects, key=_by_age)
     return sort_rows(inventory.objects, OBJECT_COLUMNS, sort)
 
 
@@ -214,7 +218,7 @@ def _object_json(item: SharedObject, has_runs: bool) -> dict[str, Any]:
         "holders": [_holder_json(holder) for holder in item.holders],
         "marks": list(item.marks),
         "uid": item.uid,
-        "born_s": item.born_s,
+        "age_s": item.age_s,
         "cgroup": item.cgroup,
         "reasons": list(item.reasons),
     }
@@ -284,7 +288,7 @@ def _render_object(
     if not is_short:
         yield [Segment(about, DIM)]
     facts = [format_size(item.size_bytes), f"owner {_owner(item) or 'unknown'}"]
-    age = format_age(item.born_s, time.time())
+    age = format_age(item.age_s)
     facts += [f"{age} old"] if age else []
     facts += [f"charged to {escape_text(item.cgroup)}"] if item.cgroup else []
     facts += [mark.replace("_", " ") for mark in item.marks]

@@ -53,7 +53,7 @@ def make_object(*classes: PageClass, **changes: Any) -> SharedObject:
             Holder(42, EVIL, 2, 1, True, ((3, 5), (0, 2), (7, 8))),
         ),
         "marks": ("deleted", "sealed"),
-        "born_s": 1.0,
+        "age_s": 99.0,
         "cgroup": "/a",
     }
     return SharedObject(**{**values, **changes})
@@ -61,7 +61,7 @@ def make_object(*classes: PageClass, **changes: Any) -> SharedObject:
 
 OBJECT = make_object(P, P, C, K, S, S, A, N, N)
 LONE = make_object(
-    S, S, S, kind="tmpfs", name="/dev/shm/x", inode=6, holders=(), uid=None, born_s=None
+    S, S, S, kind="tmpfs", name="/dev/shm/x", inode=6, holders=(), uid=None, age_s=None
 )
 BLIND = make_object(U, U, inode=7, reasons=("map_files: Permission denied",))
 LEDGER = SwapLedger(
@@ -263,8 +263,8 @@ def test_an_object_shows_who_maps_which_part() -> None:
     assert "open" in row
 
 
-def test_ages_of_youngest_first() -> None:
-    young, old = replace(LONE, inode=8, born_s=100.0), replace(LONE, inode=9, born_s=1.0)
+def test_ages_of_oldest_first() -> None:
+    young, old = replace(LONE, inode=8, age_s=1.0), replace(LONE, inode=9, age_s=100.0)
     inventory = replace(INVENTORY, objects=(young, OBJECT, old))
     found = json.loads("".join(shm.render_json(inventory, "age")))
     inodes = [item["inode"] for item in found["objects"]]
