@@ -22,6 +22,14 @@ from memlens import MemlensError, PageClass, ProcessMap, map_process
 from memlens.kernel.cachewalk import walker
 
 ATTEMPTS = 4
+# Code for a target (Target.run): it becomes an ordinary user's.
+GIVE_AWAY = """
+os.setgroups([])
+os.setresgid(uid, uid, uid)
+os.setresuid(uid, uid, uid)
+libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: whoever changes user becomes unreadable
+libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which it also forgets
+"""
 # What stays unknown without the page-cache walk: classes, by kind of proof.
 WALK_ALONE_TELLS = {
     "hugetlb": {PageClass.CACHED, PageClass.NONE},

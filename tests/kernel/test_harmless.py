@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import raw
 from driver import MAP_PRIVATE, MAP_SHARED, PAGE, Target, target
+from looking import GIVE_AWAY, looker
 from swapareas import Squeeze, setting, wait_until
 from workloads.base import StateMoved, Tools
 from workloads.catalogue import CATALOGUE
@@ -200,6 +201,27 @@ def test_objects_keep_their_times_and_blocks(machine: None, kind: str, tmp_path:
         finally:
             if kind != "memfd":
                 path.unlink()
+
+
+@pytest.mark.parametrize("disabled", [(), ("cachestat",)])
+def test_who_does_not_own_a_file_keeps_its_access_time(
+    machine: None, disabled: tuple[str, ...]
+) -> None:
+    """O_NOATIME is refused to him, though mincore would be honest."""
+    uid = 65534
+    with target() as driven, looker(disabled, uid=uid) as look:
+        path = _object(driven, "tmpfs", Path())
+        try:
+            os.chmod(path, 0o666)
+            driven.run(GIVE_AWAY, uid=uid)
+            os.utime(path, ns=(1, 2_000_000_000))
+            before = os.stat(path)
+            (mapping,) = [row for row in look(driven.pid).mappings if row.path == str(path)]
+            assert os.stat(path) == before
+        finally:
+            path.unlink()
+        classes = set(mapping.classes().tolist())
+        assert classes == {PageClass.UNKNOWN if disabled else PageClass.CACHED, PageClass.NONE}
 
 
 def test_a_lease_is_not_broken(machine: None, tmp_path: Path) -> None:

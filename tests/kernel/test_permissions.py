@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from looking import ATTEMPTS, Look, Seen, differences, looker, seen_of
+from looking import ATTEMPTS, GIVE_AWAY, Look, Seen, differences, looker, seen_of
 from swapareas import Missing, Squeeze
 from workloads.base import Entry, StateMoved, Workload
 from workloads.catalogue import cases
@@ -28,13 +28,6 @@ CASES = [
 ]
 # What he must know all the same: the page table is his to read.
 CERTAIN = {PageClass.PRESENT, PageClass.GUARD}
-GIVE_AWAY = """
-os.setgroups([])
-os.setresgid(uid, uid, uid)
-os.setresuid(uid, uid, uid)
-libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: whoever changes user becomes unreadable
-libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which it also forgets
-"""
 
 
 @pytest.fixture(scope="module")

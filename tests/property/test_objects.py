@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from memlens.account.objects import ObjectReader
 from memlens.account.walking import Walking, record_evidence
-from memlens.kernel.cacherecords import TMPFS_MAGIC, CacheObject, CacheRecords
+from memlens.kernel.cacherecords import CacheObject, CacheRecords
+from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass, verdict_class
 from memlens.pages.runs import decode_runs
@@ -54,6 +55,9 @@ class PlainObject:
 
     def size_pages(self) -> int:
         return len(self.rows)
+
+    def is_quiet(self) -> bool:
+        return True
 
     def has_part_pages(self) -> bool:
         return FILE["cached in part"] in self.rows

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from memlens.account.files import FileCache, FileScan, unknown_file
 from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel import features
-from memlens.kernel.backing import KERNEL_MAGICS, Backing
+from memlens.kernel.backing import Backing
+from memlens.kernel.filesystems import KERNEL_MAGICS, may_hang
 from memlens.kernel.filewalk import LEASED
 from memlens.kernel.leases import Leases
 from memlens.kernel.mappers import list_pids
 from memlens.kernel.maps import Mapping
 from memlens.kernel.opening import (
-    HANGING_TYPES,
     Opener,
     device_number,
     parse_mount_table,
@@ -198,7 +198,5 @@ def _hanging_devices(process: ProcessDir) -> frozenset[int]:
     except MemlensError:
         return frozenset()
     return frozenset(
-        device_number(device)
-        for device, kind in table.types.items()
-        if kind.split(".")[0] in HANGING_TYPES
+        device_number(device) for device, kind in table.types.items() if may_hang(kind)
     )

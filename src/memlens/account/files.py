@@ -142,7 +142,7 @@ class FileScan:
 
         :raises Unsupported: if ``proc`` is none.
         """
-        self.walk.prefetch()
+        self.walk.leases.prefetch()
         self.read_mappers()
         for item in self.walk.iter_files(self.paths):
             row = self._look(item)

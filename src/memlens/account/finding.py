@@ -12,7 +12,8 @@ from memlens.account.facts import Missed, ObjectKey, ObjectUse, ProcessFacts
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ParseError, ProcessGone
 from memlens.kernel import features
-from memlens.kernel.backing import HUGETLBFS_MAGIC, TMPFS_MAGIC, Backing
+from memlens.kernel.backing import Backing
+from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.leases import Leases
 from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
 from memlens.kernel.process import ProcessDir

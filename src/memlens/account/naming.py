@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memlens.account.finding import FoundObject
 from memlens.errors import MemlensError, Unsupported
-from memlens.kernel.backing import TMPFS_MAGIC
+from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.opening import device_number
 from memlens.kernel.procfs import encode_text, raise_errno
 from memlens.kernel.syscalls import fstatfs_type

@@ -64,7 +64,8 @@ class ObjectReader:
         self.has_cachestat = self.has_cachestat and kind not in ("overlay", "hugetlb")
         # On ramfs all is data; a block device has no holes.
         self._has_seek = "seek_data" not in self.disabled and kind not in ("ramfs", "block")
-        self._has_mincore = "mincore" not in self.disabled and self.is_honest
+        is_allowed = "mincore" not in self.disabled and self.backing.is_quiet()
+        self._has_mincore = is_allowed and self.is_honest
         self._has_parts = not self.has_cachestat and self.backing.has_part_pages()
         if self.walking is not None and kind != "overlay":
             self.walk = ObjectWalk(

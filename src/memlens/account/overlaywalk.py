@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlens.account.walking import Walking, record_evidence
-from memlens.kernel.backing import TMPFS_MAGIC
+from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping
 from memlens.kernel.swapcache import is_swap_cache_empty
 from memlens.pages.classes import Evidence, PageClass, Reason, object_verdicts

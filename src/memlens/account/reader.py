@@ -17,8 +17,8 @@ from memlens.account.presence import find_present
 from memlens.account.slots import Slots, read_slots
 from memlens.errors import MemlensError
 from memlens.kernel import features
-from memlens.kernel.backing import TMPFS_MAGIC
 from memlens.kernel.cgroups import parse_cgroup
+from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.opening import Opener, device_number
 from memlens.kernel.outline import parse_unnamed, private_ranges

@@ -7,6 +7,7 @@ None of these touches a page: nothing is faulted in, and no accessed bit is set.
 
 import ctypes
 import errno
+import fcntl
 import os
 from array import array
 from dataclasses import dataclass, field
@@ -26,23 +27,6 @@ from memlens.kernel.syscalls import (
     libc,
     raise_last_errno,
 )
-
-TMPFS_MAGIC = 0x01021994
-RAMFS_MAGIC = 0x858458F6
-HUGETLBFS_MAGIC = 0x958458F6
-OVERLAYFS_MAGIC = 0x794C7630
-BTRFS_MAGIC = 0x9123683E
-# File systems whose files are windows on the kernel, not pages on a disk.
-KERNEL_MAGICS = {
-    0x9FA0: "proc",
-    0x62656572: "sysfs",
-    0x64626720: "debugfs",
-    0x74726163: "tracefs",
-    0x27E0EB: "cgroup",
-    0x63677270: "cgroup2",
-    0x09041934: "anon_inode",
-    0x5345434D: "secretmem",
-}
 
 _BLOCK_BYTES = 512
 
@@ -85,6 +69,16 @@ class Backing:
     def allocated_pages(self) -> int:
         """Return the pages that the object owns, in RAM or on swap (st_blocks)."""
         return os.fstat(self.fd).st_blocks * _BLOCK_BYTES // self.page_size_bytes
+
+    def is_quiet(self) -> bool:
+        """
+        Return whether mapping it leaves its access time as it is.
+
+        O_NOATIME is only for the owner and CAP_FOWNER.
+        """
+        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_NOATIME:
+            return True
+        return bool(os.fstatvfs(self.fd).f_flag & (os.ST_NOATIME | os.ST_RDONLY))
 
     def has_part_pages(self) -> bool:
         """

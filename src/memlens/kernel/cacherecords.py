@@ -12,12 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
+from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.swapareas import NumberedArea, number_by_order, read_areas
 from memlens.kernel.swaps import AREA_NUMBERS
-
-TMPFS_MAGIC = 0x01021994
-HUGETLBFS_MAGIC = 0x958458F6
-OVERLAYFS_MAGIC = 0x794C7630
 
 # These mirror bpf/cachewalk.bpf.c.
 RECORD = np.dtype(

@@ -22,8 +22,6 @@ import numpy as np
 from memlens.errors import MemlensError, Unsupported
 from memlens.kernel import bpf
 from memlens.kernel.cacherecords import (
-    HUGETLBFS_MAGIC,
-    OVERLAYFS_MAGIC,
     RECORD,
     CacheObject,
     CacheRecords,
@@ -34,6 +32,7 @@ from memlens.kernel.cacherecords import (
     decode_records,
     in_base_pages,
 )
+from memlens.kernel.filesystems import HUGETLBFS_MAGIC, OVERLAYFS_MAGIC
 from memlens.kernel.swapareas import NumberedArea
 
 _ALL_PAGES = 1 << 52

@@ -15,6 +15,13 @@ import os
 import stat
 from typing import NamedTuple
 
+from memlens.kernel.filesystems import (
+    BTRFS_MAGIC,
+    HUGETLBFS_MAGIC,
+    OVERLAYFS_MAGIC,
+    RAMFS_MAGIC,
+    TMPFS_MAGIC,
+)
 from memlens.kernel.procfs import read_file
 from memlens.kernel.syscalls import (
     MAP_FAILED,
@@ -29,11 +36,11 @@ from memlens.kernel.syscalls import (
 
 OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 KIND_BY_MAGIC = {
-    0x01021994: "shmem",
-    0x858458F6: "ramfs",
-    0x958458F6: "hugetlb",
-    0x794C7630: "overlay",
-    0x9123683E: "btrfs",
+    TMPFS_MAGIC: "shmem",
+    RAMFS_MAGIC: "ramfs",
+    HUGETLBFS_MAGIC: "hugetlb",
+    OVERLAYFS_MAGIC: "overlay",
+    BTRFS_MAGIC: "btrfs",
 }
 NO_PAGE_CACHE = "hugetlbfs has no page cache"
 NEEDS_OWNER = "the kernel says it only to the owner, to who may write it, or with CAP_FOWNER"

@@ -9,23 +9,19 @@ kernel, whose files are no memory.
 import errno
 import os
 import stat
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memlens.kernel.filecache import open_quietly, special_kind
-from memlens.kernel.leases import parse_leases
+from memlens.kernel.filesystems import may_hang
+from memlens.kernel.leases import Leases
 from memlens.kernel.procfs import decode_bytes, read_file
 from memlens.kernel.swaps import unescape_path
 
 _MAY_HANG = "may not answer: not entered"
 _OF_KERNEL = "a file system of the kernel: not entered"
-# By type, as mountinfo has it; those of FUSE begin with "fuse".
-_ASKING = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "9p", "lustre", "autofs", "coda"}
-)
+# By type, as mountinfo has it.
 _KERNELS_OWN = frozenset(
     {
         *("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "bpf"),
@@ -34,8 +30,6 @@ _KERNELS_OWN = frozenset(
     }
 )
 LEASED = "under a write lease, which opening would break"
-# Reading /proc/locks stops all file locking for a moment, and waits 8 ms for it.
-_LEASES_AGE_S = 0.5
 
 
 class OpenFile(NamedTuple):
@@ -72,16 +66,11 @@ class FileWalk:
     directories: int = 0
     vanished: int = 0
     special: int = 0
-    _leases: frozenset[tuple[int, int]] = frozenset()
-    _leased_inodes: frozenset[int] = frozenset()
-    _leases_until: float = 0.0
-    _leases_reader: threading.Thread | None = None
+    leases: Leases = field(init=False)
     _closed: dict[str, str] | None = None
 
-    def prefetch(self) -> None:
-        """Begin to read the leases, for the first file will be opened soon."""
-        self._leases_reader = threading.Thread(target=self._read_leases, name="leases")
-        self._leases_reader.start()
+    def __post_init__(self) -> None:
+        self.leases = Leases(self.proc)
 
     def iter_files(self, paths: list[str]) -> Iterator[OpenFile]:
         """
@@ -151,7 +140,7 @@ class FileWalk:
     def _open(self, path: str, name: str, dir_fd: int | None, inode: int) -> Iterator[OpenFile]:
         flags = 0 if dir_fd is None else os.O_NOFOLLOW
         try:
-            if self._is_leased(name, dir_fd, inode):
+            if self.leases.has_named(name, dir_fd, inode):
                 yield OpenFile(path, -1, None, LEASED)
                 return
             fd = open_quietly(name, dir_fd, flags)
@@ -171,26 +160,6 @@ class FileWalk:
                 self.special += 1
         finally:
             os.close(fd)
-
-    def _is_leased(self, name: str, dir_fd: int | None, inode: int) -> bool:
-        if self._leases_reader is not None:
-            self._leases_reader.join()
-            self._leases_reader = None
-        if time.monotonic() > self._leases_until:
-            self._read_leases()
-        # Leases are rare: most files need no look of their own.
-        if inode not in self._leased_inodes:
-            return False
-        status = os.stat(name, dir_fd=dir_fd)
-        return (status.st_dev, status.st_ino) in self._leases
-
-    def _read_leases(self) -> None:
-        try:
-            self._leases = parse_leases(read_file(f"{self.proc}/locks"))
-        except OSError:
-            self._leases = frozenset()
-        self._leased_inodes = frozenset(number for _, number in self._leases)
-        self._leases_until = time.monotonic() + _LEASES_AGE_S
 
     def _closed_reason(self, real: str) -> str:
         if self._closed is None:
@@ -230,7 +199,7 @@ def parse_closed_mounts(raw: bytes) -> dict[str, str]:
         kind, point = tail.split(" ", 1)[0], unescape_path(head.split(" ")[4])
         if kind in _KERNELS_OWN:
             found[point] = _OF_KERNEL
-        elif kind in _ASKING or kind.split(".")[0] == "fuse":
+        elif may_hang(kind):
             found[point] = f"{kind} {_MAY_HANG}"
         else:
             found.pop(point, None)

@@ -8,7 +8,9 @@ import os
 import threading
 import time
 
+from memlens.kernel.filesystems import BTRFS_MAGIC, OVERLAYFS_MAGIC
 from memlens.kernel.procfs import read_file
+from memlens.kernel.syscalls import fstatfs_type
 
 # Reading /proc/locks takes the file locks of the whole machine for a moment and waits some
 # milliseconds for it (percpu_down_write in locks_start, fs/locks.c): not for every object.
@@ -28,6 +30,7 @@ class Leases:
     def __init__(self, proc: str) -> None:
         self._proc = proc
         self._inodes: frozenset[tuple[int, int]] = frozenset()
+        self._numbers: frozenset[int] = frozenset()
         self._until = 0.0
         self._reader: threading.Thread | None = None
 
@@ -46,18 +49,41 @@ class Leases:
 
         On btrfs and on an overlay of several file systems stat(2) gives another device.
         """
-        if self._reader is not None:
-            self._reader.join()
-            self._reader = None
-        if time.monotonic() > self._until:
-            self._read()
+        self._refresh()
         return (device, inode) in self._inodes
+
+    def has_named(self, name: str, dir_fd: int | None, inode: int) -> bool:
+        """
+        Return the same of a file by its name, without opening it.
+
+        :param dir_fd: the directory it is in, None if the user named it.
+        :param inode: its number as the directory has it: leases are rare, and most files
+            need no look of their own.
+        :raises OSError: if it is there no more.
+        """
+        self._refresh()
+        if inode not in self._numbers:
+            return False
+        # A link is followed only where the user named it.
+        follow = 0 if dir_fd is None else os.O_NOFOLLOW
+        handle = os.open(name, os.O_PATH | os.O_CLOEXEC | follow, dir_fd=dir_fd)
+        try:
+            # Where stat(2) gives another device the number alone must do.
+            is_mapped = fstatfs_type(handle) in (BTRFS_MAGIC, OVERLAYFS_MAGIC)
+            return is_mapped or self.has(os.fstat(handle))
+        finally:
+            os.close(handle)
 
     def close(self) -> None:
         """Wait for a read that is under way."""
         if self._reader is not None:
             self._reader.join()
             self._reader = None
+
+    def _refresh(self) -> None:
+        self.close()
+        if time.monotonic() > self._until:
+            self._read()
 
     def _read(self) -> None:
         found: frozenset[tuple[int, int]] = frozenset()
@@ -67,6 +93,7 @@ class Leases:
             except OSError:
                 continue
         self._inodes = found
+        self._numbers = frozenset(number for _, number in found)
         self._until = time.monotonic() + _AGE_S
 
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memlens.errors import MemlensError
-from memlens.kernel.backing import (
+from memlens.kernel.backing import Backing
+from memlens.kernel.filesystems import (
     BTRFS_MAGIC,
     HUGETLBFS_MAGIC,
     KERNEL_MAGICS,
     OVERLAYFS_MAGIC,
     RAMFS_MAGIC,
     TMPFS_MAGIC,
-    Backing,
+    may_hang,
 )
 from memlens.kernel.leases import Leases
 from memlens.kernel.maps import Mapping
@@ -29,8 +30,6 @@ from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
 
 ZERO_DEVICE = os.makedev(1, 5)
-# Asking these runs a daemon or waits for a server, which may never answer.
-HANGING_TYPES = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "afs", "fuse", "fuseblk"})
 # Names that the kernel gives to mappings of its own; [heap], [stack] and [anon:...] are not.
 KERNEL_NAMES = frozenset(
     {"[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"}
@@ -133,7 +132,7 @@ class Opener:
 
     def _look(self, mapping: Mapping) -> ObjectFacts:
         file_system = self._mounts().types.get(mapping.device, "")
-        if file_system in HANGING_TYPES or file_system.startswith("fuse."):
+        if may_hang(file_system):
             return ObjectFacts("file", f"{file_system} could hang the reader: not asked")
         handle = self.hold(mapping)
         if isinstance(handle, str):

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from memlens.errors import MemlensError
-from memlens.kernel.backing import TMPFS_MAGIC
+from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import decode_bytes, encode_text

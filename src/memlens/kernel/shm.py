@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from memlens.errors import ParseError
-from memlens.kernel.opening import HANGING_TYPES
+from memlens.kernel.filesystems import may_hang
 from memlens.kernel.procfs import decode_bytes, encode_text, read_file
 from memlens.kernel.swaps import unescape_path
 from memlens.kernel.syscalls import libc, raise_last_errno
@@ -166,7 +166,7 @@ def walk_tmpfs(base: str, mount: Mount, mounts: list[Mount]) -> Iterator[TmpfsFi
     :param mounts: all mounts of that namespace; none of the others is entered.
     :raises OSError: if the mount cannot be reached.
     """
-    hanging = [m.mount_point for m in mounts if is_hanging(m.kind)]
+    hanging = [m.mount_point for m in mounts if may_hang(m.kind)]
     if any(_is_below(mount.mount_point, point) for point in hanging):
         raise OSError(5, "below a mount that could hang")
     points = {encode_text(m.mount_point) for m in mounts} - {encode_text(mount.mount_point)}
@@ -193,11 +193,6 @@ def walk_tmpfs(base: str, mount: Mount, mounts: list[Mount]) -> Iterator[TmpfsFi
                 file = _tmpfs_file(entry, path, mount.device)
                 if file is not None:
                     yield file
-
-
-def is_hanging(kind: str) -> bool:
-    """Return whether a file system waits for a server or a daemon."""
-    return kind in HANGING_TYPES or kind.startswith("fuse.")
 
 
 def read_segments(proc: str, namespace: str = "") -> list[Segment]:

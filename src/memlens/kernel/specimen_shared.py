@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 
-from memlens.kernel.backing import RAMFS_MAGIC, TMPFS_MAGIC
+from memlens.kernel.filesystems import RAMFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.maps import parse_maps
 from memlens.kernel.procfs import read_file
 from memlens.kernel.specimen_memory import (

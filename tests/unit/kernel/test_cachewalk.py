@@ -11,13 +11,11 @@ import pytest
 from memlens.errors import AccessDenied, Unsupported
 from memlens.kernel import bpf, cacherecords, swapareas
 from memlens.kernel.cacherecords import (
-    HUGETLBFS_MAGIC,
     KIND_DIRTY,
     KIND_SWAP,
     KIND_UPTODATE,
     KIND_WRITEBACK,
     RECORD,
-    TMPFS_MAGIC,
     CacheObject,
     CacheWalkInvalid,
     RawRecords,
@@ -25,6 +23,7 @@ from memlens.kernel.cacherecords import (
     decode_records,
     in_base_pages,
 )
+from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.swapareas import (
     TABLE_ROW,
     NumberedArea,

@@ -15,7 +15,9 @@ def mount(point: str, kind: str) -> bytes:
     return f"24 1 0:21 / {point} rw,relatime shared:1 - {kind} source rw\n".encode()
 
 
-@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "fuse", "fuse.sshfs", "autofs", "9p"])
+@pytest.mark.parametrize(
+    "kind", ["nfs", "nfs4", "cifs", "fuse", "fuseblk", "fuse.sshfs", "autofs", "9p"]
+)
 def test_what_may_hang_is_closed(kind: str) -> None:
     assert parse_closed_mounts(mount("/a\\040b", kind)) == {
         "/a b": f"{kind} may not answer: not entered"

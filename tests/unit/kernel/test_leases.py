@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from memlens.kernel.filewalk import LEASED, FileWalk
 from memlens.kernel.leases import Leases, parse_leases
 
 
@@ -23,6 +24,24 @@ def test_a_lease_is_seen_also_when_another_proc_is_read(tmp_path: Path) -> None:
         held = Leases(str(tmp_path))
         assert held.has(os.fstat(file.fileno()))
         assert held.has_inode(os.makedev(0xFE, 0), 131)
+        inode = path.stat().st_ino
+        (tmp_path / "link").symlink_to(path)
+        assert held.has_named(str(path), None, inode)
+        assert held.has_named(str(tmp_path / "link"), None, inode)
+        walk = FileWalk(proc=str(tmp_path))
+        found = {row.path: row.reason for row in walk.iter_files([str(tmp_path)])}
+        assert found == {str(path): LEASED, str(tmp_path / "locks"): ""}
+        assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+
+
+def test_a_file_of_the_same_number_on_another_device_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    inode = path.stat().st_ino
+    (tmp_path / "locks").write_text(f"1: LEASE  ACTIVE    WRITE 77 ff:ff:{inode} 0 EOF\n")
+    leases = Leases(str(tmp_path))
+    assert leases.has_inode(os.makedev(0xFF, 0xFF), inode)
+    assert not leases.has_named(str(path), None, inode)
 
 
 def test_read_leases_do_not_hinder_a_reader() -> None:
