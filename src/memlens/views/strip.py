@@ -7,7 +7,9 @@ A cell mostly stands for many pages, yet shows one class.  Which one:
 2. From left to right, the cells given to a class keep step with its pages: whichever
    class is owed most gets the cell.  So pages that are swapped here and there colour
    their share of the cells, neither all of them nor none.
-3. Every class in the mapping gets a cell, even for one page: the cell that holds most of
+3. The first cell shows the class of the first page, and the last cell that of the last:
+   how a mapping begins and ends is seen, be it one page.
+4. Every class in the mapping gets a cell, even for one page: the cell that holds most of
    it.  With fewer cells than classes, the first in ``INTEREST`` win.
 
 A mapping with no more pages than cells shows every page as it is.
@@ -71,7 +73,7 @@ def draw_strip(runs: Runs, first: int, stop: int, cells: int) -> list[Cell]:
     pages = np.array([_pages_between(runs, kind, edges) for kind in kinds], np.int64)
     pages = pages.reshape(len(kinds), cells)
     is_whole = (pages == np.diff(edges)).any(axis=0).tolist()
-    chosen = _choose(kinds, pages.T.tolist())
+    chosen = _choose(kinds, pages.T.tolist(), _end_classes(runs, first, stop, cells))
     return [Cell(kind, not whole) for kind, whole in zip(chosen, is_whole, strict=True)]
 
 
@@ -85,17 +87,33 @@ def _pages_between(runs: Runs, kind: int, edges: NDArray[np.int64]) -> NDArray[n
     return np.diff(np.where(index < 0, 0, before[np.maximum(index, 0)] + inside))
 
 
-def _choose(kinds: list[PageClass], cells: list[list[int]]) -> list[PageClass | None]:
-    owed = [0.0] * len(kinds)
+def _end_classes(runs: Runs, first: int, stop: int, cells: int) -> dict[int, PageClass]:
+    """Return what the first and the last cell show; nothing where no run reaches the end."""
+    ends: dict[int, PageClass] = {}
+    if cells > 1 and len(runs) and int(runs.first[0]) == first:
+        ends[0] = PageClass(int(runs.value[0]))
+    if cells > 1 and len(runs) and int(runs.stop[-1]) == stop:
+        ends[cells - 1] = PageClass(int(runs.value[-1]))
+    return ends
+
+
+def _choose(
+    kinds: list[PageClass], cells: list[list[int]], ends: dict[int, PageClass]
+) -> list[PageClass | None]:
+    # What the ends will show is given before, so that the cells between keep step.
+    owed = [-float(list(ends.values()).count(kind)) for kind in kinds]
     chosen: list[int | None] = []
-    for pages in cells:
+    for cell, pages in enumerate(cells):
         total = sum(pages)
         if not total:
             chosen.append(None)
             continue
         owed = [due + count / total for due, count in zip(owed, pages, strict=True)]
         best = max((i for i, count in enumerate(pages) if count), key=owed.__getitem__)
-        owed[best] -= 1
+        if cell in ends:
+            best = kinds.index(ends[cell])
+        else:
+            owed[best] -= 1
         chosen.append(best)
     _show_all(kinds, cells, chosen)
     return [None if index is None else kinds[index] for index in chosen]

@@ -1,4 +1,4 @@
-"""What a cell may show: the three rules of the module."""
+"""What a cell may show: the rules of the module."""
 
 import numpy as np
 import pytest
@@ -35,6 +35,22 @@ def test_a_cell_shows_a_class_that_one_of_its_pages_has(
 @given(pages_of_any)
 def test_pages_that_all_have_room_are_shown_as_they_are(pages: list[PageClass]) -> None:
     assert [cell.page_class for cell in strip_of(pages, len(pages) + 5)] == pages
+
+
+@given(pages_of_any, st.integers(2, 70))
+def test_both_ends_are_shown_as_they_are(pages: list[PageClass], cells: int) -> None:
+    strip = strip_of(pages, cells)
+    shown = {cell.page_class for cell in strip}
+    for cell, page in ((strip[0], pages[0]), (strip[-1], pages[-1])):
+        # Unless it is the only cell for a class that would be missed.
+        is_only = cell.page_class not in {other.page_class for other in strip if other != cell}
+        assert cell.page_class == page or (is_only and len(shown) > 1)
+
+
+def test_the_last_page_is_not_lost() -> None:
+    pages = [P] * 4 + [S] * 7 + [N] * 11 + [P]
+    shown = [cell.page_class for cell in strip_of(pages, 17)]
+    assert shown == [P] * 3 + [S] * 6 + [N] * 7 + [P]
 
 
 @given(st.integers(0, 4000), st.integers(2, 60))
