@@ -27,7 +27,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 OUTPUT = HERE.parent / "src" / "memlens" / "kernel" / "bpf_blobs"
-PROGRAMS = ("cachewalk", "swapareas")
+PROGRAMS = ("cachewalk", "frameslots", "swapareas")
 CLANG = "clang-14"
 BPFTOOL = "bpftool"
 FLAGS = ["-g", "-O2", "-target", "bpf", "-mcpu=v3"]

@@ -193,15 +193,6 @@ static __always_inline int add_pages(__u64 index, __u32 pages, __u64 value, __u6
 	return 0;
 }
 
-static __always_inline __u64 folio_flags(struct folio *folio)
-{
-	struct folio___memdesc *memdesc = (void *)folio;
-
-	if (bpf_core_field_exists(memdesc->flags.f))
-		return BPF_CORE_READ(memdesc, flags.f);
-	return BPF_CORE_READ(folio, flags);
-}
-
 static __always_inline __u8 large_folio_order(struct folio *folio)
 {
 	struct folio___order *old = (void *)folio;
@@ -222,8 +213,6 @@ static __always_inline __u64 folio_cgroup(struct folio *folio)
 		return 0;
 	return BPF_CORE_READ((struct mem_cgroup *)data, css.cgroup, kn, id);
 }
-
-#define HAS_FLAG(flags, name) ((flags) >> bpf_core_enum_value(enum pageflags, name) & 1)
 
 /* Describe a folio in walk.folio_record; -1 if it left the page cache meanwhile. */
 static __always_inline int read_folio(__u64 entry)

@@ -83,12 +83,20 @@ enum pageflags {
 	PG_uptodate,
 	PG_dirty,
 	PG_writeback,
+	PG_swapbacked,
+	PG_swapcache,
 	__NR_PAGEFLAGS,
 };
+
+struct page {
+	unsigned long compound_head;
+} KERNEL;
 
 struct folio {
 	unsigned long flags;
 	struct address_space *mapping;
+	unsigned long index;
+	void *private;
 	unsigned long memcg_data;
 	unsigned long _flags_1;
 } KERNEL;
@@ -107,6 +115,15 @@ struct folio___order {
 	unsigned char _folio_order;
 } KERNEL;
 
+/* since v6.6 the swap entry has a name of its own in the place of `private` */
+typedef struct {
+	unsigned long val;
+} swp_entry_t;
+
+struct folio___swap {
+	swp_entry_t swap;
+} KERNEL;
+
 struct kernfs_node {
 	unsigned long long id;
 } KERNEL;
@@ -122,6 +139,17 @@ struct cgroup_subsys_state {
 struct mem_cgroup {
 	struct cgroup_subsys_state css;
 } KERNEL;
+
+#define HAS_FLAG(flags, name) ((flags) >> bpf_core_enum_value(enum pageflags, name) & 1)
+
+static __always_inline __u64 folio_flags(struct folio *folio)
+{
+	struct folio___memdesc *memdesc = (void *)folio;
+
+	if (bpf_core_field_exists(memdesc->flags.f))
+		return BPF_CORE_READ(memdesc, flags.f);
+	return BPF_CORE_READ(folio, flags);
+}
 
 /* ---- swap areas: include/linux/swap.h ---- */
 

@@ -8,6 +8,7 @@ nothing and ``memlens --version`` imports no numpy.
 # Not typing.TYPE_CHECKING: typing is milliseconds of every ``memlens --version``.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from memlens.account.areaswap import AreaSwap
     from memlens.account.capture import map_process
     from memlens.account.cgroupmodel import CgroupList, CgroupPages
     from memlens.account.cgrouppages import list_cgroups, read_cgroup
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from memlens.account.hugemodel import HugeResult
     from memlens.account.inventory import Inventory, list_shared_memory
     from memlens.account.ledger import (
-        AreaSwap,
         CgroupSwap,
         ProcessSwap,
         SwapLedger,
@@ -64,7 +64,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AccessDenied": "errors",
-    "AreaSwap": "account.ledger",
+    "AreaSwap": "account.areaswap",
     "CgroupList": "account.cgroupmodel",
     "CgroupPages": "account.cgroupmodel",
     "CgroupSwap": "account.ledger",

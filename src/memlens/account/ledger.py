@@ -6,33 +6,42 @@ The swap ledger: every used slot once, and what is left over printed as such.
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.areaswap import AreaSwap, area_rows
+from memlens.account.cachedslots import CachedSlots, find_cached_slots
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want
 from memlens.account.inventory import (
     ObjectScan,
     loop_notes,
-    read_meminfo_pages,
     read_objects,
 )
 from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
-from memlens.account.slotmap import SlotMap, make_slot_map
+from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep
 from memlens.errors import Unsupported
 from memlens.kernel import features
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
-from memlens.kernel.swaps import Swap, SwapArea, area_numbers, read_swap
+from memlens.kernel.swapcache import is_swap_cache_empty
+from memlens.kernel.swaps import Swap, read_swap
 from memlens.pages.bits import PM_SWAP_AREA
-from memlens.pages.distinct import count_distinct, distinct, is_in
+from memlens.pages.distinct import count_distinct, distinct
 
 _UNREACHABLE = (
     "not in reach: memfds in unread messages, deleted tmpfs files under loop devices, "
     "detached mounts"
+)
+# Slots that two claim are looked at again: most often one was freed and taken meanwhile.
+_MORE_LOOKS = 2
+_NO_NUMBER = (
+    "{}: its number is not known: no page seen on swap settles it, and the kernel's own table "
+    "cannot be read"
 )
 
 
@@ -46,7 +55,8 @@ class ProcessSwap:
     :param share_pages: its part of the objects' pages on swap, each object split evenly
         over the processes that map it.
     :param freed_on_exit_pages: slots that are free once it has ended: private ones that
-        no other process holds, and those of objects that go with it.
+        no other process holds, those of its pages in RAM included where they are known, and
+        those of objects that go with it.
     :param cache_pages: pages in RAM that keep a slot, which it maps.
     """
 
@@ -77,30 +87,6 @@ class CgroupSwap:
 
 
 @dataclass(frozen=True, slots=True)
-class AreaSwap:
-    """
-    One swap area.
-
-    :param area: its number in page-table entries.
-    :param path: of the device or file, raw.
-    :param kind: ``partition``, ``file`` or ``zram``.
-    :param private_pages: distinct slots of it in page tables.
-    :param stored_bytes: zram: uncompressed size of what it holds; else None.
-    :param compressed_bytes: zram: RAM that this takes; else None.
-    """
-
-    area: int
-    path: str
-    kind: str
-    size_pages: int
-    used_pages: int
-    priority: int
-    private_pages: int
-    stored_bytes: int | None = None
-    compressed_bytes: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ZswapUse:
     """
     The compressed cache before swap; its pages count as swapped everywhere else.
@@ -122,7 +108,8 @@ class SwapLedger:
     :param used_pages: used slots as /proc/swaps says, all areas.
     :param private_pages: distinct slots in page tables.
     :param shared_pages: pages of shared-memory objects on swap, ``swap_cached`` included.
-    :param swap_cache_pages: private pages in RAM that keep a slot.
+    :param swap_cache_pages: distinct slots of private pages in RAM that no page table holds
+        as well.
     :param remainder_pages: used pages that none of the three explains; negative if swap
         was freed while it was counted.
     :param zswap: None if this kernel has none.
@@ -173,21 +160,55 @@ def read_swap_ledger(
     :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
     :raises Unsupported: if ``proc`` is none.
     """
-    size = features.page_size_bytes()
+    watch = _Watch(proc, budget_s, on_progress, should_stop)
+    found = _read_once(slots, watch)
+    for _ in range(_MORE_LOOKS):
+        if found.slots is None or not found.slots.twice:
+            break
+        again = _read_once(slots, watch)
+        if again.slots is None or not again.is_complete:
+            break
+        confirmed = confirm_claims(found.slots, again.slots)
+        found = replace(again, slots=confirmed, cost=found.cost.plus(again.cost))
+    return found
+
+
+@dataclass(slots=True)
+class _Watch:
+    """What a caller of ``read_swap_ledger`` wants of the scan."""
+
+    proc: str
+    budget_s: float | None
+    on_progress: Progress | None
+    should_stop: Stop | None
+    _began: float = field(default_factory=time.monotonic)
+
+    def sweep(self, want: Want) -> Sweep:
+        """Return a sweep that ends when what is left of the budget is spent."""
+        left = self.budget_s
+        if left is not None:
+            left = max(left - (time.monotonic() - self._began), 0)
+        return Sweep(self.proc, want, left, self.on_progress, self.should_stop)
+
+
+def _read_once(slots: bool, watch: _Watch) -> SwapLedger:
+    size, proc = features.page_size_bytes(), watch.proc
     before = _read_swap(size, proc)
     # Pages in RAM that keep a slot cost a look at the flags of every private page, so look
-    # only if the kernel counts any.
-    has_cache = bool(before.areas) and read_meminfo_pages("SwapCached", proc) > 0
-    want = Want(swap=True, objects=True, cached=has_cache)
-    sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
-    scan = ObjectScan((), ())
+    # only if there may be any.
+    has_cache = bool(before.areas) and not is_swap_cache_empty(proc)
+    sweep = watch.sweep(Want(swap=True, objects=True, cached=has_cache))
+    scan, cached = ObjectScan((), ()), CachedSlots()
     if before.areas:
         sweep.run()
+        cached = find_cached_slots(sweep.processes, proc)
         scan = read_objects(sweep, only_swapped=True, keep_slots=slots)
-    ledger = _ledger(sweep, before, read_swap(size, proc), scan)
+    ledger = _ledger(sweep, cached, scan, before, read_swap(size, proc))
     if not slots:
         return ledger
-    found = make_slot_map(sweep.processes, ledger.objects, is_walked=scan.is_walked, proc=proc)
+    found = make_slot_map(
+        sweep.processes, ledger.objects, cached=cached, is_walked=scan.is_walked, proc=proc
+    )
     return replace(ledger, slots=found)
 
 
@@ -201,28 +222,30 @@ def _read_swap(size: int, proc: str) -> Swap:
         return Swap(notes=(error.message,))
 
 
-def _ledger(sweep: Sweep, before: Swap, after: Swap, scan: ObjectScan) -> SwapLedger:
-    slots, holders = _count_slots(sweep.processes)
-    cached, doubtful = _cached_pages(sweep.processes)
+def _ledger(
+    sweep: Sweep, cached: CachedSlots, scan: ObjectScan, before: Swap, after: Swap
+) -> SwapLedger:
+    slots = _count_slots(sweep.processes, cached)
     objects = tuple(item for item in scan.objects if item.swap_pages)
     used = sum(area.used_pages for area in after.areas)
     shared = sum(item.swap_pages for item in objects)
-    in_cache = len(distinct(np.concatenate([_NONE, *cached.values()])))
-    remainder = used - len(slots) - shared - in_cache
+    remainder = used - len(slots.private) - shared - slots.count_cached()
     shares, kept = split_objects(objects)
-    notes = [*_notes(before, used, remainder, doubtful, sweep)]
+    areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.proc))
+    notes = [*_notes(before, used, remainder, cached, sweep)]
+    notes += [_NO_NUMBER.format(area.path) for area in areas if area.area is None]
     if remainder > 0:
         notes += [*scan.notes, *loop_notes()]
     return SwapLedger(
         page_size_bytes=features.page_size_bytes(),
         used_pages=used,
-        private_pages=len(slots),
+        private_pages=len(slots.private),
         shared_pages=shared,
-        swap_cache_pages=in_cache,
+        swap_cache_pages=slots.count_cached(),
         remainder_pages=remainder,
-        areas=tuple(_area_rows(after, slots)),
+        areas=tuple(areas),
         zswap=_zswap(after),
-        processes=tuple(_process_rows(sweep.processes, slots, holders, shares, kept, cached)),
+        processes=tuple(_process_rows(sweep.processes, slots, shares, kept)),
         objects=objects,
         cgroups=tuple(_cgroup_rows(sweep, shares)) if after.areas else (),
         missed=tuple(sweep.missed),
@@ -232,38 +255,6 @@ def _ledger(sweep: Sweep, before: Swap, after: Swap, scan: ObjectScan) -> SwapLe
     )
 
 
-def _area_rows(swap: Swap, slots: NDArray[np.uint64]) -> Iterator[AreaSwap]:
-    numbers, counts = count_distinct(slots & PM_SWAP_AREA)
-    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    zram = {figures.device: figures for figures in swap.zram}
-    for area, number in zip(swap.areas, _number_areas(swap.areas, list(found)), strict=True):
-        figures = zram.get(area.device)
-        yield AreaSwap(
-            area=number,
-            path=area.path,
-            kind=area.kind,
-            size_pages=area.size_pages,
-            used_pages=area.used_pages,
-            priority=area.priority,
-            private_pages=found.get(number, 0),
-            stored_bytes=None if figures is None else figures.stored_bytes,
-            compressed_bytes=None if figures is None else figures.used_bytes,
-        )
-
-
-def _number_areas(areas: tuple[SwapArea, ...], seen: list[int]) -> list[int]:
-    """
-    Return the number of each area in page-table entries.
-
-    Lines keep the order of numbers, but not the gaps that areas leave which were switched
-    off: these show if there are slots of as many areas as there are lines.
-    """
-    numbers = [area_numbers(area.line, len(areas))[0] for area in areas]
-    if set(seen) <= set(numbers) or len(seen) != len(areas):
-        return numbers
-    return sorted(seen)
-
-
 def _zswap(swap: Swap) -> ZswapUse | None:
     found = swap.zswap
     if found is None:
@@ -271,61 +262,72 @@ def _zswap(swap: Swap) -> ZswapUse | None:
     return ZswapUse(found.is_enabled, found.stored_bytes, found.pool_bytes)
 
 
-def _count_slots(
-    processes: Iterable[ProcessFacts],
-) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return every private slot once, and how many processes hold it."""
-    every = np.concatenate([_NONE, *[facts.swap_words for facts in processes]])
-    return count_distinct(every)
-
-
-def _cached_pages(
-    processes: Iterable[ProcessFacts],
-) -> tuple[dict[int, NDArray[np.uint64]], int]:
+@dataclass(frozen=True, slots=True)
+class _Slots:
     """
-    Return the frames in RAM that keep a slot, by PID, and how many are in doubt.
+    The slots of private pages.
 
-    After fork one process may have a page back in RAM while the other's page table still
-    holds its slot, at the same address: such a frame's slot may be one that is counted
-    already, so that it is left to the remainder.
+    :param private: those in page tables, each once, sorted.
+    :param held: by PID, those that a process holds, in its page table or by a page in RAM.
+    :param every: those of ``held``, each once, sorted.
+    :param holders: how many processes hold each of ``every``.
+    :param cached: those of pages in RAM.
     """
-    holders = [facts for facts in processes if len(facts.cached_pfns)]
-    if not holders:
-        return {}, 0
-    swapped = distinct(np.concatenate([_NO_PAGES, *[f.swap_pages for f in processes]]))
-    in_doubt = [f.cached_pfns[is_in(f.cached_pages, swapped)] for f in holders]
-    doubtful = distinct(np.concatenate([_NONE, *in_doubt]))
-    found = {}
-    for facts in holders:
-        pfns = distinct(facts.cached_pfns)
-        found[facts.pid] = pfns[~is_in(pfns, doubtful)]
-    return found, len(doubtful)
+
+    private: NDArray[np.uint64]
+    held: dict[int, NDArray[np.uint64]]
+    every: NDArray[np.uint64]
+    holders: NDArray[np.int64]
+    cached: CachedSlots
+
+    def count_cached(self) -> int:
+        """Return the slots of pages in RAM that no page table holds as well."""
+        if not self.cached.is_exact:
+            return self.cached.count_frames()
+        return len(self.every) - len(self.private)
+
+    def seen_areas(self, objects: Iterable[SharedObject]) -> set[int]:
+        """Return the numbers of areas that any slot was seen in."""
+        parts = [item.slots.area for item in objects]
+        areas = np.concatenate([(self.every & PM_SWAP_AREA).astype(np.uint8), *parts])
+        return set(distinct(areas).tolist())
+
+    def count_alone(self, pid: int) -> int:
+        """Return the slots that no other process holds."""
+        places = np.searchsorted(self.every, self.held[pid])
+        return int((self.holders[places] == 1).sum())
+
+
+def _count_slots(processes: Iterable[ProcessFacts], cached: CachedSlots) -> _Slots:
+    """Count every private slot once, and how many processes hold it."""
+    held = {
+        facts.pid: distinct(np.concatenate([facts.swap_words, cached.words_of(facts.pid)]))
+        for facts in processes
+    }
+    private = distinct(np.concatenate([_NONE, *[facts.swap_words for facts in processes]]))
+    every, holders = count_distinct(np.concatenate([_NONE, *held.values()]))
+    return _Slots(private, held, every, holders, cached)
 
 
 def _process_rows(
     processes: Iterable[ProcessFacts],
-    slots: NDArray[np.uint64],
-    holders: NDArray[np.int64],
+    slots: _Slots,
     shares: dict[int, float],
     kept: dict[int, int],
-    cached: dict[int, NDArray[np.uint64]],
 ) -> Iterable[ProcessSwap]:
-    rows = []
-    for facts in processes:
-        alone = int((holders[np.searchsorted(slots, facts.swap_words)] == 1).sum())
-        in_cache = len(cached.get(facts.pid, ()))
-        rows.append(
-            ProcessSwap(
-                pid=facts.pid,
-                name=facts.name,
-                uid=facts.uid,
-                cgroup=facts.cgroup,
-                own_pages=len(facts.swap_words),
-                share_pages=shares.get(facts.pid, 0.0),
-                freed_on_exit_pages=alone + kept.get(facts.pid, 0),
-                cache_pages=in_cache,
-            )
+    rows = [
+        ProcessSwap(
+            pid=facts.pid,
+            name=facts.name,
+            uid=facts.uid,
+            cgroup=facts.cgroup,
+            own_pages=len(facts.swap_words),
+            share_pages=shares.get(facts.pid, 0.0),
+            freed_on_exit_pages=slots.count_alone(facts.pid) + kept.get(facts.pid, 0),
+            cache_pages=len(slots.cached.frames.get(facts.pid, ())),
         )
+        for facts in processes
+    ]
     # A process may keep an object alive that it does not map.
     rows = [
         row
@@ -370,16 +372,16 @@ def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]
 
 
 def _notes(
-    before: Swap, used: int, remainder: int, doubtful: int, sweep: Sweep
+    before: Swap, used: int, remainder: int, cached: CachedSlots, sweep: Sweep
 ) -> Iterable[str]:
     if remainder > 0:
         yield _UNREACHABLE
     if remainder < 0:
         yield "more was found than is used: swap was freed, or moved, during the scan"
-    if doubtful:
+    if cached.doubtful:
         yield (
-            f"{doubtful} pages in RAM keep a slot that another process may hold: "
-            "left to the remainder"
+            f"{cached.doubtful} pages in RAM keep a slot that another process may hold: "
+            f"left to the remainder ({cached.reason})"
         )
     was = sum(area.used_pages for area in before.areas)
     if was != used:
@@ -388,4 +390,3 @@ def _notes(
 
 
 _NONE = np.empty(0, np.uint64)
-_NO_PAGES = np.empty(0, np.int64)

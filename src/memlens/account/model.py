@@ -140,6 +140,14 @@ class Cost:
     read_bytes: int
     longest_read_s: float
 
+    def plus(self, other: "Cost") -> "Cost":
+        """Return what this scan and another one cost."""
+        return Cost(
+            self.wall_s + other.wall_s,
+            self.read_bytes + other.read_bytes,
+            max(self.longest_read_s, other.longest_read_s),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessMap:

@@ -2,20 +2,23 @@
 Every slot of swap by its owner: the ledger, slot by slot.
 
 Page tables name the slots of private pages, the page-cache walk those of shared-memory
-objects.  A slot has one owner; two that claim it are an error, or were told at two moments.
+objects, the folios of frames those of private pages that are in RAM again.  A slot has one
+owner; two that claim it are an error, or were told at two moments.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.cachedslots import CachedSlots
 from memlens.account.facts import ProcessFacts
 from memlens.account.sharedobject import SharedObject
 from memlens.errors import MemlensError
 from memlens.kernel.swapareas import NumberedArea, number_areas
 from memlens.pages.bits import PM_SWAP_AREA, PM_SWAP_SLOT_SHIFT
+from memlens.pages.distinct import distinct
 
 # Slots of all areas in one line: the area above, the slot below.
 _AREA_SHIFT = 50
@@ -102,14 +105,16 @@ class SlotMap:
 
     :param owners: those with most slots first.
     :param areas: by their number.
-    :param twice: slots that were claimed twice; there are none unless pages moved.
+    :param twice: slots that were claimed twice, on two looks; there should be none.
     :param is_walked: whether slots of shared memory could be told.
+    :param cache_reason: why slots of private pages in RAM could not be told, "" if they could.
     """
 
     owners: tuple[SlotOwner, ...]
     areas: tuple[AreaSlots, ...]
     twice: tuple[DoubleClaim, ...]
     is_walked: bool
+    cache_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +130,7 @@ def make_slot_map(
     processes: Sequence[ProcessFacts],
     objects: Sequence[SharedObject],
     *,
+    cached: CachedSlots | None = None,
     is_walked: bool,
     proc: str = "/proc",
 ) -> SlotMap:
@@ -133,10 +139,12 @@ def make_slot_map(
 
     :param processes: with their swapped private pages.
     :param objects: with their slots.
+    :param cached: the slots of private pages in RAM, None if there are none.
     :param is_walked: whether the slots of objects could be asked.
     :param proc: root of the /proc to read the areas of.
     """
-    private, shared_by = _private_claims(processes)
+    cached = cached or CachedSlots()
+    private, shared_by = _private_claims(processes, cached)
     owners = [SlotOwner("process", facts.name, facts.pid) for facts in processes]
     owners += [SlotOwner(item.kind, item.name, None) for item in objects]
     parts = [private, *_object_claims(objects, len(processes))]
@@ -158,13 +166,40 @@ def make_slot_map(
         )
         for index in rank.tolist()
     )
-    return SlotMap(ranked, _areas(claims, proc), tuple(_twice(claims)), is_walked)
+    return SlotMap(
+        ranked, _areas(claims, proc), tuple(_twice(claims)), is_walked, cached.reason
+    )
 
 
-def _private_claims(processes: Sequence[ProcessFacts]) -> tuple[_Claims, dict[int, int]]:
+def confirm_claims(first: SlotMap, second: SlotMap) -> SlotMap:
+    """
+    Return the second map with the double claims that the first has too.
+
+    A slot that was freed and taken while a map was made is in it twice, but not in both.
+    """
+    known = {claim for twice in first.twice for claim in _claimed(first, twice)}
+    kept = tuple(twice for twice in second.twice if known.intersection(_claimed(second, twice)))
+    return replace(second, twice=kept)
+
+
+def _claimed(slots: SlotMap, twice: DoubleClaim) -> Iterator[tuple[object, ...]]:
+    """Yield what tells a claim of each slot from others, in whatever map."""
+    owners = [slots.owners[index] for index in twice.owners]
+    names = sorted((owner.kind, owner.name, owner.pid or 0) for owner in owners)
+    for slot in range(twice.slot, twice.slot + twice.pages):
+        yield twice.area, slot, *names
+
+
+def _private_claims(
+    processes: Sequence[ProcessFacts], cached: CachedSlots
+) -> tuple[_Claims, dict[int, int]]:
     """Return every private slot once, and how many slots of each others hold as well."""
-    words = np.concatenate([_NO_WORDS, *[facts.swap_words for facts in processes]])
-    lengths = [len(facts.swap_words) for facts in processes]
+    each = [
+        distinct(np.concatenate([facts.swap_words, cached.words_of(facts.pid)]))
+        for facts in processes
+    ]
+    words = np.concatenate([_NO_WORDS, *each])
+    lengths = [len(mine) for mine in each]
     owner = np.repeat(np.arange(len(processes), dtype=np.int64), lengths)
     area = (words & PM_SWAP_AREA).astype(np.int64)
     key = area << _AREA_SHIFT | (words >> PM_SWAP_SLOT_SHIFT).astype(np.int64)

@@ -141,7 +141,7 @@ def raise_if_unusable(btf_path: str = BTF_PATH, lockdown_path: str = LOCKDOWN_PA
     """
     machine = platform.machine()
     if machine not in _NR_BPF:
-        raise Unsupported(f"the page-cache walk is not built for {machine}")
+        raise Unsupported(f"no BPF program is built for {machine}")
     if not os.path.exists(btf_path):
         raise Unsupported("this kernel does not describe its structures", path=btf_path)
     if _is_locked_down(lockdown_path):
@@ -153,7 +153,7 @@ def raise_if_unusable(btf_path: str = BTF_PATH, lockdown_path: str = LOCKDOWN_PA
     capabilities = _effective_capabilities()
     has_both = capabilities & _CAP_PERFMON_AND_BPF == _CAP_PERFMON_AND_BPF
     if not has_both and not capabilities & _CAP_SYS_ADMIN:
-        raise AccessDenied("the page-cache walk is not permitted", needs=NEEDS)
+        raise AccessDenied("loading BPF programs is not permitted", needs=NEEDS)
 
 
 def _effective_capabilities() -> int:

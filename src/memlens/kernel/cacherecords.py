@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel.filesystems import TMPFS_MAGIC
-from memlens.kernel.swapareas import NumberedArea, number_by_order, read_areas
-from memlens.kernel.swaps import AREA_NUMBERS
+from memlens.kernel.swapareas import NumberedArea, find_impossible, read_areas
 
 # These mirror bpf/cachewalk.bpf.c.
 RECORD = np.dtype(
@@ -214,32 +213,12 @@ def _check_order(records: CacheRecords, raw: RawRecords) -> None:
 
 def check_slots(records: CacheRecords, areas: Sequence[NumberedArea]) -> None:
     """
-    Check every swap slot against the areas in use.
-
-    Where the numbers of the areas are not known, the longest area is the bound.
+    Check every swap slot against the areas in use, as ``find_impossible`` does.
 
     :raises CacheWalkInvalid: if a slot is in no area, or past the end of its area.
     """
-    if not records.is_swap.any():
-        return
-    seen = np.flatnonzero(np.bincount(records.area[records.is_swap])).tolist()
-    if seen[-1] >= AREA_NUMBERS or len(seen) > len(areas):
-        raise CacheWalkInvalid(f"swap areas {seen} where /proc/swaps has {len(areas)}")
-    slots = _slots_by_area(areas, seen)
-    stop = records.slot + records.pages.astype(np.uint64)
-    is_outside = (records.slot == 0) | (stop > slots[records.area])
-    if (is_outside & records.is_swap).any():
-        raise CacheWalkInvalid("the walk gave a slot past the end of its swap area")
-
-
-def _slots_by_area(areas: Sequence[NumberedArea], seen: Sequence[int]) -> NDArray[np.uint64]:
-    """Return the end of each area by number, as far as it is known."""
-    if any(area.number is None for area in areas):
-        areas = number_by_order(areas, seen) or areas
-    slots = np.zeros(AREA_NUMBERS, np.uint64)
-    for area in areas:
-        if area.number is None:
-            slots[:] = max(area.slots for area in areas)
-            break
-        slots[area.number] = area.slots
-    return slots
+    kept = records.is_swap
+    slot = records.slot[kept].astype(np.int64)
+    reason = find_impossible(records.area[kept], slot, records.pages[kept], areas)
+    if reason:
+        raise CacheWalkInvalid(f"the walk gave {reason}")

@@ -31,6 +31,7 @@ SWITCHES = (
     "kpageflags",
     "smaps",
     "cachewalk",
+    "frameslots",
 )
 
 _PFN = (1 << 55) - 1

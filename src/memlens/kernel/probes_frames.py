@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from memlens.errors import AccessDenied, MemlensError, Unsupported
+from memlens.kernel.frameslots import FrameSlotReader
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.probes_own import PM_PFN, Ground, OwnPages, expect, open_file
 from memlens.kernel.procfs import decode_bytes, read_file
@@ -46,6 +47,14 @@ def ask_kpagecount(ground: Ground) -> str:
     count = _frame_word(ground, "kpagecount")
     expect(count == 1, f"our own page is said to be mapped {count} times")
     return "our own page is mapped once"
+
+
+def ask_frameslots(ground: Ground) -> str:
+    """Pages of our own lead to one array of frames, in which our own page has no slot."""
+    with FrameSlotReader(ground.proc) as reader, ground.pages(1) as pages:
+        found = reader.read(np.array(_pfns(ground, pages), np.uint64), [])
+    expect(not found.is_cached.any(), "our own page, never swapped, is said to keep a slot")
+    return "several pages of our own lead to one array of frames"
 
 
 def ask_kpagecgroup(ground: Ground) -> str:

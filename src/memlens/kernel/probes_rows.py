@@ -179,6 +179,15 @@ PROBE_TABLE = (
         f"{_BUILT} CONFIG_MEMCG",
     ),
     ProbeRow(
+        "frameslots",
+        "frames",
+        "swap slots of private pages in RAM (BPF)",
+        probes_frames.ask_frameslots,
+        _SEES_FRAMES,
+        "Linux 5.17 with BTF, BPF and CONFIG_SPARSEMEM_VMEMMAP",
+        ("kpageflags",),
+    ),
+    ProbeRow(
         "page_idle",
         "tracking",
         "which page frames were used since",

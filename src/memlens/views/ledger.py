@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from memlens.account.ledger import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
+from memlens.account.areaswap import AreaSwap
+from memlens.account.ledger import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
 from memlens.account.sharedobject import SharedObject
 from memlens.units import format_size
 from memlens.views.inventory import holder_pids, holders_text
@@ -36,11 +37,13 @@ _SHOWN = 10
 _SWAP, _CACHE = "red", "magenta"
 
 AREA_COLUMNS: tuple[TableColumn[AreaSwap], ...] = (
-    TableColumn("area", "area", "number", lambda row: row.area),
+    TableColumn("area", "area", "number", lambda row: row.area, absent="?"),
     TableColumn("kind", "kind", "text", lambda row: row.kind),
     TableColumn("used_pages", "used", "pages", lambda row: row.used_pages, style=_SWAP),
     TableColumn("size_pages", "size", "pages", lambda row: row.size_pages),
-    TableColumn("private_pages", "private", "pages", lambda row: row.private_pages, 1),
+    TableColumn(
+        "private_pages", "private", "pages", lambda row: row.private_pages, 1, absent="?"
+    ),
     TableColumn("stored_bytes", "stored", "bytes", lambda row: row.stored_bytes, 3, absent=""),
     TableColumn(
         "compressed_bytes", "in RAM", "bytes", lambda row: row.compressed_bytes, 2, absent=""

@@ -64,6 +64,9 @@ def render_text(
     if not slots.is_walked:
         text = "shared memory is left out: its slots need the page-cache walk (memlens doctor)"
         yield [Segment(text, ALARM)]
+    if slots.cache_reason:
+        text = f"private pages that are in RAM again are left out: {slots.cache_reason}"
+        yield [Segment(escape_text(text), ALARM)]
     yield from _claims(slots)
     shown = len(_LETTERS) if top is None else top
     rows = [_Row(_sign(index), owner) for index, owner in enumerate(slots.owners)]
@@ -177,4 +180,5 @@ def json_slots(slots: SlotMap) -> dict[str, Any]:
             for claim in slots.twice
         ],
         "is_walked": slots.is_walked,
+        "cache_reason": slots.cache_reason,
     }

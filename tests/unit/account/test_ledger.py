@@ -1,19 +1,16 @@
 """How slots of processes and objects are added up, from facts made by hand."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from memlens.account.areaswap import area_rows
+from memlens.account.cachedslots import CachedSlots, _doubted
 from memlens.account.facts import ProcessFacts
-from memlens.account.ledger import (
-    _cached_pages,
-    _count_slots,
-    _number_areas,
-    _process_rows,
-    split_objects,
-)
+from memlens.account.ledger import _count_slots, _process_rows, split_objects
 from memlens.account.sharedobject import Holder, SharedObject
-from memlens.kernel.swaps import SwapArea
+from memlens.kernel.swaps import Swap, SwapArea
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
 
@@ -58,14 +55,14 @@ def make_area(line: int) -> SwapArea:
 
 def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
     processes = [make_facts(1, [10, 11, 12]), make_facts(2, [11, 12, 13]), make_facts(3, [])]
-    slots, holders = _count_slots(processes)
-    assert dict(zip(slots.tolist(), holders.tolist(), strict=True)) == {
+    slots = _count_slots(processes, CachedSlots())
+    assert dict(zip(slots.every.tolist(), slots.holders.tolist(), strict=True)) == {
         10: 1,
         11: 2,
         12: 2,
         13: 1,
     }
-    rows = {row.pid: row for row in _process_rows(processes, slots, holders, {}, {}, {})}
+    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
     assert [(rows[pid].own_pages, rows[pid].freed_on_exit_pages) for pid in (1, 2)] == [
         (3, 1),
         (3, 1),
@@ -100,21 +97,52 @@ def make_cached(pid: int, pfns: list[int], pages: list[int], slots: list[int]) -
     )
 
 
-def test_frames_in_the_swap_cache_count_once() -> None:
-    found, doubtful = _cached_pages([make_cached(1, [7, 8], [100, 101], [])] * 2)
-    assert (found[1].tolist(), doubtful) == ([7, 8], 0)
+def cached_slots(**words_by_process: list[int]) -> CachedSlots:
+    words = {int(n[1:]): np.array(w, np.uint64) for n, w in words_by_process.items()}
+    return CachedSlots(words=words, frames=words)
 
 
-def test_a_frame_whose_slot_may_be_counted_already_is_left_out() -> None:
+def test_a_slot_in_a_page_table_and_in_ram_counts_once_and_is_freed_by_neither() -> None:
+    """After fork: 2 has read back 10, whose entry 1 still has, and 12, which is its own."""
+    processes = [make_facts(1, [10, 11]), make_facts(2, [])]
+    slots = _count_slots(processes, cached_slots(p2=[10, 12]))
+    assert (len(slots.private), slots.count_cached()) == (2, 1)
+    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
+    assert [(r.own_pages, r.cache_pages, r.freed_on_exit_pages) for r in rows.values()] == [
+        (2, 0, 1),
+        (0, 2, 1),
+    ]
+
+
+def test_without_slots_frames_in_the_swap_cache_count_once() -> None:
+    twice = [make_cached(1, [7, 8], [100, 101], []), make_cached(2, [7, 8], [100, 101], [])]
+    found = _doubted(twice, twice, "no slots")
+    assert (found.frames[1].tolist(), found.doubtful) == ([7, 8], 0)
+    assert _count_slots(twice, found).count_cached() == 2
+
+
+def test_without_slots_a_frame_whose_slot_may_be_counted_already_is_left_out() -> None:
     """After fork: one process has read page 100 back, the other's table holds its slot."""
     reader = make_cached(1, [7, 8], [100, 101], [])
     other = make_facts(2, [55], swap_pages=np.array([100], np.int64))
-    found, doubtful = _cached_pages([reader, other])
-    assert (found[1].tolist(), doubtful) == ([8], 1)
+    found = _doubted([reader], [reader, other], "no slots")
+    assert (found.frames[1].tolist(), found.doubtful, found.is_exact) == ([8], 1, False)
 
 
-def test_area_numbers_after_one_was_switched_off() -> None:
-    two = (make_area(0), make_area(1))
-    assert _number_areas(two, [0]) == [0, 1]
-    assert _number_areas(two, [2, 0]) == [0, 2]
-    assert _number_areas((), []) == []
+def test_areas_whose_number_is_not_known_have_none(tmp_path: Path) -> None:
+    lines = [
+        "Filename Type Size Used Priority",
+        *(f"/dev/{n} partition 40 20 -2" for n in "01"),
+    ]
+    (tmp_path / "swaps").write_text("\n".join(lines) + "\n")
+    swap = Swap((make_area(0), make_area(1)))
+
+    def rows(*slots: int) -> list[tuple[int | None, int | None]]:
+        private = np.array(slots, np.uint64)
+        found = area_rows(swap, private, [], str(tmp_path))
+        return [(row.area, row.private_pages) for row in found]
+
+    assert rows(32, 64, 34) == [(0, 2), (2, 1)]
+    assert rows(32) == [(0, 1), (None, None)]
+    assert rows(33) == [(None, None)] * 2
+    assert rows() == [(None, 0)] * 2

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from memlens.account.cachedslots import CachedSlots
 from memlens.account.facts import ProcessFacts
 from memlens.account.sharedobject import SharedObject
-from memlens.account.slotmap import SlotMap, make_slot_map
+from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.pages.runs import EMPTY
 from memlens.pages.slotruns import SlotRuns
 from memlens.views.slotmap import count_cells, json_slots, render_text
@@ -93,3 +94,27 @@ def test_text_and_json_name_owners_and_claims() -> None:
         {"area": 0, "slot": 4, "pages": 1, "owners": [0, 1]}
     ]
     assert document["slot_areas"][0]["runs"] == [[3, 3, 0], [4, 1, 1]]
+
+
+def test_slots_of_pages_in_ram_are_named_as_those_of_their_process() -> None:
+    words = {8: np.array([2 << 5, 3 << 5], np.uint64)}
+    found = make_slot_map(
+        [process(7, (0, 1), (0, 2)), process(8)],
+        [],
+        cached=CachedSlots(words=words),
+        is_walked=True,
+        proc=NO_PROC,
+    )
+    rows = [(o.pid, o.pages, o.also_held_pages) for o in found.owners]
+    assert rows == [(7, 2, 1), (8, 1, 0)]
+    assert not found.twice
+    assert not json_slots(found)["cache_reason"]
+
+
+def test_a_claim_counts_if_two_looks_agree() -> None:
+    first = slot_map([process(7, (0, 4), (0, 9))], [shared("a", (0, 3, 0, 3), (9, 1, 0, 9))])
+    second = slot_map([process(6), process(7, (0, 5), (0, 9))], [shared("a", (0, 7, 0, 3))])
+    assert [(claim.slot, claim.pages) for claim in first.twice] == [(4, 1), (9, 1)]
+    assert [claim.slot for claim in second.twice] == [5, 9]
+    assert [claim.slot for claim in confirm_claims(first, second).twice] == [9]
+    assert not confirm_claims(slot_map([], []), second).twice

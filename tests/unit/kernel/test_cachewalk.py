@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,40 @@ def test_numbers_by_order_need_every_area_seen() -> None:
     numbered = number_by_order(areas, [4, 1, 4])
     assert numbered is not None
     assert [(area.number, area.slots) for area in numbered] == [(1, 11), (4, 21)]
-    assert number_by_order(areas, [1]) is None
     assert number_by_order(areas, [1, 2, 3]) is None
+    assert number_by_order(areas, [23]) is None
+
+
+@pytest.mark.parametrize(
+    ("areas", "seen", "numbers"),
+    [
+        (1, [], [None]),
+        (2, [1], [None, None]),  # the first, after one that is gone, or the second
+        (2, [0], [0, None]),
+        (3, [0, 2], None),
+        (3, [0, 1], [0, 1, None]),
+        (3, [2, 3], None),
+        (2, [22], [None, 22]),
+        (3, [21, 22], [None, 21, 22]),
+        (4, [0, 1, 3], None),
+    ],
+)
+def test_what_the_order_settles(
+    areas: int, seen: list[int], numbers: list[int | None] | None
+) -> None:
+    """None stands for what every assignment that keeps the order must agree on."""
+    rows = [an_area(10) for _ in range(areas)]
+    found = number_by_order(rows, seen)
+    assert found is not None
+    wanted = numbers or by_trying(areas, seen)
+    assert [row.number for row in found] == wanted
+
+
+def by_trying(areas: int, seen: list[int]) -> list[int | None]:
+    """Go through all rising numbers of the areas that hold those seen."""
+    every = [c for c in combinations(range(23), areas) if set(seen) <= set(c)]
+    columns = [set(column) for column in zip(*every, strict=True)]
+    return [column.pop() if len(column) == 1 else None for column in columns]
 
 
 def a_table(**pages_by_number: int) -> np.ndarray:

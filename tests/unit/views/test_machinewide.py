@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memlens.account.areaswap import AreaSwap
 from memlens.account.facts import Missed
 from memlens.account.inventory import Inventory
-from memlens.account.ledger import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
+from memlens.account.ledger import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
 from memlens.account.model import Cost
 from memlens.account.sharedobject import Holder, SharedObject
 from memlens.account.sharing import ProcessGroup, ProcessList, ProcessMemory
