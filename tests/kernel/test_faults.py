@@ -21,11 +21,12 @@ from swapareas import wait_until
 
 USER = 65534
 AS_USER = f"""
-import os, sys
+import ctypes, os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from looking import become
 from memlens.__main__ import main
 become(int(os.environ["AS_USER"]))
+ctypes.CDLL(None).prctl(4, int(os.environ["AS_DUMPABLE"]), 0, 0, 0)  # PR_SET_DUMPABLE
 sys.argv = ["memlens", *os.environ["AS_ARGUMENTS"].split()]
 sys.exit(main())
 """
@@ -47,7 +48,7 @@ def memlens(*arguments: object, prefix: tuple[str, ...] = ()) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def memlens_as_user(uid: int, *arguments: object) -> Done:
+def memlens_as_user(uid: int, *arguments: object, is_dumpable: bool = True) -> Done:
     """Run the command line as an ordinary user."""
     words = " ".join(map(str, arguments))
     done = subprocess.run(
@@ -56,7 +57,8 @@ def memlens_as_user(uid: int, *arguments: object) -> Done:
         text=True,
         timeout=60,
         check=False,
-        env=os.environ | {"AS_USER": str(uid), "AS_ARGUMENTS": words},
+        env=os.environ
+        | {"AS_USER": str(uid), "AS_ARGUMENTS": words, "AS_DUMPABLE": str(int(is_dumpable))},
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -159,6 +161,23 @@ def test_an_ordinary_users_own_process(machine: None) -> None:
     assert document["pages"]["present"] > 100
     assert document["evidence"]["pfns_visible"] is False
     assert strict.code == (3 if "unknown" in document["pages"] else 0)
+
+
+def test_a_reader_that_may_not_read_itself(machine: None) -> None:
+    """As a program that gained capabilities when it was executed: /proc/self is root's."""
+    with subprocess.Popen(["sleep", "600"], user=USER, group=USER, extra_groups=[]) as own:
+        try:
+            stat = Path(f"/proc/{own.pid}/stat")
+            wait_until(lambda: ") S " in stat.read_text(), "asleep")
+            done = memlens_as_user(USER, "map", own.pid, "--json", is_dumpable=False)
+            normal = memlens_as_user(USER, "map", own.pid, "--json")
+        finally:
+            own.kill()
+    assert (done.code, done.err) == (0, "")
+    found, wanted = json.loads(done.out), json.loads(normal.out)
+    assert found["evidence"]["pagemap_scan"] is False
+    assert wanted["evidence"]["pagemap_scan"] is True
+    assert found["pages"]["present"] == wanted["pages"]["present"]
 
 
 def test_a_process_in_a_pid_namespace(driven: Target) -> None:

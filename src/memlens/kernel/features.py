@@ -63,6 +63,8 @@ def has_pagemap_scan() -> bool:
     """Return whether PAGEMAP_SCAN works here (commit 52526ca7fdb9, in v6.7)."""
     page = _own_page(is_written=True)
     pagemap = _own_pagemap()
+    if pagemap is None:
+        return False
     try:
         number = _address(page) // page_size_bytes()
         wanted = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO
@@ -113,13 +115,19 @@ def _address(page: mmap.mmap) -> int:
     return int(np.frombuffer(page, np.uint8).ctypes.data)
 
 
-def _own_pagemap() -> Pagemap:
-    fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+def _own_pagemap() -> Pagemap | None:
+    """Open our own page table; None for one who may not, as what is not dumpable."""
+    try:
+        fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
     return Pagemap(fd, page_size_bytes(), Meter(), "/proc/self/pagemap")
 
 
 def _own_pfn(page: mmap.mmap) -> int:
     pagemap = _own_pagemap()
+    if pagemap is None:
+        return 0
     try:
         words = pagemap.read_words(_address(page) // page_size_bytes(), 1)
         return int(words[0]) & _PFN if len(words) else 0
