@@ -5,26 +5,40 @@ Documentation/filesystems/overlayfs.rst.  A mapping made before the copy keeps t
 pages of the lower file, while everything opened afterwards answers for the upper.
 """
 
+import errno
 import os
 from dataclasses import dataclass
 
 from memlens.errors import MemlensError
+from memlens.kernel import features
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import decode_bytes, encode_text
 from memlens.kernel.syscalls import fstatfs_type
 
-ORIGIN_XATTR = b"trusted.overlay.origin"
+# What a copy-up leaves on the copy.  Mounts of ordinary users have it where they may write:
+# option userxattr (commit 2d2f2d7322ff ("ovl: user xattr") (in v5.11)), which some kernels
+# do not list among the options (commit 321b46b90481 adds it).
+_TRUSTED_ORIGIN = "trusted.overlay.origin"
+_USER_ORIGIN = "user.overlay.origin"
 
 
 @dataclass(frozen=True, slots=True)
 class Overlay:
-    """Where an overlay is mounted, its upper directory ("" if read-only), its lower ones."""
+    """
+    An overlay.
+
+    :param mount_point: where it is mounted.
+    :param upper: its upper directory, "" if it is read-only.
+    :param lower: its lower directories.
+    :param is_by_user: whether its attributes are those that any user may set and see.
+    """
 
     mount_point: str
     upper: str
     lower: tuple[str, ...]
+    is_by_user: bool = False
 
 
 def is_maybe_copied_up(process: ProcessDir, mapping: Mapping) -> bool:
@@ -44,7 +58,9 @@ def is_maybe_copied_up(process: ProcessDir, mapping: Mapping) -> bool:
     if not path.startswith(prefix) or path.endswith(" (deleted)"):
         return True
     upper = _reach(process, overlay.upper)
-    return upper is None or _is_copy(upper, encode_text(path[len(prefix) :]))
+    if upper is None:
+        return True
+    return _is_copy(os.path.join(upper, encode_text(path[len(prefix) :])), overlay.is_by_user)
 
 
 def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
@@ -80,6 +96,7 @@ def parse_overlays(raw: bytes) -> dict[str, Overlay]:
             mount_point=_unescape(fields[4]),
             upper=_unescape(upper),
             lower=tuple(_unescape(part) for part in [*lower.split(":"), *lowers] if part),
+            is_by_user="userxattr" in options,
         )
     return found
 
@@ -113,19 +130,26 @@ def _is_tmpfs(path: bytes) -> bool:
         os.close(fd)
 
 
-def _is_copy(upper: bytes, relative: bytes) -> bool:
-    path = os.path.join(upper, relative)
+def _is_copy(path: bytes, is_by_user: bool) -> bool:
     try:
         os.lstat(path)
     except FileNotFoundError:
         return False
     except OSError:
         return True
+    names = (_USER_ORIGIN,) if is_by_user else (_TRUSTED_ORIGIN, _USER_ORIGIN)
+    if any(_is_maybe_there(path, name) for name in names):
+        return True
+    # No origin: made here, so that no lower file was ever mapped through it.  Trusted
+    # attributes seem to be missing to who lacks CAP_SYS_ADMIN, as PFNs do.
+    return not (is_by_user or features.is_pfn_visible())
+
+
+def _is_maybe_there(path: bytes, name: str) -> bool:
     try:
-        os.getxattr(path, ORIGIN_XATTR, follow_symlinks=False)
-    except OSError:
-        # No origin: made here, so that no lower file was ever mapped through it.
-        return os.geteuid() != 0
+        os.getxattr(path, name, follow_symlinks=False)
+    except OSError as error:
+        return error.errno != errno.ENODATA
     return True
 
 

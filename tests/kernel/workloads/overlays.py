@@ -35,13 +35,14 @@ ENTRIES, workload = entries()
 OVERLAY = ("mapped", "cached", "on disk", "hole")
 
 
-def _overlay(tools: Tools, driven: Target, lower: Path, upper: Path) -> Path:
+def _overlay(tools: Tools, driven: Target, lower: Path, upper: Path, options: str = "") -> Path:
     """Mount an overlay in the target alone and return where."""
     merged = tools.directory / "merged"
     work = upper.parent / "work"
     for path in (lower, upper, work):
         path.mkdir(exist_ok=True, parents=True)
-    driven.mount("overlay", merged, f"lowerdir={lower},upperdir={upper},workdir={work}")
+    layers = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    driven.mount("overlay", merged, layers + options)
     return merged
 
 
@@ -89,8 +90,19 @@ def overlay(tools: Tools) -> Workload:
 
 @workload()
 def overlay_copied_up(tools: Tools) -> Workload:
+    """After a copy-up everything one can open answers for the copy, not for what is mapped."""
+    return _copied_up(tools, "")
+
+
+@workload()
+def overlay_copied_up_by_user(tools: Tools) -> Workload:
+    """As containers of ordinary users mount it: what marks the copy has another name."""
+    return _copied_up(tools, ",userxattr")
+
+
+def _copied_up(tools: Tools, options: str) -> Workload:
     """
-    After a copy-up everything one can open answers for the copy, not for what is mapped.
+    Map a file of the lower layer, then have it copied up.
 
     The process itself can ask mincore about its mapping; others have the walk, which tells
     what is in RAM, and cannot tell what is on disk.
@@ -101,9 +113,8 @@ def overlay_copied_up(tools: Tools) -> Workload:
     states = pattern(OVERLAY, PRIME)
     (tools.directory / "lower").mkdir()
     _write_file(tools.directory / "lower" / "below", states)
-    merged = _overlay(
-        tools, driven, tools.directory / "lower", tools.directory / "layer" / "upper"
-    )
+    upper = tools.directory / "layer" / "upper"
+    merged = _overlay(tools, driven, tools.directory / "lower", upper, options)
     below = _overlay_mapping(driven, merged / "below", states)
     writer = driven.os("open", str(merged / "below"), os.O_RDWR)
     driven.os("pwrite", writer, b"up", 0)
