@@ -15,13 +15,13 @@ from memlens.kernel import features
 from memlens.kernel.backing import Backing
 from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.leases import Leases
+from memlens.kernel.mounts import Mount
 from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.seals import is_sealed
 from memlens.kernel.shm import (
     SHM_DEST,
     SHMEM_TYPES,
-    Mount,
     Segment,
     TmpfsFile,
     open_segment,

@@ -21,6 +21,7 @@ from memlens.kernel import features
 from memlens.kernel.backing import Backing
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.opening import device_text
 from memlens.kernel.syscalls import statx_cached
 from memlens.pages.classes import REASONS, PageClass, Verdict
 from memlens.pages.distinct import distinct
@@ -176,7 +177,7 @@ class Inspector:
         return SharedObject(
             kind=item.kind,
             name=item.name,
-            device=f"{os.major(item.key[0]):02x}:{os.minor(item.key[0]):02x}",
+            device=device_text(item.key[0]),
             inode=item.key[1],
             size_bytes=item.size_bytes,
             uid=item.uid,

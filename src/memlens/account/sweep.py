@@ -17,10 +17,11 @@ from memlens.account.slots import find_swap_cached
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.mounts import Mount, parse_mounts
 from memlens.kernel.opening import internal_device
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.kernel.shm import SHMEM_TYPES, Mount, namespace_inode, parse_mounts
+from memlens.kernel.shm import SHMEM_TYPES, namespace_inode
 
 _PIDS_NAMED = 5
 _SPENT = "the budget was spent"

@@ -16,8 +16,7 @@ from typing import NamedTuple
 from memlens.kernel.filecache import open_quietly, special_kind
 from memlens.kernel.filesystems import may_hang
 from memlens.kernel.leases import Leases
-from memlens.kernel.procfs import decode_bytes, read_file
-from memlens.kernel.swaps import unescape_path
+from memlens.kernel.procfs import decode_bytes, read_file, unescape_path
 
 _MAY_HANG = "may not answer: not entered"
 _OF_KERNEL = "a file system of the kernel: not entered"

@@ -25,6 +25,7 @@ from memlens.kernel.filesystems import (
 )
 from memlens.kernel.leases import Leases
 from memlens.kernel.maps import Mapping
+from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
@@ -266,14 +267,10 @@ def parse_mount_table(raw: bytes) -> MountTable:
     MountTable(types={'fe:00': 'ext4'}, devices={24: 'fe:00'})
     """
     table = MountTable({}, {})
-    for line in decode_bytes(raw).split("\n"):
-        head, dash, tail = line.partition(" - ")
-        if dash:
-            fields = head.split()
-            major, _, minor = fields[2].partition(":")
-            device = f"{int(major):02x}:{int(minor):02x}"
-            table.types[device] = tail.split(" ", 1)[0]
-            table.devices[int(fields[0])] = device
+    for mount in parse_mounts(raw):
+        device = device_text(mount.device)
+        table.types[device] = mount.kind
+        table.devices[mount.mount_id] = device
     return table
 
 
@@ -302,6 +299,16 @@ def device_number(device: str) -> int:
     """
     major, _, minor = device.partition(":")
     return os.makedev(int(major, 16), int(minor, 16))
+
+
+def device_text(number: int) -> str:
+    """
+    Return ``st_dev`` as maps prints it.
+
+    >>> device_text(os.makedev(254, 1))
+    'fe:01'
+    """
+    return f"{os.major(number):02x}:{os.minor(number):02x}"
 
 
 def _close(handle: int, reason: str) -> str:

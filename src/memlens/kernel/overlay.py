@@ -13,8 +13,10 @@ from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping
+from memlens.kernel.mounts import Mount, parse_mounts
+from memlens.kernel.opening import device_number
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import decode_bytes, encode_text
+from memlens.kernel.procfs import encode_text, unescape_path
 from memlens.kernel.syscalls import fstatfs_type
 
 # What a copy-up leaves on the copy.  Mounts of ordinary users have it where they may write:
@@ -73,37 +75,38 @@ def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
     return any(path is None or _is_tmpfs(path) for path in reached)
 
 
-def parse_overlays(raw: bytes) -> dict[str, Overlay]:
+def parse_overlays(raw: bytes) -> dict[int, Overlay]:
     """
-    Return the overlays of a mountinfo file, by device as maps prints it.
+    Return the overlays of a mountinfo file, by device as ``st_dev``.
 
     >>> line = b"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir=/u,workdir=/w"
-    >>> parse_overlays(line)
-    {'00:2a': Overlay(mount_point='/m', upper='/u', lower=('/l',))}
+    >>> found = parse_overlays(line)[os.makedev(0, 42)]
+    >>> found.mount_point, found.upper, found.lower
+    ('/m', '/u', ('/l',))
     """
-    found = {}
-    for line in decode_bytes(raw).split("\n"):
-        head, _, tail = line.partition(" - overlay ")
-        fields = head.split(" ")
-        if not tail or fields[3] != "/":
-            continue
-        options = tail.split(" ", 1)[1].split(",")
-        upper = next((o[9:] for o in options if o.startswith("upperdir=")), "")
-        lower = next((o[9:] for o in options if o.startswith("lowerdir=")), "")
-        lowers = [o[10:] for o in options if o.startswith("lowerdir+=")]
-        major, _, minor = fields[2].partition(":")
-        found[f"{int(major):02x}:{int(minor):02x}"] = Overlay(
-            mount_point=_unescape(fields[4]),
-            upper=_unescape(upper),
-            lower=tuple(_unescape(part) for part in [*lower.split(":"), *lowers] if part),
-            is_by_user="userxattr" in options,
-        )
-    return found
+    return {
+        mount.device: _overlay(mount)
+        for mount in parse_mounts(raw)
+        if mount.kind == "overlay" and mount.root == "/"
+    }
+
+
+def _overlay(mount: Mount) -> Overlay:
+    options = mount.options.split(",")
+    upper = next((o[9:] for o in options if o.startswith("upperdir=")), "")
+    lower = next((o[9:] for o in options if o.startswith("lowerdir=")), "")
+    lowers = [o[10:] for o in options if o.startswith("lowerdir+=")]
+    return Overlay(
+        mount_point=mount.mount_point,
+        upper=unescape_path(upper),
+        lower=tuple(unescape_path(part) for part in [*lower.split(":"), *lowers] if part),
+        is_by_user="userxattr" in options,
+    )
 
 
 def _overlay_of(process: ProcessDir, mapping: Mapping) -> Overlay | None:
     try:
-        return parse_overlays(process.read("mountinfo")).get(mapping.device)
+        return parse_overlays(process.read("mountinfo")).get(device_number(mapping.device))
     except MemlensError:
         return None
 
@@ -114,9 +117,13 @@ def _reach(process: ProcessDir, path: str) -> bytes | None:
 
     They name it as whoever mounted it saw it: mostly as we do, else as the process does.
     """
-    own = encode_text(path)
-    seen_by_process = encode_text(f"{process.path}/root{path}")
-    return next((way for way in (own, seen_by_process) if os.path.isdir(way)), None)
+    if not path.startswith("/"):
+        return None  # Relative to where that one was.
+    ways = (encode_text(path), encode_text(f"{process.path}/root{path}"))
+    found = [way for way in ways if os.path.isdir(way)]
+    # Two directories by one name: which of them is meant, nothing tells.
+    is_one = len(found) == 1 or (found and os.path.samefile(*found))
+    return found[0] if is_one else None
 
 
 def _is_tmpfs(path: bytes) -> bool:
@@ -151,12 +158,3 @@ def _is_maybe_there(path: bytes, name: str) -> bool:
     except OSError as error:
         return error.errno != errno.ENODATA
     return True
-
-
-def _unescape(text: str) -> str:
-    return (
-        text.replace("\\040", " ")
-        .replace("\\011", "\t")
-        .replace("\\012", "\n")
-        .replace("\\134", "\\")
-    )

@@ -12,6 +12,7 @@ import numpy as np
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.frameslots import FrameSlotReader
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.probes_own import PM_PFN, Ground, OwnPages, expect, open_file
 from memlens.kernel.procfs import decode_bytes, read_file
 from memlens.kernel.swaps import read_swap
@@ -124,21 +125,19 @@ def _memory_cgroup_inode(ground: Ground) -> int:
     """Return the inode of our memory cgroup, 0 if it is not mounted where we can see it."""
     try:
         lines = decode_bytes(read_file(f"{ground.own}/cgroup")).split("\n")
-        mounts = decode_bytes(read_file(f"{ground.own}/mountinfo")).split("\n")
+        mounts = parse_mounts(read_file(f"{ground.own}/mountinfo"))
     except OSError:
         return 0
-    wanted = [fields for line in lines if len(fields := line.split(":", 2)) == 3]
-    version_1 = [path for _, names, path in wanted if "memory" in names.split(",")]
-    version_2 = [path for _, names, path in wanted if not names]
-    for line in mounts:
-        head, _, tail = line.partition(" - ")
-        kind, _, options = tail.partition(" ")
-        is_memory = kind == "cgroup" and "memory" in options.split(" ")[-1].split(",")
-        for path in version_1 if is_memory else version_2 if kind == "cgroup2" else []:
-            if version_1 and not is_memory:
-                continue
-            root, point = head.split()[3:5]
-            inode = _inode(point + path.removeprefix(root.rstrip("/")))
+    rows = [fields for line in lines if len(fields := line.split(":", 2)) == 3]
+    version_1 = [path for _, names, path in rows if "memory" in names.split(",")]
+    version_2 = [path for _, names, path in rows if not names]
+    if version_1:
+        mounts = [m for m in mounts if m.kind == "cgroup" and "memory" in m.options.split(",")]
+    else:
+        mounts = [m for m in mounts if m.kind == "cgroup2"]
+    for path in version_1 or version_2:
+        for mount in mounts:
+            inode = _inode(mount.mount_point + path.removeprefix(mount.root.rstrip("/")))
             if inode:
                 return inode
     return 0

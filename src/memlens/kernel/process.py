@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
+from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import READ_NEEDS, Meter, decode_bytes, raise_errno, read_file
 
@@ -273,11 +274,11 @@ def _boot_time(proc: str) -> float:
 def _is_hidden(pid: int, proc: str) -> bool:
     """Return whether a PID exists although this /proc does not show it."""
     try:
-        mounts = read_file("/proc/self/mountinfo").decode("utf-8", "replace").split("\n")
+        mounts = parse_mounts(read_file("/proc/self/mountinfo"))
     except OSError:
         return False
     real = os.path.realpath(proc)
-    options = [line for line in mounts if f" {real} " in line and " - proc " in line]
+    options = [m.options for m in mounts if m.mount_point == real and m.kind == "proc"]
     if not options or "hidepid=" not in options[-1]:
         return False
     try:

@@ -6,6 +6,7 @@ Documentation/filesystems/proc.rst, Documentation/admin-guide/mm/pagemap.rst.
 
 import errno
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import NoReturn, TypeVar
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 
 _T = TypeVar("_T")
+
+_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 READ_NEEDS = "the same user, or root (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
 
@@ -105,3 +108,13 @@ def decode_bytes(raw: bytes) -> str:
 def encode_text(text: str) -> bytes:
     """Return the bytes that ``decode_bytes`` was given."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def unescape_path(text: str) -> str:
+    r"""
+    Return a path as it is, from one with ``\040`` and its like (mangle_path, fs/seq_file.c).
+
+    >>> unescape_path("/a\\040b\\134c")
+    '/a b\\c'
+    """
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from memlens.errors import ParseError
 from memlens.kernel.filesystems import may_hang
+from memlens.kernel.mounts import Mount
 from memlens.kernel.procfs import decode_bytes, encode_text, read_file
-from memlens.kernel.swaps import unescape_path
 from memlens.kernel.syscalls import libc, raise_last_errno
 
 SHMEM_TYPES = frozenset({"tmpfs", "devtmpfs"})
@@ -27,23 +27,6 @@ SHM_DEST = 0o1000
 libc.shmat.restype = ctypes.c_void_p
 libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 libc.shmdt.argtypes = [ctypes.c_void_p]
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """
-    One line of mountinfo.
-
-    :param device: as ``st_dev``.
-    :param root: directory of the file system that is mounted, "/" for all of it.
-    :param mount_point: relative to the root of the process.
-    :param kind: file system type.
-    """
-
-    device: int
-    root: str
-    mount_point: str
-    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,31 +72,6 @@ class Segment:
     changed_s: int
     rss_bytes: int
     swap_bytes: int
-
-
-def parse_mounts(raw: bytes) -> list[Mount]:
-    """
-    Return the mounts of a mountinfo file.
-
-    >>> parse_mounts(b"24 1 0:21 / /dev/shm rw - tmpfs tmpfs rw")[0].mount_point
-    '/dev/shm'
-    """
-    found = []
-    for line in decode_bytes(raw).split("\n"):
-        head, dash, tail = line.partition(" - ")
-        if not dash:
-            continue
-        fields = head.split(" ")
-        major, _, minor = fields[2].partition(":")
-        found.append(
-            Mount(
-                device=os.makedev(int(major), int(minor)),
-                root=unescape_path(fields[3]),
-                mount_point=unescape_path(fields[4]),
-                kind=tail.split(" ", 1)[0],
-            )
-        )
-    return found
 
 
 def parse_segments(raw: bytes, path: str = "/proc/sysvipc/shm") -> list[Segment]:

@@ -11,13 +11,12 @@ import stat
 from dataclasses import dataclass, replace
 
 from memlens.errors import ParseError, Unsupported
-from memlens.kernel.procfs import decode_bytes, raise_errno, read_file
+from memlens.kernel.procfs import decode_bytes, raise_errno, read_file, unescape_path
 
 # Numbers from here up are markers, migrations and device memory on some kernels
 # (include/linux/swap.h); no area can have one there.
 AREA_NUMBERS = 23
 
-_ESCAPE = re.compile(r"\\([0-7]{3})")
 _ZRAM = re.compile(r"zram[0-9]+\Z")
 
 
@@ -136,16 +135,6 @@ def _parse_area(line: str, number: int, page_size_bytes: int, path: str) -> Swap
         )
     except ValueError as error:
         raise ParseError("not a swap area", path=path, line_number=number, text=line) from error
-
-
-def unescape_path(text: str) -> str:
-    r"""
-    Return a path as it is, from one with ``\040`` and its like.
-
-    >>> unescape_path("/a\\040b\\134c")
-    '/a b\\c'
-    """
-    return _ESCAPE.sub(lambda match: chr(int(match[1], 8)), text)
 
 
 def area_numbers(line: int, areas: int) -> range:
