@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bench.harness.build import find_thpmaps
 from bench.harness.context import GIB, Context, SkipError
+from bench.harness.cpu import cpu_of, cpu_of_program
 from bench.harness.rows import Row
 from memlens.account.flags import count_process_flags
 from memlens.account.frameflags import count_machine_flags
@@ -50,6 +51,8 @@ def run(ctx: Context) -> Iterator[Row]:
         for figure, library, arguments, theirs, limit in rows:
             pairs = ctx.compare(_timed(library), _timed_program(theirs))
             yield Row(f"library: {figure}", pairs.ratio, "x", limit, pairs.note)
+            pairs = ctx.compare(cpu_of(library), cpu_of_program(theirs))
+            yield Row(f"library, CPU time: {figure}", pairs.ratio, "x", note=pairs.note)
             ours = [str(Path(sys.executable).with_name("memlens")), *arguments]
             pairs = ctx.compare(_timed_program(ours), _timed_program(theirs))
             yield Row(f"command line: {figure}", pairs.ratio, "x", note=pairs.note)

@@ -93,11 +93,21 @@ class FileTotals:
         if row.size_bytes:
             self.size_bytes += row.size_bytes
             self.pages += -(-row.size_bytes // page_size_bytes)
-        sums = self.sums
         if row.cached_pages or row.evicted_pages:
-            for name, value in zip(PAGE_FIGURES, row[3:9], strict=True):
-                if value:
-                    sums[name] += value
+            sums = self.sums
+            # Written out, for a tree may hold millions of files.
+            if row.cached_pages:
+                sums["cached_pages"] += row.cached_pages
+            if row.dirty_pages:
+                sums["dirty_pages"] += row.dirty_pages
+            if row.writeback_pages:
+                sums["writeback_pages"] += row.writeback_pages
+            if row.evicted_pages:
+                sums["evicted_pages"] += row.evicted_pages
+            if row.recently_evicted_pages:
+                sums["recently_evicted_pages"] += row.recently_evicted_pages
+            if row.mapped_pages:
+                sums["mapped_pages"] += row.mapped_pages
         if row.kind == "shmem" and row.evicted_pages:
             self.shmem_evicted_pages += row.evicted_pages
 

@@ -18,7 +18,15 @@ from memlens.account.flagpages import (
     list_windows,
     read_windows,
 )
-from memlens.account.flagworkers import FlagCounts, Part, Watch, Worker, add_parts, run_jobs
+from memlens.account.flagworkers import (
+    FlagCounts,
+    Part,
+    Watch,
+    Worker,
+    add_parts,
+    open_workers,
+    share_calls,
+)
 from memlens.account.runflags import RunFlags
 from memlens.errors import MemlensError
 from memlens.kernel import features
@@ -27,10 +35,12 @@ from memlens.kernel.physical import count_frames, read_node_ranges
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 from memlens.pages.flags import PAGEMAP_PART, join_words
-from memlens.pages.frameruns import expand, find_runs
+from memlens.pages.frameruns import expand, find_runs, join_runs
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
 _SEEN_FRAMES_AT_MOST = 1 << 26
+# So many jobs are 4 GiB of pages of 4 KiB: more make the memory for them matter.
+_BATCH_JOBS = 16
 
 
 def count_process_flags(
@@ -65,7 +75,10 @@ def _count_process(
         jobs = list_windows(directory, part.page_size_bytes, addresses)
         part.total = sum(stop - first for job in jobs for first, stop in job)
         try:
-            run_jobs(part, jobs, _count_process_job)
+            with open_workers(part) as workers:
+                for begin in range(0, len(jobs), _BATCH_JOBS):
+                    if not part.stopped:
+                        _count_batch(part, workers, jobs[begin : begin + _BATCH_JOBS])
         except EOFError:
             raise directory.gone_error() from None
     return part
@@ -90,50 +103,111 @@ def _prepare_frames(part: Part, proc: str) -> None:
         part.seen = np.zeros(frames, bool)
 
 
-def _count_process_job(worker: Worker, job: list[Window]) -> int:
-    """Count a job's pages once their words have stayed while their flags were read."""
-    if worker.pagemap is None:
-        return 0
-    words = read_windows(worker.pagemap, job)
-    found = worker.read_flags(words)
-    if are_same(worker.pagemap, job, words):
-        _count_all(worker, words, found)
+def _count_batch(part: Part, workers: Sequence[Worker], jobs: list[list[Window]]) -> None:
+    """
+    Count the pages of some jobs.
+
+    Their frames are asked for together, for what lies apart in the address space of a
+    process often lies together in memory.
+    """
+    batch = _Batch(part, jobs)
+    share_calls(workers, len(jobs), batch.read_words)
+    batch.join()
+    share_calls(workers[:1] if batch.is_scattered else workers, batch.parts, batch.read_flags)
+    share_calls(workers, len(jobs), batch.look_back)
+    if all(batch.is_same):
+        share_calls(workers, batch.parts, batch.count_part)
+        for words in batch.words:
+            _count_swapped(part, words, workers[0])
     else:
-        _count_settled(worker, job, words, found)
-    return len(words)
+        flags = batch.flags_by_page()
+        share_calls(workers, len(jobs), lambda worker, job: batch.settle(worker, job, flags))
+    part.advance(sum(map(len, batch.words)))
 
 
-def _count_all(worker: Worker, words: NDArray[np.uint64], found: RunFlags | None) -> None:
-    if found is None:
-        _count_hidden(worker, words)
-    else:
-        found.count_into(worker.counts)
-        worker.note_runs(found.runs)
-    _count_swapped(worker, words)
+class _Batch:
+    """What was read of some jobs; each method is called by several threads at once."""
+
+    def __init__(self, part: Part, jobs: list[list[Window]]) -> None:
+        self.part = part
+        self.jobs = jobs
+        self.words = [np.empty(0, np.uint64)] * len(jobs)
+        self.is_same = [False] * len(jobs)
+        self.found: RunFlags | None = None
+        self.parts = 0
+        self.is_scattered = False
+        self._runs = [find_runs(self.words[0])] * len(jobs)
+
+    def read_words(self, worker: Worker, job: int) -> None:
+        """Read the page table."""
+        self.words[job] = read_windows(worker.open_pagemap(), self.jobs[job])
+        if not self.part.is_hidden:
+            self._runs[job] = find_runs(self.words[job])
+
+    def join(self) -> None:
+        """Find where the frames of all jobs lie."""
+        if not self.part.is_hidden:
+            runs = join_runs(self._runs, [len(words) for words in self.words])
+            self.found = RunFlags.reserve(runs, self.part.buffer)
+            self.parts = self.found.parts
+            self.is_scattered = self.found.is_scattered
+
+    def read_flags(self, worker: Worker, part: int) -> None:
+        """Read the flags of a part of the frames."""
+        if self.found is not None and worker.flags is not None:
+            self.found.read_part(worker.flags, part)
+
+    def look_back(self, worker: Worker, job: int) -> None:
+        """Learn whether the page table is still as it was when the flags were read."""
+        pagemap = worker.open_pagemap()
+        self.is_same[job] = are_same(pagemap, self.jobs[job], self.words[job])
+        if self.found is None and self.is_same[job]:
+            _count_hidden(worker, self.words[job])
+
+    def count_part(self, worker: Worker, part: int) -> None:
+        """Count a part of the frames."""
+        if self.found is not None:
+            worker.note_runs(self.found.count_part(worker.counts, part))
+
+    def flags_by_page(self) -> NDArray[np.uint64] | None:
+        """Return the flags of all pages, 0 for those without a frame; None if hidden."""
+        pages = sum(map(len, self.words))
+        return None if self.found is None else self.found.by_page(pages)
+
+    def settle(self, worker: Worker, job: int, flags: NDArray[np.uint64] | None) -> None:
+        """Count a job of which a part may have changed."""
+        if flags is None and self.is_same[job]:
+            _count_swapped(self.part, self.words[job], worker)
+            return
+        words = self.words[job]
+        begin = sum(map(len, self.words[:job]))
+        mine = None if flags is None else flags[begin : begin + len(words)]
+        _count_settled(worker, self.jobs[job], words, mine)
 
 
 def _count_settled(
-    worker: Worker, job: list[Window], words: NDArray[np.uint64], found: RunFlags | None
+    worker: Worker,
+    job: list[Window],
+    words: NDArray[np.uint64],
+    flags: NDArray[np.uint64] | None,
 ) -> None:
     """Count pages whose words stay the same; ask for the others again, a few times."""
-    if worker.pagemap is None:
-        return
     for attempt in range(TRIES):
         if attempt:
-            found = worker.read_flags(words)
-        again = read_windows(worker.pagemap, job)
+            flags = worker.read_flags(words)
+        again = read_windows(worker.open_pagemap(), job)
         # A page that was counted has the word 0 here, and is not looked at again.
         is_open = words != 0 if attempt else np.ones(len(words), bool)
         is_moved = is_open & (again != words)
         kept = np.where(is_moved, np.uint64(0), words)
-        if found is None:
+        if flags is None:
             _count_hidden(worker, kept)
         else:
             runs = find_runs(kept)
             places = expand(runs.place, runs.pages)
-            worker.counts.add(join_words(found.by_page(len(words))[places], kept[places]))
+            worker.counts.add(join_words(flags[places], kept[places]))
             worker.note_runs(runs)
-        _count_swapped(worker, kept)
+        _count_swapped(worker.part, kept, worker)
         if not is_moved.any():
             return
         words = np.where(is_moved, again, np.uint64(0))
@@ -147,12 +221,12 @@ def _count_hidden(worker: Worker, words: NDArray[np.uint64]) -> None:
     worker.counts.add(present & PAGEMAP_PART)
 
 
-def _count_swapped(worker: Worker, words: NDArray[np.uint64]) -> None:
+def _count_swapped(part: Part, words: NDArray[np.uint64], worker: Worker) -> None:
     is_swap = (words & PM_SWAP) != 0
     if not is_swap.any():
         return
     entries = words[is_swap]
     worker.counts.add(entries & PAGEMAP_PART)
     in_area = int(((entries & PM_SWAP_AREA) < SWAP_AREAS).sum())
-    worker.part.add_tally("swapped", in_area)
-    worker.part.add_tally("markers", len(entries) - in_area)
+    part.add_tally("swapped", in_area)
+    part.add_tally("markers", len(entries) - in_area)

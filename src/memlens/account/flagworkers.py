@@ -6,7 +6,8 @@ Reads of the kernel's files run side by side; what Python does between them does
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.flagpages import Window
-from memlens.account.runflags import RunFlags, RunReader
+from memlens.account.runflags import ReadBuffer, RunReader
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
@@ -98,6 +99,7 @@ class Part:
         self.notes: list[str] = []
         self.node_ranges: list[NodeRange] = []
         self.seen: NDArray[np.bool_] | None = None
+        self.buffer = ReadBuffer()
 
     def advance(self, pages: int) -> None:
         """Say how far it is, and whether to go on."""
@@ -149,9 +151,15 @@ class Worker:
         for node, pages in self.nodes.items():
             self.part.add_tally(f"node {node}", pages)
 
-    def read_flags(self, words: NDArray[np.uint64]) -> RunFlags | None:
-        """Return the flags of the pages of pagemap words; None if frames are hidden."""
-        return None if self.reader is None else self.reader.read(words)
+    def open_pagemap(self) -> Pagemap:
+        """Return the page table of the process."""
+        if self.pagemap is None:
+            raise ValueError("no process is counted")
+        return self.pagemap
+
+    def read_flags(self, words: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
+        """Return the flags of the page of each pagemap word; None if frames are hidden."""
+        return None if self.reader is None else self.reader.read(words).by_page(len(words))
 
     def note_runs(self, runs: FrameRuns) -> None:
         """Mark frames as seen, and count them by node."""
@@ -199,6 +207,36 @@ def run_jobs(part: Part, jobs: Iterable[list[Window]], count: CountJob) -> None:
     run_threads([work] * count_threads())
 
 
+@contextmanager
+def open_workers(part: Part) -> Iterator[list[Worker]]:
+    """Open the files for each thread; when it is over, what they counted is added up."""
+    workers = [Worker(part) for _ in range(count_threads())]
+    try:
+        for worker in workers:
+            worker.open()
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def share_calls(
+    workers: Sequence[Worker], number: int, call: Callable[[Worker, int], None]
+) -> None:
+    """Call for each number below this one, in as many threads as there are workers."""
+    pending = iter(range(number))
+
+    def work(worker: Worker) -> Callable[[], None]:
+        def take() -> None:
+            # next() of a range is one step: two threads never get the same.
+            for index in pending:
+                call(worker, index)
+
+        return take
+
+    run_threads([work(worker) for worker in workers[:number]])
+
+
 def count_threads() -> int:
     """Return how many threads to read with."""
     return min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
@@ -221,7 +259,8 @@ def run_threads(calls: Sequence[Callable[[], None]]) -> None:
     threads = [threading.Thread(target=guard, args=(call,)) for call in calls[1:]]
     for thread in threads:
         thread.start()
-    guard(calls[0])
+    for call in calls[:1]:
+        guard(call)
     for thread in threads:
         thread.join()
     if errors:

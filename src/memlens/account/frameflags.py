@@ -78,7 +78,7 @@ def _count_machine_job(worker: Worker, job: list[Window]) -> int:
     for first, stop in job:
         if worker.flags is None:
             break
-        for _, words in worker.flags.iter_range(first, stop - first):
+        for _, words in worker.flags.iter_range(first, stop - first, _MACHINE_FRAMES):
             worker.counts.add(words)
             done += len(words)
         worker.part.at_end |= done < stop - first

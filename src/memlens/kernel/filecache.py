@@ -29,7 +29,6 @@ from memlens.kernel.syscalls import (
     MAP_PRIVATE,
     NR_CACHESTAT,
     PROT_NONE,
-    fstatfs_type,
     libc,
     raise_last_errno,
 )
@@ -46,6 +45,8 @@ NO_PAGE_CACHE = "hugetlbfs has no page cache"
 NEEDS_OWNER = "the kernel says it only to the owner, to who may write it, or with CAP_FOWNER"
 _MINCORE_PAGES = 1 << 20
 _CAP_FOWNER = 3
+# More than struct statfs has on any architecture; its type comes first.
+_STATFS_WORDS = 32
 
 _LOST = 0xFFFFFFFFFFFFFFFF
 # A handle of its own, so that its argument types bind no other module.
@@ -98,13 +99,17 @@ class CacheReader:
         self.has_mincore = "mincore" not in disabled
         self._range = (ctypes.c_uint64 * 2)()
         self._found = (ctypes.c_uint64 * 5)()
+        self._status = (ctypes.c_ulong * _STATFS_WORDS)()
+        self._status_address = ctypes.addressof(self._status)
         self._range_address = ctypes.addressof(self._range)
         self._found_address = ctypes.addressof(self._found)
         self._is_any_owner: bool | None = None
 
     def kind(self, fd: int) -> str:
         """Return ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``btrfs`` or ``file``."""
-        return KIND_BY_MAGIC.get(fstatfs_type(fd), "file")
+        if libc.fstatfs(fd, self._status_address) != 0:
+            raise_last_errno()
+        return KIND_BY_MAGIC.get(self._status[0] & 0xFFFFFFFF, "file")
 
     def ask(
         self, fd: int, kind: str, start: int, stop: int, is_quiet: bool = True
@@ -126,7 +131,7 @@ class CacheReader:
         if self.has_cachestat and kind != "overlay":
             code = self._cachestat(fd, start, stop)
             if code == 0:
-                return Figures(*self._found), ""
+                return Figures._make(self._found[:]), ""
             if code in (errno.EPERM, errno.EACCES):
                 return UNKNOWN, NEEDS_OWNER
             if code == errno.ENOSYS:

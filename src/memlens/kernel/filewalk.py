@@ -87,7 +87,7 @@ class FileWalk:
             if stat.S_ISDIR(status.st_mode):
                 yield from self._walk(path, status.st_dev)
             elif stat.S_ISREG(status.st_mode):
-                yield from self._open(path, path, None, status.st_ino)
+                yield from _yield_open(self._open(path, path, None, status.st_ino))
             else:
                 reason = f"{special_kind(status.st_mode)}: never opened"
                 yield OpenFile(path, -1, None, reason)
@@ -123,7 +123,8 @@ class FileWalk:
                 for entry in entries:
                     name = entry.name
                     if entry.is_file(follow_symlinks=False):
-                        yield from self._open(prefix + name, name, fd, entry.inode())
+                        item = self._open(prefix + name, name, fd, entry.inode())
+                        yield from _yield_open(item)
                     elif entry.is_dir(follow_symlinks=False):
                         real = real or os.path.realpath(path)
                         reason = self._closed_reason(f"{real.rstrip('/')}/{name}")
@@ -136,29 +137,30 @@ class FileWalk:
         except OSError as error:
             self._miss(path, error)
 
-    def _open(self, path: str, name: str, dir_fd: int | None, inode: int) -> Iterator[OpenFile]:
+    def _open(self, path: str, name: str, dir_fd: int | None, inode: int) -> OpenFile | None:
+        """Return a file, open; None if it went away or is none any more."""
         flags = 0 if dir_fd is None else os.O_NOFOLLOW
         try:
             if self.leases.has_named(name, dir_fd, inode):
-                yield OpenFile(path, -1, None, LEASED)
-                return
+                return OpenFile(path, -1, None, LEASED)
             fd = open_quietly(name, dir_fd, flags)
         except OSError as error:
             if dir_fd is not None and error.errno in (errno.ENOENT, errno.ELOOP, errno.ESTALE):
                 self.vanished += 1
-            else:
-                yield OpenFile(path, -1, None, _reason(error))
-            return
+                return None
+            return OpenFile(path, -1, None, _reason(error))
         try:
             status = os.fstat(fd)
-            # It may have been replaced since the directory was read; O_NONBLOCK opens a
-            # pipe without waiting.
-            if stat.S_ISREG(status.st_mode):
-                yield OpenFile(path, fd, status)
-            else:
-                self.special += 1
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        # It may have been replaced since the directory was read; O_NONBLOCK opens a pipe
+        # without waiting.
+        if stat.S_ISREG(status.st_mode):
+            return OpenFile(path, fd, status)
+        os.close(fd)
+        self.special += 1
+        return None
 
     def _closed_reason(self, real: str) -> str:
         if self._closed is None:
@@ -203,6 +205,16 @@ def parse_closed_mounts(raw: bytes) -> dict[str, str]:
         else:
             found.pop(point, None)
     return found
+
+
+def _yield_open(item: OpenFile | None) -> Iterator[OpenFile]:
+    """Yield a file, if there is one, and close it."""
+    if item is not None:
+        try:
+            yield item
+        finally:
+            if item.fd >= 0:
+                os.close(item.fd)
 
 
 def _follow(is_top: bool) -> int:

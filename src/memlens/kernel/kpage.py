@@ -90,15 +90,17 @@ class KpageFile:
         return words[:done]
 
     def iter_range(
-        self, first_pfn: int, pages: int
+        self, first_pfn: int, pages: int, piece_pfns: int = PIECE_PFNS
     ) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         """
         Yield ``(pfn, words)`` piece by piece; the array is used again for the next.
 
+        :param piece_pfns: how many at once; all memory is read faster in larger pieces.
+
         Ends early where physical memory ends.
         """
-        buffer = np.empty(min(pages, PIECE_PFNS), np.uint64)
-        for pfn in range(first_pfn, first_pfn + pages, PIECE_PFNS):
+        buffer = np.empty(min(pages, piece_pfns), np.uint64)
+        for pfn in range(first_pfn, first_pfn + pages, piece_pfns):
             piece = buffer[: first_pfn + pages - pfn]
             got = self._read_piece(piece, pfn)
             if got:

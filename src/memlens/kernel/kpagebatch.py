@@ -61,19 +61,21 @@ def read_spans(
     :raises MemlensError: as ``raise_errno`` tells.
     """
     raw = words.data.cast("B")
-    fd, short = file.fd, []
+    fd, short, preadv = file.fd, [], os.preadv
     begin, begin_list = 0, (begins[1:] * _WORD_BYTES).tolist()
-    try:
-        for position, stop in zip((firsts * _WORD_BYTES).tolist(), begin_list, strict=True):
-            while begin < stop:
-                end = min(begin + _PIECE_BYTES, stop)
-                got = _read(fd, raw[begin:end], position)
-                if got < end - begin:
-                    short.append((begin + got, end))
-                position += end - begin
-                begin = end
-    except OSError as error:
-        raise_errno(error, f"cannot read {file.name}", file.path, KPAGE_NEEDS)
+    # Thousands of short reads: nothing in this loop is a call that need not be one.
+    for position, stop in zip((firsts * _WORD_BYTES).tolist(), begin_list, strict=True):
+        while begin < stop:
+            end = stop if stop - begin <= _PIECE_BYTES else begin + _PIECE_BYTES
+            try:
+                got = preadv(fd, (raw[begin:end],), position)
+            except (OSError, OverflowError) as error:
+                _raise_unless_beyond(error, file)
+                got = 0
+            if got < end - begin:
+                short.append((begin + got, end))
+            position += end - begin
+            begin = end
     for begin, end in short:
         beyond = _NO_PAGE if file.name == "kpageflags" else 0
         words[begin // _WORD_BYTES : end // _WORD_BYTES] = beyond
@@ -81,14 +83,8 @@ def read_spans(
     file.meter.used.add(file.name)
 
 
-def _read(fd: int, piece: memoryview, position: int) -> int:
-    """Return the bytes read, 0 beyond physical memory."""
-    try:
-        return os.preadv(fd, [piece], position)
-    except OverflowError:
-        return 0
-    except OSError as error:
-        # Some kernels refuse to start beyond physical memory instead of ending there.
-        if error.errno in _BEYOND:
-            return 0
-        raise
+def _raise_unless_beyond(error: OSError | OverflowError, file: KpageFile) -> None:
+    """Raise what reading gave, but for a position beyond physical memory."""
+    # Some kernels refuse to start there instead of reading nothing.
+    if isinstance(error, OSError) and error.errno not in _BEYOND:
+        raise_errno(error, f"cannot read {file.name}", file.path, KPAGE_NEEDS)

@@ -5,6 +5,7 @@ Neighbouring pages mostly have neighbouring frames, so that their words count up
 Sorting such runs takes a fiftieth of what sorting the pages would.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +70,28 @@ def find_runs(words: NDArray[np.uint64]) -> FrameRuns:
     return FrameRuns(heads[order], pfns[order], pages[order], found[order] & ~PM_PFN)
 
 
+def join_runs(parts: Sequence[FrameRuns], pages: Sequence[int]) -> FrameRuns:
+    """
+    Return the runs of words that stand one after the other as one.
+
+    :param parts: as ``find_runs`` gives them for some words each.
+    :param pages: how many words these were.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    begins = np.append(0, np.cumsum(pages))
+    places = [part.place + begin for part, begin in zip(parts, begins[:-1], strict=True)]
+    pfns = np.concatenate([part.pfn for part in parts])
+    # The parts are sorted already, which this kind of sort makes use of.
+    order = np.argsort(pfns, kind="stable")
+    return FrameRuns(
+        np.concatenate(places)[order],
+        pfns[order],
+        np.concatenate([part.pages for part in parts])[order],
+        np.concatenate([part.high for part in parts])[order],
+    )
+
+
 def find_spans(runs: FrameRuns, gap_pfns: int) -> FrameSpans:
     """
     Return the spans of frames to read.
@@ -88,14 +111,6 @@ def find_spans(runs: FrameRuns, gap_pfns: int) -> FrameSpans:
     span = np.cumsum(is_head) - 1
     offsets = runs.pfn - (firsts - begins[:-1])[span]
     return FrameSpans(firsts, begins, offsets, bool((gaps >= 0).all()))
-
-
-def find_gaps(runs: FrameRuns, spans: FrameSpans) -> _Ints:
-    """Return where, in what is read of plain spans, is no page of a run, ``(n,)``."""
-    stops = spans.offsets + runs.pages
-    after = np.append(spans.offsets[1:], spans.begins[-1])
-    has_gap = np.flatnonzero(after > stops)
-    return expand(stops[has_gap], (after - stops)[has_gap])
 
 
 def expand(firsts: _Ints, lengths: _Ints) -> _Ints:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlens.pages.bits import PM_PRESENT
-from memlens.pages.frameruns import expand, find_gaps, find_runs, find_spans
+from memlens.pages.frameruns import FrameRuns, expand, find_runs, find_spans, join_runs
 
 # A hidden frame reads 0, and then so do all; 1 beside it is no frame of a process.
 FRAME = st.integers(2, 60)
@@ -64,9 +64,24 @@ def test_spans_hold_the_frame_of_every_page(words: list[int], gap: int) -> None:
     distinct = np.unique(pfns)
     assert spans.is_plain == (len(distinct) == len(pfns))
     assert len(read) <= len(distinct) + gap * max(len(distinct) - 1, 0)
-    if spans.is_plain:
-        rest = np.delete(read, find_gaps(runs, spans))
-        assert rest.tolist() == distinct.tolist()
+
+
+@given(st.lists(WORDS, min_size=1, max_size=4))
+def test_joined_runs_are_those_of_all_words(parts: list[list[int]]) -> None:
+    arrays = [np.array(words, np.uint64) for words in parts]
+    runs = join_runs([find_runs(words) for words in arrays], [len(words) for words in parts])
+    assert (np.diff(runs.pfn) >= 0).all()
+    assert pages_of(runs) == pages_of(find_runs(np.concatenate(arrays)))
+
+
+def pages_of(runs: FrameRuns) -> list[tuple[int, int, int]]:
+    """Return place, frame and upper bits of every page of some runs."""
+    columns = (
+        expand(runs.place, runs.pages),
+        expand(runs.pfn, runs.pages),
+        np.repeat(runs.high, runs.pages),
+    )
+    return sorted(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def test_expand_of_nothing_is_nothing() -> None:
