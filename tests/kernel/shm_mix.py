@@ -83,7 +83,7 @@ def _private_family(builder: Builder) -> None:
     builder.mix.family = [parent.pid, *(child.pid for child in children)]
 
 
-def _memfd(driven: Target, name: str, pages: int) -> tuple[int, int]:
+def make_memfd(driven: Target, name: str, pages: int) -> tuple[int, int]:
     fd: int = driven.os("memfd_create", name, 1)
     driven.os("ftruncate", fd, pages * PAGE)
     return fd, driven.mmap(pages, flags=MAP_SHARED, fd=fd)
@@ -92,7 +92,7 @@ def _memfd(driven: Target, name: str, pages: int) -> tuple[int, int]:
 def _memfd_of_two(builder: Builder) -> None:
     """One maps all of it and has it open; the other maps its upper part, read-only."""
     first, second = builder.target(), builder.target()
-    fd, start = _memfd(first, "of two", 211)
+    fd, start = make_memfd(first, "of two", 211)
     builder.out(first, start, 127)
     fill(first, start, range(127, 151))
     if builder.swap == "file":
@@ -129,7 +129,7 @@ def _anonymous_of_two(builder: Builder) -> None:
 
 def _memfd_only_open(builder: Builder) -> None:
     driven = builder.target()
-    fd, start = _memfd(driven, "only open", 83)
+    fd, start = make_memfd(driven, "only open", 83)
     builder.out(driven, start, 71)
     fill(driven, start, range(71, 73))
     made = builder.add(
@@ -168,7 +168,7 @@ def _memfd_copied_privately(builder: Builder) -> None:
     builder.mix.objects[-1].resident = count_resident(f"/proc/{driven.pid}/fd/{fd}")
 
 
-def _file(builder: Builder, driven: Target, path: Path, pages: int, out: int) -> Made:
+def make_file(builder: Builder, driven: Target, path: Path, pages: int, out: int) -> Made:
     """Make a file of a tmpfs with pages on swap; mapped by the target and not open."""
     fd = driven.os("open", str(path), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     driven.os("ftruncate", fd, pages * PAGE)
@@ -183,7 +183,7 @@ def _file(builder: Builder, driven: Target, path: Path, pages: int, out: int) ->
     )
 
 
-def _place(pid: int, made: Made) -> tuple[int, int]:
+def place_of(pid: int, made: Made) -> tuple[int, int]:
     """Return address and length of the object's only mapping."""
     for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
         fields = line.split()
@@ -193,9 +193,9 @@ def _place(pid: int, made: Made) -> tuple[int, int]:
     raise StateMoved(f"{made.label} is not mapped by {pid}")
 
 
-def _forget(driven: Target, made: Made, *, is_elsewhere: bool = False) -> None:
+def unmap(driven: Target, made: Made, *, is_elsewhere: bool = False) -> None:
     """Unmap the file: nobody holds it any more."""
-    driven.libc("munmap", *_place(driven.pid, made))
+    driven.libc("munmap", *place_of(driven.pid, made))
     made.holders = {}
     made.marks = {"no_holder"} | ({"other_mount_namespace"} if is_elsewhere else set())
     path = f"/proc/{driven.pid}/root{made.name}"
@@ -204,23 +204,23 @@ def _forget(driven: Target, made: Made, *, is_elsewhere: bool = False) -> None:
 
 def _file_of_nobody(builder: Builder) -> None:
     driven = builder.target()
-    made = _file(builder, driven, builder.tmpfs() / "of nobody", 61, 59)
-    _forget(driven, made)
+    made = make_file(builder, driven, builder.tmpfs() / "of nobody", 61, 59)
+    unmap(driven, made)
 
 
 def _file_with_two_names(builder: Builder) -> None:
     driven = builder.target()
     path = builder.tmpfs() / "two names"
-    made = _file(builder, driven, path, 31, 29)
+    made = make_file(builder, driven, path, 31, 29)
     os.link(path, path.with_name("two names, again"))
-    _forget(driven, made)
+    unmap(driven, made)
     made.name = ""
 
 
 def _deleted_file_mapped(builder: Builder) -> None:
     driven = builder.target()
     path = builder.tmpfs() / "deleted"
-    made = _file(builder, driven, path, 47, 41)
+    made = make_file(builder, driven, path, 47, 41)
     path.unlink()
     made.marks = {"deleted"}
 
@@ -233,11 +233,11 @@ def _file_of_other_mounts(builder: Builder) -> None:
     jail = builder.mix.directory / fresh("jail")
     jail.mkdir()
     first.mount("tmpfs", where)
-    made = _file(builder, first, where / "in another namespace", 67, 17)
+    made = make_file(builder, first, where / "in another namespace", 67, 17)
     second = first.fork()
     builder.mix.family += [second.pid]
-    _forget(first, made, is_elsewhere=True)
-    second.libc("munmap", *_place(second.pid, made))
+    unmap(first, made, is_elsewhere=True)
+    second.libc("munmap", *place_of(second.pid, made))
     first.os("chroot", str(jail))
     path = f"/proc/{second.pid}/root{made.name}"
     made.count_out = lambda: count_evicted(path)
@@ -253,12 +253,14 @@ def _file_below_a_bind_mount(builder: Builder) -> None:
     driven.mount("tmpfs", whole)
     driven.os("mkdir", str(whole / "below"))
     driven.libc("mount", bytes(whole / "below") + b"\0", bytes(part) + b"\0", None, 4096, None)
-    made = _file(builder, driven, part / "below a bind mount", 19, 13)
+    made = make_file(builder, driven, part / "below a bind mount", 19, 13)
     driven.libc("umount2", bytes(whole) + b"\0", MNT_DETACH)
-    _forget(driven, made, is_elsewhere=True)
+    unmap(driven, made, is_elsewhere=True)
 
 
-def _segment(builder: Builder, driven: Target, pages: int, out: int) -> tuple[int, int, Made]:
+def make_segment(
+    builder: Builder, driven: Target, pages: int, out: int
+) -> tuple[int, int, Made]:
     shmid = driven.libc("shmget", 0, pages * PAGE, IPC_CREAT | 0o600)
 
     def remove() -> None:
@@ -280,7 +282,7 @@ def _segment(builder: Builder, driven: Target, pages: int, out: int) -> tuple[in
 
 def segment_of_nobody(builder: Builder) -> None:
     driven = builder.target()
-    _, start, made = _segment(builder, driven, 37, 31)
+    _, start, made = make_segment(builder, driven, 37, 31)
     fill(driven, start, range(31, 34))
     made.resident = 3
     driven.libc("shmdt", start)
@@ -289,7 +291,7 @@ def segment_of_nobody(builder: Builder) -> None:
 
 def _segment_removed(builder: Builder) -> None:
     driven = builder.target()
-    shmid, _, made = _segment(builder, driven, 29, 23)
+    shmid, _, made = make_segment(builder, driven, 29, 23)
     driven.libc("shmctl", shmid, IPC_RMID, None)
     made.marks = {"deleted"}
 
@@ -299,7 +301,7 @@ def _segments_of_other_namespaces(builder: Builder) -> None:
     for pages, out in ((89, 79), (97, 73)):
         driven = builder.target()
         driven.libc("unshare", CLONE_NEWIPC)
-        _, start, made = _segment(builder, driven, pages, out)
+        _, start, made = make_segment(builder, driven, pages, out)
         driven.libc("shmdt", start)
         made.holders = {}
         made.marks = {"no_holder", "detached", "other_ipc_namespace"}
@@ -311,7 +313,7 @@ def _segments_of_other_namespaces(builder: Builder) -> None:
 def memfd_in_a_message(builder: Builder) -> Made:
     """A memfd that only a message holds, which nobody has read."""
     driven = builder.target()
-    fd, start = _memfd(driven, "in a message", 47)
+    fd, start = make_memfd(driven, "in a message", 47)
     builder.out(driven, start, 43)
     made = builder.add(driven, start, "memfd in a message", "memfd", out=43)
     code = """
@@ -330,13 +332,13 @@ def deleted_file_of_a_loop_device(builder: Builder) -> Made:
     """A deleted file of a tmpfs that only a loop device holds."""
     driven = builder.target()
     path = builder.tmpfs() / "backing"
-    made = _file(builder, driven, path, 64, 59)
+    made = make_file(builder, driven, path, 64, 59)
     device = subprocess.run(
         ["losetup", "--find", "--show", path], check=True, capture_output=True, text=True
     ).stdout.strip()
     detach = ["losetup", "--detach", device]
     builder.stack.enter_context(undone_at_exit(lambda: subprocess.run(detach, check=True)))
-    driven.libc("munmap", *_place(driven.pid, made))
+    driven.libc("munmap", *place_of(driven.pid, made))
     path.unlink()
     return made
 
@@ -347,8 +349,8 @@ def file_of_a_detached_mount(builder: Builder) -> Made:
     driven.isolate_mounts()
     where = builder.mix.directory / fresh("detached")
     driven.mount("tmpfs", where)
-    made = _file(builder, driven, where / "on a detached mount", 41, 37)
-    driven.libc("munmap", *_place(driven.pid, made))
+    made = make_file(builder, driven, where / "on a detached mount", 41, 37)
+    driven.libc("munmap", *place_of(driven.pid, made))
     driven.os("open", str(where), os.O_PATH | os.O_DIRECTORY)
     driven.libc("umount2", bytes(where) + b"\0", MNT_DETACH)
     return made

@@ -109,7 +109,7 @@ class HeldFiles:
 
     def _mapped(self, opener: Opener, mappings: Iterable[Mapping]) -> Iterator[FileCache]:
         for mapping in mappings:
-            if mapping.inode == 0 or opener.facts(mapping).kind not in _KINDS:
+            if not mapping.has_object or opener.facts(mapping).kind not in _KINDS:
                 continue
             if not self.scan.is_new(device_number(mapping.device), mapping.inode):
                 continue

@@ -179,7 +179,7 @@ class OwnerTable:
         numbers = []
         for mapping in table.mappings:
             number = 0
-            if mapping.inode:
+            if mapping.has_object:
                 key = (device_number(mapping.device), mapping.inode)
                 number = self._files.get(key, 0)
                 if not number:

@@ -75,6 +75,7 @@ class ObjectUse:
         map consecutive parts, as mprotect leaves them, the first.
     :param stop: address after the last of these, 0 if the object is only open.
     :param fd: number of the descriptor, -1 if mapped.
+    :param tid: thread in whose table of descriptors it is, 0 if mapped.
     :param present: pages of the object that the mapping maps; None if not asked.
     :param is_huge: whether any of them is mapped by a huge page.
     """
@@ -86,6 +87,7 @@ class ObjectUse:
     present: Runs | None = None
     is_huge: bool = False
     stop: int = 0
+    tid: int = 0
 
     def pages(self, page_size_bytes: int) -> tuple[int, int]:
         """Return the half-open range of the object's pages that is mapped."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from memlens.account.facts import Missed, ObjectKey, ObjectUse, ProcessFacts
+from memlens.account.foundobject import FoundObject
+from memlens.account.segments import settle_segments
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ParseError, ProcessGone
 from memlens.kernel import features
@@ -33,66 +35,6 @@ from memlens.kernel.syscalls import fstatfs_type
 NOT_SHMEM = "not shmem"
 GONE = "gone"
 _DELETED = " (deleted)"
-
-
-@dataclass(slots=True)
-class FoundObject:
-    """
-    An object before it is looked at.
-
-    :param uses: the processes that hold it, and how.
-    :param file: its place in a tmpfs, None if it has none.
-    :param segment: its line of /proc/sysvipc/shm, None if it is no System V segment.
-    :param namespace: file of the IPC namespace of the segment, "" for our own.
-    :param status: what fstat said once it was held, None before.
-    """
-
-    key: ObjectKey
-    kind: str
-    name: str
-    uses: list[tuple[ProcessFacts, ObjectUse]] = field(default_factory=list)
-    file: TmpfsFile | None = None
-    segment: Segment | None = None
-    namespace: str = ""
-    is_other_mounts: bool = False
-    is_huge: bool = False
-    status: os.stat_result | None = None
-
-    @property
-    def label(self) -> str:
-        """Return how messages name it."""
-        return self.name if ":" in self.name else f"{self.kind} {self.name}"
-
-    @property
-    def size_bytes(self) -> int:
-        """Return its size; of what can only be seen as mapped, the end of what is mapped."""
-        if self.status is not None:
-            return self.status.st_size
-        if self.file is not None or self.segment is not None:
-            return (self.file or self.segment).size_bytes  # type: ignore[union-attr]
-        size = features.page_size_bytes()
-        return max((use.pages(size)[1] * size for _, use in self.uses), default=0)
-
-    @property
-    def blocks(self) -> int:
-        """Return the units of 512 bytes that it owns, in RAM and on swap, as far as known."""
-        if self.status is not None:
-            return self.status.st_blocks
-        return self.file.blocks if self.file is not None else 0
-
-    @property
-    def uid(self) -> int | None:
-        """Return the owner, None if not known."""
-        if self.segment is not None:
-            return self.segment.uid
-        if self.status is not None:
-            return self.status.st_uid
-        return self.file.uid if self.file is not None else None
-
-    @property
-    def links(self) -> int | None:
-        """Return how many names it has in a file system, None if not known."""
-        return None if self.status is None else self.status.st_nlink
 
 
 @dataclass(slots=True)
@@ -241,6 +183,7 @@ class Finder:
                 continue
             for segment in segments:
                 self._add_segment((device, segment.shmid, namespace), segment, path)
+        settle_segments(self._found, self.sweep.proc)
 
     def _own_namespace(self, name: str) -> int:
         try:
@@ -261,7 +204,7 @@ class Finder:
                 yield partial(self._hold_mapping, facts, use)
         for facts, use in item.uses:
             if use.mapping is None:
-                path = f"{self.sweep.proc}/{facts.pid}/fd/{use.fd}"
+                path = f"{self.sweep.proc}/{use.tid or facts.pid}/fd/{use.fd}"
                 yield partial(os.open, path, os.O_PATH | os.O_CLOEXEC)
         if item.file is not None:
             flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -279,16 +222,15 @@ class Finder:
 
 def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:
     """Return kind and name of an object from what maps or a descriptor call it."""
-    path = path.replace("\\012", "\n")
+    name = path.replace("\\012", "\n").removesuffix(_DELETED)
+    if key[0] != _internal_device():
+        return "tmpfs", name
     if path.startswith("/memfd:"):
-        return "memfd", path[1:].removesuffix(_DELETED)
+        return "memfd", name[1:]
     if path.startswith("/SYSV"):
         return "sysv", f"sysv:{key[1]}"
     # Memory of graphics drivers is shmem on the kernel's own mount too.
-    if key[0] == _internal_device():
-        name = path.removesuffix(_DELETED)
-        return "anonymous", f"anonymous:{key[1]}" if name == "/dev/zero" else name
-    return "tmpfs", path.removesuffix(_DELETED)
+    return "anonymous", f"anonymous:{key[1]}" if name == "/dev/zero" else name
 
 
 @lru_cache(maxsize=1)

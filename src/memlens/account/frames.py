@@ -71,7 +71,7 @@ def read_frames(
     # Files on disks have a device with a major number; hugetlbfs has none.
     every = list(mappings)
     wanted = [
-        m for m in every if not (m.device.startswith("00:") and m.inode and is_hugetlb(m))
+        m for m in every if not (m.device.startswith("00:") and m.has_object and is_hugetlb(m))
     ]
     collected = _Collected()
     use_scan = features.has_pagemap_scan() and "pagemap_scan" not in features.read_disabled()

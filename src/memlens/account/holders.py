@@ -55,14 +55,14 @@ def find_holders(
     """
     Return who maps the page of the object that is at an address of a mapping.
 
-    :param mapping: the mapping; without an inode nobody else can be found.
+    :param mapping: the mapping; without an object nobody else can be found.
     :param address: an address in it.
     :param proc: root of the /proc to read.
 
     The mapping itself is among them.  A process that shares the whole address space
     (a thread) is not listed again.
     """
-    if mapping.inode == 0:
+    if not mapping.has_object:
         return Holders()
     offset = mapping.offset_bytes + address - mapping.start
 

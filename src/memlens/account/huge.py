@@ -229,7 +229,7 @@ class HugeReader:
 
     def _count_zero(self, pagemap: Pagemap, where: Mapping, found: HugeFigures) -> None:
         """Count the zero pages of a mapping that has nothing else."""
-        is_private_memory = where.permissions[3:4] == "p" and not where.inode
+        is_private_memory = not (where.is_shared or where.has_object)
         if not self.use_scan or not is_private_memory:
             return
         size, pmd = self.page_size_bytes, 1 << self.pmd_order

@@ -10,7 +10,8 @@ import numpy as np
 
 from memlens.account.charges import Charges
 from memlens.account.facts import Missed, ObjectUse, ProcessFacts
-from memlens.account.finding import GONE, NOT_SHMEM, Finder, FoundObject
+from memlens.account.finding import GONE, NOT_SHMEM, Finder
+from memlens.account.foundobject import FoundObject
 from memlens.account.objects import ObjectReader
 from memlens.account.presence import PageTables
 from memlens.account.sharedobject import Holder, SharedObject

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from memlens.account.facts import Missed, Progress, Stop, Stopped, Want
-from memlens.account.finding import Finder, FoundObject
+from memlens.account.finding import Finder
+from memlens.account.foundobject import FoundObject
 from memlens.account.inspecting import Inspector
 from memlens.account.model import Cost
 from memlens.account.naming import no_such_object, resolve_name

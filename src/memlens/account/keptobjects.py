@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from memlens.account.facts import Missed, Want
-from memlens.account.finding import FoundObject
+from memlens.account.foundobject import FoundObject
 from memlens.account.inventory import read_objects
 from memlens.account.sweep import Sweep
 

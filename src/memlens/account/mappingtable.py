@@ -45,7 +45,7 @@ class MappingTable:
         # Huge pages of hugetlb are not in RSS.
         self._is_counted = np.array([_is_counted(opener, m) for m in self.mappings], bool)
         # Of no file, and yet with that bit: only the huge zero page is.
-        kinds = [opener.facts(m).kind if m.inode == 0 else "" for m in self.mappings]
+        kinds = ["" if m.has_object else opener.facts(m).kind for m in self.mappings]
         self._is_anonymous = np.array([kind == "anonymous" for kind in kinds], bool)
 
     def attribute(

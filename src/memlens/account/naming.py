@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memlens.account.finding import FoundObject
+from memlens.account.foundobject import FoundObject
 from memlens.errors import MemlensError, Unsupported
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.opening import device_number

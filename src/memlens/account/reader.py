@@ -18,6 +18,7 @@ from memlens.account.slots import Slots, read_slots
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroups import parse_cgroup
+from memlens.kernel.fdtables import list_other_tables
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.opening import Opener, device_number
@@ -36,10 +37,15 @@ _USER_STOP = 1 << 63
 
 @dataclass(slots=True)
 class ShmemDevices:
-    """Which devices are tmpfs; one that no mount names is looked at once."""
+    """
+    Which devices are tmpfs; one that no mount names is looked at once.
+
+    ``internal`` is that of memfds and System V segments, -1 if not known.
+    """
 
     known: dict[int, bool] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
+    internal: int = -1
 
     def is_shmem(self, device: int, look: Callable[[], bool]) -> bool:
         """
@@ -245,22 +251,29 @@ class ProcessReader:
 
     def _key(self, device: int, inode: int, path: str) -> ObjectKey:
         # System V names its objects by identifier, which every IPC namespace counts anew.
-        is_sysv = path.startswith("/SYSV")
+        is_sysv = path.startswith("/SYSV") and device == self.tools.devices.internal
         return device, inode, self._namespace("ipc") if is_sysv else 0
 
     def _open_uses(self) -> list[ObjectUse]:
+        process = self.process
+        uses = self._uses_of_table("fd", process.tid)
+        if process.stat.threads > 1:
+            for thread in list_other_tables(process):
+                uses += self._uses_of_table(f"task/{thread}/fd", thread)
+        return uses
+
+    def _uses_of_table(self, path: str, thread: int) -> list[ObjectUse]:
         uses: list[ObjectUse] = []
         try:
-            fd = os.open(
-                "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.process.fd
-            )
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+            fd = os.open(path, flags, dir_fd=self.process.fd)
         except OSError:
             return uses
         try:
             for name in os.listdir(fd):
                 use = self._open_use(fd, name)
                 if use is not None:
-                    uses.append(use)
+                    uses.append(replace(use, tid=thread))
         finally:
             os.close(fd)
         return uses

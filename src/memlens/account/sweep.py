@@ -230,7 +230,8 @@ class Sweep:
         for _, mounts in self.mounts.values():
             for mount in mounts:
                 self.devices.known[mount.device] = mount.kind in SHMEM_TYPES
-        self.devices.known[internal_device()] = True
+        self.devices.internal = internal_device()
+        self.devices.known[self.devices.internal] = True
 
     def _read_mounts(self, process_fd: int) -> list[Mount]:
         fd = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process_fd)

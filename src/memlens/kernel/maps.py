@@ -22,7 +22,8 @@ class Mapping:
     :param permissions: four letters, ``rw-s``.
     :param offset_bytes: offset of ``start`` in the object.
     :param device: ``major:minor``, hexadecimal, as printed.
-    :param inode: inode number, 0 if there is none.
+    :param inode: inode number; 0 if there is none, or of the first System V segment of an
+        IPC namespace, whose numbers are inodes.
     :param path: the rest of the line, verbatim.
     """
 
@@ -38,6 +39,11 @@ class Mapping:
     def is_shared(self) -> bool:
         """Return whether writes go to the object (MAP_SHARED)."""
         return self.permissions[3:4] == "s"
+
+    @property
+    def has_object(self) -> bool:
+        """Return whether an object backs it; anonymous private memory has none."""
+        return self.inode != 0 or self.device != "00:00"
 
     @property
     def name(self) -> str:

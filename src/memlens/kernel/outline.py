@@ -10,10 +10,10 @@ import re
 from memlens.kernel.maps import Mapping, parse_mapping
 from memlens.kernel.procfs import decode_bytes
 
-# Only unnamed devices, major 0, can be a tmpfs.
-_UNNAMED = re.compile(rb"[0-9a-f]+-[0-9a-f]+ .{4} [0-9a-f]+ 00:[0-9a-f]+ [1-9]")
+# Only unnamed devices, major 0, can be a tmpfs; private memory has device 00:00 and inode 0.
+_UNNAMED = re.compile(rb"[0-9a-f]+-[0-9a-f]+ .{4} [0-9a-f]+ 00:(?!00 0)[0-9a-f]+ [0-9]")
 # A literal beginning makes this fast; a path may hold the same, so that lines are matched too.
-_HINT = re.compile(rb" 00:[0-9a-f]+ [1-9]")
+_HINT = re.compile(rb" 00:(?!00 0)[0-9a-f]+ [0-9]")
 # Beginning with a literal, too: the permissions of a shared mapping, and its offset.
 _SHARED = re.compile(rb"s [0-9a-f]+ [0-9a-f]+:")
 _RANGE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ...s ")

@@ -91,6 +91,8 @@ class ProcessDir:
         self.pid = pid
         self.proc = proc
         self.meter = meter or Meter()
+        # The thread whose files are read.
+        self.tid = pid
         self.path = f"{proc}/{pid}"
         self.fd = self._open(self.path)
         try:
@@ -245,7 +247,7 @@ class ProcessDir:
                 is_alive = False
             if is_alive:
                 os.close(self.fd)
-                self.fd = fd
+                self.fd, self.tid = fd, thread
                 return
             os.close(fd)
         raise ProcessGone(

@@ -130,8 +130,14 @@ def walk_tmpfs(base: str, mount: Mount, mounts: list[Mount]) -> Iterator[TmpfsFi
     points = {encode_text(m.mount_point) for m in mounts} - {encode_text(mount.mount_point)}
     prefix = encode_text(base)
     top = encode_text(mount.mount_point)
-    if os.stat(prefix + top).st_dev != mount.device:
+    status = os.stat(prefix + top)
+    if status.st_dev != mount.device:
         raise OSError(16, "covered by another mount")
+    if not stat.S_ISDIR(status.st_mode):
+        # A file alone can be mounted over another.
+        file = _tmpfs_file(status, prefix + top, top, mount.device)
+        yield from [file] if file is not None else []
+        return
     stack = [top]
     while stack:
         directory = stack.pop()
@@ -148,7 +154,11 @@ def walk_tmpfs(base: str, mount: Mount, mounts: list[Mount]) -> Iterator[TmpfsFi
             if entry.is_dir(follow_symlinks=False):
                 stack.append(path)
             elif entry.is_file(follow_symlinks=False):
-                file = _tmpfs_file(entry, path, mount.device)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except OSError:
+                    continue
+                file = _tmpfs_file(status, entry.path, path, mount.device)
                 if file is not None:
                     yield file
 
@@ -226,16 +236,14 @@ def _in_ipc_namespace(namespace: str, work: Callable[[], object]) -> None:
 _CLONE_NEWIPC = 0x08000000
 
 
-def _tmpfs_file(entry: os.DirEntry[bytes], path: bytes, device: int) -> TmpfsFile | None:
-    try:
-        status = entry.stat(follow_symlinks=False)
-    except OSError:
-        return None
+def _tmpfs_file(
+    status: os.stat_result, reach: bytes, path: bytes, device: int
+) -> TmpfsFile | None:
     if status.st_dev != device or not stat.S_ISREG(status.st_mode):
         return None
     return TmpfsFile(
         path=decode_bytes(path),
-        reach=entry.path,
+        reach=reach,
         device=device,
         inode=status.st_ino,
         size_bytes=status.st_size,

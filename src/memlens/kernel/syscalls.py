@@ -120,6 +120,32 @@ class FileStatus(NamedTuple):
     born_s: float
 
 
+class _FileHandle(ctypes.Structure):
+    """struct file_handle of include/linux/fs.h, with room for any."""
+
+    _fields_ = [
+        ("handle_bytes", ctypes.c_uint32),
+        ("handle_type", ctypes.c_int32),
+        ("handle", ctypes.c_ubyte * 128),
+    ]
+
+
+_AT_SYMLINK_FOLLOW = 0x400
+
+
+def file_handle(path: str) -> bytes:
+    """
+    Return what tells a file from others on its file system, also where inodes are equal.
+
+    :raises OSError: as name_to_handle_at(2) gives it.
+    """
+    found, mount = _FileHandle(handle_bytes=128), ctypes.c_int()
+    handle = ctypes.byref(found), ctypes.byref(mount)
+    if libc.name_to_handle_at(-1, os.fsencode(path), *handle, _AT_SYMLINK_FOLLOW) != 0:
+        raise_last_errno(path)
+    return bytes(found.handle[: found.handle_bytes])
+
+
 def statx_cached(path: str | bytes, dir_fd: int) -> FileStatus:
     """
     Return the status of a file; links are followed.

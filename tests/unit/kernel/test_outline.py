@@ -28,6 +28,7 @@ def make_maps(seed: int) -> bytes:
                 "rw-s 00000000 00:01 77                         /memfd:a 00:01 9 b (deleted)",
                 "rw-p 00001000 00:1b 78                         /dev/shm/rw-s 1000 0:",
                 "rw-s 00000000 fe:00 99                         /srv/table",
+                "rw-s 00000000 00:01 0                          /SYSV00000000 (deleted)",
             ]
         )
         lines.append(f"{address:08x}-{stop:08x} {kind}\n")
@@ -38,7 +39,7 @@ def make_maps(seed: int) -> bytes:
 
 
 def is_unnamed(mapping: Mapping) -> bool:
-    return mapping.device.startswith("00:") and mapping.inode != 0
+    return mapping.device.startswith("00:") and mapping.has_object
 
 
 def user_part(mappings: list[Mapping]) -> Iterator[Mapping]:

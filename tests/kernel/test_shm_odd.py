@@ -1,0 +1,99 @@
+"""Shared memory in hands that are easily overlooked: in the inventory and the ledger once."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from driver import CLONE_NEWPID, MAP_SHARED, PAGE, Target, target
+from shm_made import Builder, Made, Mix
+from shm_odd import CLONE_FILES, ODD, start_thread
+from swapareas import Squeeze
+from test_ledger import again_if_moved
+
+from memlens import (
+    Inventory,
+    PageClass,
+    SharedObject,
+    SwapLedger,
+    list_shared_memory,
+    read_swap_ledger,
+)
+
+IN_RAM = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
+LABELS = [make.__name__ for make in ODD]
+
+
+@pytest.fixture(scope="module")
+def looked(
+    swap: str, squeeze: Squeeze, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[dict[str, Made], Inventory, SwapLedger]]:
+    """Build everything once, and look at it."""
+
+    def attempt() -> tuple[ExitStack, tuple[dict[str, Made], Inventory, SwapLedger]]:
+        with ExitStack() as stack:
+            mix = Mix(tmp_path_factory.mktemp("odd"))
+            builder = Builder(stack, squeeze, swap, mix)
+            made = {make.__name__: make(builder) for make in ODD}
+            mix.reprove()
+            found = list_shared_memory(), read_swap_ledger()
+            mix.reprove()
+            return stack.pop_all(), (made, *found)
+
+    stack, result = again_if_moved(attempt)
+    with stack:
+        yield result
+
+
+def _is(item: SharedObject, made: Made) -> bool:
+    return (item.device, item.inode, item.size_bytes) == made.key[1:]
+
+
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+@pytest.mark.parametrize("label", LABELS)
+class TestOdd:
+    def test_listed_once_with_its_holders(
+        self, looked: tuple[dict[str, Made], Inventory, SwapLedger], label: str
+    ) -> None:
+        made = looked[0][label]
+        (item,) = [item for item in looked[1].objects if _is(item, made)]
+        holders = {h.pid: (h.mapped_pages, h.is_open) for h in item.holders}
+        assert (item.kind, holders) == (made.kind, made.holders)
+        assert set(item.marks) == made.marks
+        assert item.swap_pages == made.out
+        assert sum(item.counts()[kind] for kind in IN_RAM) == made.resident
+        assert made.name in ("", item.name)
+        assert not item.reasons
+
+    def test_in_the_ledger_once(
+        self, looked: tuple[dict[str, Made], Inventory, SwapLedger], label: str
+    ) -> None:
+        made = looked[0][label]
+        found = [item.swap_pages for item in looked[2].objects if _is(item, made)]
+        assert found == [made.out]
+
+
+def test_a_thread_of_a_proc_that_numbers_otherwise(tmp_path: Path) -> None:
+    """Tables of descriptors cannot be compared there: those of all threads are read."""
+    with target() as driven:
+        driven.libc("unshare", CLONE_NEWPID)
+        child = driven.fork()
+        fd = child.os("memfd_create", "of a thread in a namespace", 1)
+        child.os("ftruncate", fd, 11 * PAGE)
+        start = child.mmap(11, flags=MAP_SHARED, fd=fd)
+        child.poke(start, range(3))
+        start_thread(child, CLONE_FILES)
+        child.os("close", fd)
+        child.libc("munmap", start, 11 * PAGE)
+        _mount_own_proc(child, tmp_path)
+        proc = f"/proc/{child.pid}/root{tmp_path}"
+        name = "memfd:of a thread in a namespace"
+        for place, pid in ((proc, 1), ("/proc", child.pid)):
+            (item,) = [o for o in list_shared_memory(proc=place).objects if o.name == name]
+            assert [(h.pid, h.is_open) for h in item.holders] == [(pid, True)]
+            assert item.counts()[PageClass.CACHED] == 3
+
+
+def _mount_own_proc(driven: Target, where: Path) -> None:
+    driven.isolate_mounts()
+    driven.mount("proc", where)
