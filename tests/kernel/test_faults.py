@@ -21,13 +21,14 @@ from swapareas import wait_until
 
 USER = 65534
 AS_USER = f"""
-import ctypes, os, sys
+import ctypes, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from looking import become
 from memlens.__main__ import main
-become(int(os.environ["AS_USER"]))
-ctypes.CDLL(None).prctl(4, int(os.environ["AS_DUMPABLE"]), 0, 0, 0)  # PR_SET_DUMPABLE
-sys.argv = ["memlens", *os.environ["AS_ARGUMENTS"].split()]
+uid, is_dumpable, *arguments = sys.argv[1:]
+become(int(uid))
+ctypes.CDLL(None).prctl(4, int(is_dumpable), 0, 0, 0)  # PR_SET_DUMPABLE
+sys.argv = ["memlens", *arguments]
 sys.exit(main())
 """
 
@@ -43,22 +44,20 @@ class Done:
 
 def memlens(*arguments: object, prefix: tuple[str, ...] = ()) -> Done:
     """Run the command line."""
-    command = [*prefix, sys.executable, "-m", "memlens", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return Done(done.returncode, done.stdout, done.stderr)
+    return _run(*prefix, sys.executable, "-m", "memlens", *arguments)
 
 
-def memlens_as_user(uid: int, *arguments: object, is_dumpable: bool = True) -> Done:
+def memlens_as_user(
+    uid: int, *arguments: object, prefix: tuple[str, ...] = (), is_dumpable: bool = True
+) -> Done:
     """Run the command line as an ordinary user."""
-    words = " ".join(map(str, arguments))
+    program = (sys.executable, "-c", AS_USER, uid, int(is_dumpable))
+    return _run(*prefix, *program, *arguments)
+
+
+def _run(*words: object) -> Done:
     done = subprocess.run(
-        [sys.executable, "-c", AS_USER],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ
-        | {"AS_USER": str(uid), "AS_ARGUMENTS": words, "AS_DUMPABLE": str(int(is_dumpable))},
+        [str(word) for word in words], capture_output=True, text=True, timeout=60, check=False
     )
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -270,15 +269,8 @@ def test_a_proc_that_hides_the_processes_of_others(driven: Target, tmp_path: Pat
         inside = _inside(holder)
         as_root = memlens("map", driven.pid, "--json", prefix=inside)
         assert as_root.code == 0
-        environment = os.environ | {"AS_USER": str(USER), "AS_ARGUMENTS": f"map {driven.pid}"}
-        done = subprocess.run(
-            [*inside, sys.executable, "-c", AS_USER],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-        refused(Done(done.returncode, done.stdout, done.stderr), 1, str(driven.pid))
+        as_user = memlens_as_user(USER, "map", driven.pid, prefix=inside)
+        refused(as_user, 1, str(driven.pid))
 
 
 def test_a_terabyte_that_holds_nothing(driven: Target) -> None:
