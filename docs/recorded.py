@@ -38,9 +38,10 @@ from memlens.views import (
     processes,
     sharing,
 )
+from memlens.views.lines import Line
 from memlens.views.reasons import select_classes
 from memlens.views.table import TableOptions
-from memlens.views.text import Line, TextOptions, render_map
+from memlens.views.text import TextOptions, render_map
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from memlens.account.capture import map_process
     from memlens.account.cgroupmodel import CgroupList, CgroupPages
     from memlens.account.cgrouppages import list_cgroups, read_cgroup
+    from memlens.account.cost import Cost
     from memlens.account.explain import PageExplanation, explain_page
     from memlens.account.facts import Missed
     from memlens.account.fileflags import count_file_flags
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
         read_swap_ledger,
     )
     from memlens.account.model import (
-        Cost,
         Kernel,
         MappingPages,
         Process,
@@ -68,7 +68,7 @@ _HOMES = {
     "CgroupList": "account.cgroupmodel",
     "CgroupPages": "account.cgroupmodel",
     "CgroupSwap": "account.ledger",
-    "Cost": "account.model",
+    "Cost": "account.cost",
     "Features": "kernel.probes",
     "FileCache": "account.files",
     "FileScan": "account.files",

@@ -20,5 +20,15 @@ def main() -> None:
         sys.exit(130)
 
 
+def run() -> None:
+    """Run the command line, and end this process at once with its exit code."""
+    try:
+        main()
+    except SystemExit as done:
+        from memlens.commands.startup import leave
+
+        leave(done.code)
+
+
 if __name__ == "__main__":
-    main()
+    run()

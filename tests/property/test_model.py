@@ -7,15 +7,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memlens.account.cost import Cost
 from memlens.account.model import (
-    Cost,
     Kernel,
     MappingPages,
     Process,
     ProcessMap,
-    counts_by_name,
 )
-from memlens.pages.classes import PageClass
+from memlens.pages.classes import PageClass, counts_by_name
 from memlens.pages.runs import encode_runs
 
 PAGE_SIZE = 4096

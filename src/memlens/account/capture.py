@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from memlens.account.cost import Cost
 from memlens.account.mapping import (
     KERNEL_HALF,
     MappingReader,
@@ -19,7 +20,6 @@ from memlens.account.mapping import (
     object_label,
 )
 from memlens.account.model import (
-    Cost,
     Kernel,
     MappingPages,
     Process,

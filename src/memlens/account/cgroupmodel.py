@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
-from memlens.account.model import Cost
 
 # Codes of kinds, from 1; 0 is no page of the cgroup.
 KINDS = ("anonymous", "shmem", "file", "hugetlb", "kernel")

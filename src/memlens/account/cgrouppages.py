@@ -35,8 +35,8 @@ from memlens.account.chargedframes import (
     classify_kinds,
     count_by_owner,
 )
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
-from memlens.account.model import Cost
 from memlens.kernel import features
 from memlens.kernel.cgroupmembers import find_cgroup
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy

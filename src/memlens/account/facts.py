@@ -64,8 +64,7 @@ class Want:
         return self.swap or self.present or self.frames
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectUse:
+class ObjectUse(NamedTuple):
     """
     A shared-memory object in the hands of a process.
 

@@ -1,8 +1,7 @@
 """The page frames that one process maps."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,7 @@ _JOIN_PAGES = 512
 _NARROW = 1 << 32
 
 
-@dataclass(frozen=True, slots=True)
-class Frames:
+class Frames(NamedTuple):
     """
     What a process maps: one entry for each mapped page, in the order of addresses.
 

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed, Progress, Stop, Stopped, Want
 from memlens.account.finding import Finder
 from memlens.account.foundobject import FoundObject
 from memlens.account.inspecting import Inspector
-from memlens.account.model import Cost
 from memlens.account.naming import no_such_object, resolve_name
 from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
@@ -96,8 +97,7 @@ def list_shared_memory(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectScan:
+class ObjectScan(NamedTuple):
     """
     Objects, the largest first, and what to know about what is not among them.
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from memlens.account.areaswap import AreaSwap, area_rows
 from memlens.account.cachedslots import CachedSlots, find_cached_slots
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want
 from memlens.account.inventory import (
     ObjectScan,
     loop_notes,
     read_objects,
 )
-from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
 from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep

@@ -1,6 +1,6 @@
 """How often page frames are mapped, and what that makes of the frames of a process."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,7 @@ from memlens.account.frametable import ANSWER_LIMIT, FrameTable
 from memlens.kernel.kpage import KpageFile
 
 
-@dataclass(frozen=True, slots=True)
-class FrameSums:
+class FrameSums(NamedTuple):
     """RSS, PSS and USS in pages; ``private_pages`` are those of USS that are of no file."""
 
     rss_pages: int

@@ -10,6 +10,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.cost import Cost
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs, decode_runs
 from memlens.pages.slotruns import SlotRuns
@@ -127,29 +128,6 @@ class MappingPages:
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """
-    What a scan cost.
-
-    :param wall_s: seconds from the first read to the last.
-    :param read_bytes: bytes that kernel files gave, scan results included.
-    :param longest_read_s: longest single call that can hold the target's mmap lock.
-    """
-
-    wall_s: float
-    read_bytes: int
-    longest_read_s: float
-
-    def plus(self, other: "Cost") -> "Cost":
-        """Return what this scan and another one cost."""
-        return Cost(
-            self.wall_s + other.wall_s,
-            self.read_bytes + other.read_bytes,
-            max(self.longest_read_s, other.longest_read_s),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class ProcessMap:
     """
     Where every page of one process is.
@@ -175,13 +153,3 @@ class ProcessMap:
         for mapping in self.mappings:
             total += mapping.counts()
         return total
-
-
-def counts_by_name(counts: NDArray[np.int64]) -> dict[str, int]:
-    """
-    Return ``{"present": 4, ...}`` without the zeros.
-
-    >>> counts_by_name(np.array([4] + [0] * 12))
-    {'present': 4}
-    """
-    return {kind.label: int(counts[kind]) for kind in PageClass if counts[kind]}

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memlens.account.foundobject import FoundObject
 from memlens.errors import MemlensError, Unsupported
@@ -17,8 +17,7 @@ _SYSV = re.compile(r"sysv:([0-9]{1,18})\Z")
 _INODE = re.compile(r"inode:([0-9a-fA-F]{1,8}:[0-9a-fA-F]{1,8}):([0-9]{1,20})\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectName:
+class ObjectName(NamedTuple):
     """
     A name of an object.
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
 from memlens.account.flagpages import Window, list_windows, read_windows
 from memlens.account.framesets import FrameRanks, FrameSet
 from memlens.account.mappingtable import MappingTable
-from memlens.account.model import Cost
 from memlens.account.sharingmodel import (
     MappingShare,
     PairShare,

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
 from memlens.account.inventory import read_objects
 from memlens.account.ledger import split_objects
 from memlens.account.mapcounts import count_maps
-from memlens.account.model import Cost
 from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
-from memlens.account.model import Cost
 from memlens.kernel.maps import Mapping
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
-from memlens.account.model import Cost
 from memlens.account.sharingmodel import MappingShare, ProcessShare, ShareCounts, Sharing
 from memlens.kernel import features
 from memlens.kernel.maps import MappingFigures

@@ -9,9 +9,10 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Stopped, Want
-from memlens.account.model import Cost
 from memlens.account.reader import ProcessReader, ShmemDevices, Tools
 from memlens.account.slots import find_swap_cached
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
@@ -251,8 +252,7 @@ class Sweep:
             return _Outcome(pid, refusal=reason_of(error))
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
+class _Outcome(NamedTuple):
     """What came of reading one process."""
 
     pid: int

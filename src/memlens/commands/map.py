@@ -16,7 +16,7 @@ from memlens.errors import MemlensError
 from memlens.pages.classes import PageClass
 
 if TYPE_CHECKING:
-    from memlens.views.text import Line
+    from memlens.views.lines import Line
 
 _SEGMENTS_AT_ONCE = 4096
 

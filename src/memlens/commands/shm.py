@@ -63,7 +63,9 @@ def command(
             if name is None:
                 lines = view.render_text(found, options, sort, top)
             else:
-                lines = view.render_objects(found, options, pages)
+                from memlens.views.sharedobject import render_objects
+
+                lines = render_objects(found, options, pages)
             tables.print_lines(lines, options.is_colored)
     is_missing = bool(found.missed) or (name is None and found.remainder_pages != 0)
     tables.finish(watch, found.is_complete, strict, is_missing)

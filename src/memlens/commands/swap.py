@@ -49,7 +49,6 @@ def command(
     if has_map and (by != "area" or as_csv):
         raise click.UsageError("--map goes with --by area, as text or JSON")
     from memlens.views import ledger as view
-    from memlens.views import slotmap
 
     sort = tables.check_sort(sort, view.list_sorts(by))
     from memlens.account.ledger import read_swap_ledger
@@ -71,6 +70,8 @@ def command(
             options = tables.table_options(no_color)
             lines = view.render_text(found, options, by, sort, top)
             if found.slots is not None:
+                from memlens.views import slotmap
+
                 size = found.page_size_bytes
                 lines = chain(lines, [[]], slotmap.render_text(found.slots, size, options, top))
             tables.print_lines(lines, options.is_colored)

@@ -12,8 +12,8 @@ from memlens.commands import common
 from memlens.commands.watch import Watch
 
 if TYPE_CHECKING:
+    from memlens.views.lines import Line
     from memlens.views.table import TableOptions
-    from memlens.views.text import Line
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SEGMENTS_AT_ONCE = 4096

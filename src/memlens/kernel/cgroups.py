@@ -5,7 +5,7 @@ Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
 """
 
 import os
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memlens.kernel.procfs import decode_bytes, read_file
 
@@ -30,8 +30,7 @@ def parse_cgroup(raw: bytes) -> str:
     return unified
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryHierarchy:
+class MemoryHierarchy(NamedTuple):
     """
     Where the memory controller is mounted.
 

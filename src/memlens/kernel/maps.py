@@ -6,14 +6,13 @@ hexadecimal; the path is the rest of the line, may hold spaces, may be empty,
 and a newline in it reads ``\012``.
 """
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memlens.errors import ParseError
 from memlens.kernel.procfs import decode_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """
     One line of /proc/PID/maps.
 
@@ -51,8 +50,7 @@ class Mapping:
         return f"{self.start:x}-{self.stop:x}"
 
 
-@dataclass(frozen=True, slots=True)
-class MappingFigures:
+class MappingFigures(NamedTuple):
     """
     One block of /proc/PID/smaps.
 
@@ -62,7 +60,7 @@ class MappingFigures:
     """
 
     mapping: Mapping
-    size_bytes: dict[str, int] = field(default_factory=dict)
+    size_bytes: dict[str, int]
     vm_flags: frozenset[str] = frozenset()
 
 
@@ -123,7 +121,7 @@ def parse_smaps(raw: bytes, path: str = "/proc/PID/smaps") -> list[MappingFigure
             continue
         name, colon, rest = line.partition(":")
         if not colon or not name.replace("_", "").isalnum() or " " in name:
-            found.append(MappingFigures(parse_mapping(line, number, path)))
+            found.append(MappingFigures(parse_mapping(line, number, path), {}))
         elif not found:
             raise ParseError("figure before mapping", path=path, line_number=number, text=line)
         elif name == "VmFlags":

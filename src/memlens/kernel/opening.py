@@ -9,7 +9,6 @@ is no open for the file system: no driver runs, no lease breaks, inotify is sile
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from memlens.errors import MemlensError
@@ -45,8 +44,7 @@ _KINDS = {
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectFacts:
+class ObjectFacts(NamedTuple):
     """
     What backs a mapping, before anything is opened.
 

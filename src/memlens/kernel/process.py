@@ -7,8 +7,8 @@ its directory is held open, so that a reused PID is never read by mistake.
 
 import os
 import time
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
@@ -19,8 +19,7 @@ from memlens.kernel.procfs import READ_NEEDS, Meter, decode_bytes, raise_errno, 
 PF_KTHREAD = 0x00200000
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """
     Which process this is.
 
@@ -38,8 +37,7 @@ class Identity:
     start_ticks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """
     Fields of /proc/PID/stat: comm, state, kernel flags, threads, start time, arguments.
 

@@ -11,7 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memlens.errors import ParseError
 from memlens.kernel.filesystems import may_hang
@@ -29,8 +29,7 @@ libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
 libc.shmdt.argtypes = [ctypes.c_void_p]
 
 
-@dataclass(frozen=True, slots=True)
-class TmpfsFile:
+class TmpfsFile(NamedTuple):
     """
     A regular file of a tmpfs.
 
@@ -50,8 +49,7 @@ class TmpfsFile:
     changed_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """
     One line of /proc/sysvipc/shm.
 

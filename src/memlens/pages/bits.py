@@ -6,7 +6,7 @@ bits 0-4 of a swapped one the swap area and bits 5-54 the slot.  A reader withou
 CAP_SYS_ADMIN gets zero in them.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,7 @@ SWAP_AREAS = 23
 SWAP_MARKER = 31
 
 
-@dataclass(frozen=True, slots=True)
-class Bit:
+class Bit(NamedTuple):
     """
     One flag bit.
 

@@ -7,9 +7,9 @@ object's answers mean.  Rows stand in the order in which they are asked, and the
 first that matches decides.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,8 +38,7 @@ class PageClass(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class ClassRow:
+class ClassRow(NamedTuple):
     """
     One page class, as documented and drawn.
 
@@ -226,8 +225,7 @@ class Reason(IntEnum):
     MAPPING_CHANGED = 51
 
 
-@dataclass(frozen=True, slots=True)
-class EntryRow:
+class EntryRow(NamedTuple):
     """
     What a page-table entry means.
 
@@ -274,8 +272,7 @@ ENTRY_TABLE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectRow:
+class ObjectRow(NamedTuple):
     """
     What the answers of an object mean.
 
@@ -387,3 +384,13 @@ def object_verdicts(kind: str) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         verdicts[evidence] = row.verdict
         is_odd[evidence] = row.is_odd or row.verdict == Verdict.AGAIN
     return verdicts, is_odd
+
+
+def counts_by_name(counts: NDArray[np.int64]) -> dict[str, int]:
+    """
+    Return ``{"present": 4, ...}`` without the zeros.
+
+    >>> counts_by_name(np.array([4] + [0] * 12))
+    {'present': 4}
+    """
+    return {kind.label: int(counts[kind]) for kind in PageClass if counts[kind]}

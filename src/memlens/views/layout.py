@@ -1,11 +1,11 @@
 """How wide the columns of the text table are, at any width of the terminal."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memlens.pages.classes import PageClass
 from memlens.units import escape_text
 from memlens.views.columns import CLASS_COLUMNS, ClassColumn, Row
+from memlens.views.lines import cell_len, cut_middle
 from memlens.views.strip import INTEREST
 
 _NAME_LEAST, _STRIP_LEAST, _STRIP_MOST = 14, 10, 64
@@ -18,8 +18,7 @@ _MEMFD = "/memfd:"
 _ALWAYS = (PageClass.PRESENT, PageClass.SWAPPED, PageClass.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """
     The columns of a table, in cells of the terminal.
 
@@ -89,15 +88,6 @@ def _split(rows: list[Row], room: int) -> tuple[int, int]:
     return name, strip if strip >= _STRIP_LEAST // 2 else 0
 
 
-def cell_len(text: str) -> int:
-    """Return the cells that text takes in a terminal."""
-    if text.isascii():
-        return len(text)
-    from rich.cells import cell_len as measure
-
-    return measure(text)
-
-
 def full_name(path: str) -> str:
     """Return the path of a mapping as text shows it."""
     return escape_text(path) if path else "(anonymous)"
@@ -123,23 +113,3 @@ def short_name(path: str, width: int, ellipsis: str) -> str:
         # All shared memory without a name in a file system is "deleted".
         name = name.removesuffix(" (deleted)")
     return cut_middle(name, width, ellipsis)
-
-
-def cut_middle(text: str, width: int, ellipsis: str) -> str:
-    """Return text in a width, without its middle if it is longer."""
-    if cell_len(text) <= width:
-        return text
-    tail = max((width - len(ellipsis)) // 2, 0)
-    head = max(width - len(ellipsis) - tail, 0)
-    end = _take(reversed(text), tail)[::-1]
-    return _take(text, head) + ellipsis + end
-
-
-def _take(characters: Iterable[str], width: int) -> str:
-    """Return the first characters that fit a width."""
-    taken = ""
-    for character in characters:
-        if cell_len(taken + character) > width:
-            break
-        taken += character
-    return taken

@@ -8,27 +8,29 @@ from memlens.account.ledger import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
 from memlens.account.sharedobject import SharedObject
 from memlens.units import format_size
 from memlens.views.inventory import holder_pids, holders_text
-from memlens.views.slotmap import json_slots
-from memlens.views.table import (
+from memlens.views.lines import (
     ALARM,
     BOLD,
     DIM,
+    Line,
+    Segment,
+    percent,
+    render_labelled,
+)
+from memlens.views.table import (
     TableColumn,
     TableOptions,
     json_cost,
     json_missed,
     json_rows,
-    percent,
     render_amount,
     render_csv,
     render_document,
-    render_labelled,
     render_summary,
     render_table,
     sort_names,
     sort_rows,
 )
-from memlens.views.text import Line, Segment
 from memlens.views.users import user_name
 
 SCHEMA = "memlens.swap/1"
@@ -151,7 +153,7 @@ def render_text(
         yield [Segment("INCOMPLETE: the scan ended early", ALARM)]
     if not ledger.areas:
         yield [Segment("This machine has no swap area in use.")]
-        yield from render_labelled("note", ledger.notes, options)
+        yield from render_labelled("note", ledger.notes, options.width)
         return
     yield from render_table(ledger.areas, AREA_COLUMNS, size, options)
     yield from _zswap_lines(ledger.zswap)
@@ -265,13 +267,21 @@ def render_json(
             "processes": [_process_json(row) for row in rows("process")],
             "objects": [_object_json(item) for item in rows("object")],
             "cgroups": json_rows(rows("cgroup"), CGROUP_COLUMNS),
-            **({} if ledger.slots is None else json_slots(ledger.slots)),
+            **_slots_json(ledger),
             "missed": json_missed(ledger.missed),
             "notes": list(ledger.notes),
             "is_complete": ledger.is_complete,
             "cost": json_cost(ledger.cost),
         }
     )
+
+
+def _slots_json(ledger: SwapLedger) -> dict[str, Any]:
+    if ledger.slots is None:
+        return {}
+    from memlens.views.slotmap import json_slots
+
+    return json_slots(ledger.slots)
 
 
 def _process_json(row: ProcessSwap) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from memlens.account.model import MappingPages, ProcessMap, Words, counts_by_name
-from memlens.pages.classes import PageClass
+from memlens.account.model import MappingPages, ProcessMap, Words
+from memlens.pages.classes import PageClass, counts_by_name
 from memlens.pages.runs import Runs
 from memlens.pages.slotruns import SlotRuns
 from memlens.views.columns import CLASS_COLUMNS, MAPPING_COLUMNS, Row, Value

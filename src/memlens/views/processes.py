@@ -5,9 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 from memlens.account.sharing import ProcessGroup, ProcessList, ProcessMemory
-from memlens.views.table import (
+from memlens.views.lines import (
     ALARM,
     DIM,
+    Line,
+    Segment,
+)
+from memlens.views.table import (
     TableColumn,
     TableOptions,
     json_cost,
@@ -20,7 +24,6 @@ from memlens.views.table import (
     sort_names,
     sort_rows,
 )
-from memlens.views.text import Line, Segment
 from memlens.views.users import user_name
 
 SCHEMA = "memlens.ps/1"

@@ -9,8 +9,18 @@ from numpy.typing import NDArray
 
 from memlens.account.slotmap import AreaSlots, SlotMap, SlotOwner
 from memlens.units import escape_text, format_size
-from memlens.views.table import ALARM, BOLD, DIM, TableColumn, TableOptions, render_table
-from memlens.views.text import Line, Segment
+from memlens.views.lines import (
+    ALARM,
+    BOLD,
+    DIM,
+    Line,
+    Segment,
+)
+from memlens.views.table import (
+    TableColumn,
+    TableOptions,
+    render_table,
+)
 
 _ROWS = 12
 _LETTERS = string.ascii_uppercase

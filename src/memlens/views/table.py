@@ -10,20 +10,26 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
-from memlens.account.model import Cost
 from memlens.units import escape_text, format_size
-from memlens.views.layout import cell_len, cut_middle
-from memlens.views.text import Line, Segment, format_seconds
+from memlens.views.lines import (
+    ALARM,
+    DIM,
+    Line,
+    Segment,
+    cell_len,
+    cut_middle,
+    format_cost,
+    render_labelled,
+)
 
 T = TypeVar("T")
 Value = int | float | str | None
 Unit = Literal["pages", "bytes", "number", "text", "name"]
 
-BOLD, DIM, ALARM = "bold", "dim", "bold red"
 _NAME_LEAST = 12
 # A name that gets less loses a column of the first rank to leave out.
 _NAME_WANTED = 17
@@ -32,8 +38,7 @@ _MISSED_SHOWN = 8
 _WIDE = 110
 
 
-@dataclass(frozen=True, slots=True)
-class TableColumn(Generic[T]):
+class TableColumn(NamedTuple, Generic[T]):
     r"""
     One thing that is told of a row.
 
@@ -55,8 +60,7 @@ class TableColumn(Generic[T]):
     absent: str = "?"
 
 
-@dataclass(frozen=True, slots=True)
-class TableOptions:
+class TableOptions(NamedTuple):
     """
     How to draw.
 
@@ -232,18 +236,6 @@ def _is_left(column: TableColumn[Any]) -> bool:
     return column.unit in ("text", "name")
 
 
-def render_labelled(
-    title: str, lines: Iterable[str], options: TableOptions, style: str = BOLD
-) -> Iterator[Line]:
-    """Yield paragraphs, the first with a label before it."""
-    for number, line in enumerate(lines):
-        head = f"{title if not number else '':<9} "
-        parts = textwrap.wrap(line, max(options.width - len(head), 20)) or [""]
-        yield [Segment(head, style), Segment(parts[0])]
-        for part in parts[1:]:
-            yield [Segment(" " * len(head)), Segment(part)]
-
-
 def render_amount(head: str, style: str, meaning: str, options: TableOptions) -> Iterator[Line]:
     """Yield an amount, and beside it what it means."""
     parts = textwrap.wrap(meaning, max(options.width - len(head), 20)) or [""]
@@ -259,32 +251,9 @@ def render_summary(
     lines = [escape_text(f"{item.what}: {item.reason}") for item in missed[:_MISSED_SHOWN]]
     if len(missed) > _MISSED_SHOWN:
         lines.append(f"{len(missed) - _MISSED_SHOWN} more (--json has them)")
-    yield from render_labelled("missed", lines, options, ALARM)
-    yield from render_labelled("note", [escape_text(note) for note in notes], options)
-    yield from render_labelled("cost", [format_cost(cost)], options)
-
-
-def format_cost(cost: Cost) -> str:
-    """Return what a scan cost as one line."""
-    return (
-        f"{format_seconds(cost.wall_s)}, {format_size(cost.read_bytes)} read, "
-        f"longest single read {format_seconds(cost.longest_read_s)}"
-    )
-
-
-def percent(pages: float, total: float) -> str:
-    """
-    Return a share that never rounds to nothing or to all, "" of nothing.
-
-    >>> [percent(n, 1000) for n in (0, 1, 500, 999, 1000)]
-    ['0%', '<1%', '50%', '>99%', '100%']
-    """
-    if not total:
-        return ""
-    share = 100 * pages / total
-    if pages < total and share >= 99.5:
-        return ">99%"
-    return f"{share:.0f}%" if share >= 0.5 or not pages else "<1%"
+    yield from render_labelled("missed", lines, options.width, ALARM)
+    yield from render_labelled("note", [escape_text(note) for note in notes], options.width)
+    yield from render_labelled("cost", [format_cost(cost)], options.width)
 
 
 def json_rows(rows: Iterable[T], columns: Sequence[TableColumn[T]]) -> list[dict[str, Any]]:

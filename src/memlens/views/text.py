@@ -7,7 +7,6 @@ needed only where they are coloured.
 
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from memlens.account.model import MappingPages, ProcessMap
@@ -15,20 +14,24 @@ from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.decode import bit_names
 from memlens.units import escape_text, format_size
 from memlens.views.columns import Row, format_value
-from memlens.views.layout import (
-    OTHER_WIDTH,
-    Layout,
+from memlens.views.layout import OTHER_WIDTH, Layout, choose_layout, short_name
+from memlens.views.lines import (
+    ALARM,
+    BOLD,
+    DIM,
+    Line,
+    Segment,
     cell_len,
-    choose_layout,
     cut_middle,
-    short_name,
+    format_cost,
+    percent,
+    render_labelled,
 )
 from memlens.views.reasons import group_unknown, list_runs
 from memlens.views.strip import draw_strip
 
 _REASONS_SHOWN = 8
 _NOTES_SHOWN = 8
-_BOLD, _DIM, _ALARM = "bold", "dim", "bold red"
 _STYLES = {row.page_class: row.color for row in CLASSES}
 _GLYPHS = {row.page_class: row.glyph for row in CLASSES}
 # Classes that hold something are drawn as blocks where there is colour; the others, and
@@ -45,18 +48,7 @@ _BLOCKS = frozenset(
 )
 
 
-class Segment(NamedTuple):
-    """Text, and its style as rich spells it: ``bold red``."""
-
-    text: str
-    style: str = ""
-
-
-Line = list[Segment]
-
-
-@dataclass(frozen=True, slots=True)
-class TextOptions:
+class TextOptions(NamedTuple):
     """
     How to draw.
 
@@ -109,35 +101,35 @@ def _header(result: ProcessMap, options: TextOptions) -> Iterator[Line]:
     title = f"{escape_text(process.name)}  PID {process.pid}"
     command = escape_text(" ".join(process.cmdline))
     room = options.width - len(title) - 2
-    line = [Segment(title, _BOLD)]
+    line = [Segment(title, BOLD)]
     if command and room >= 10:
-        line.append(Segment("  " + cut_middle(command, room, options.ellipsis), _DIM))
+        line.append(Segment("  " + cut_middle(command, room, options.ellipsis), DIM))
     yield line
     started = process.started_at.strftime("%Y-%m-%d %H:%M:%S %Z")
     about = (
         f"started {started}, Linux {escape_text(result.kernel.release)}, "
         f"pages of {format_size(result.kernel.page_size_bytes)}"
     )
-    yield [Segment(about, _DIM)]
+    yield [Segment(about, DIM)]
     if not result.is_complete:
-        yield [Segment("INCOMPLETE: the scan was stopped early", _ALARM)]
+        yield [Segment("INCOMPLETE: the scan was stopped early", ALARM)]
 
 
 def _heading(layout: Layout) -> Iterator[Line]:
     titles = [column.title.split("\n") for column in layout.own]
     titles += [["other"]] if layout.shared else []
     styles = [f"bold {_STYLES[column.page_class]}" for column in layout.own]
-    styles += [_BOLD] if layout.shared else []
+    styles += [BOLD] if layout.shared else []
     left, gap = _left_heading(layout), " " * layout.gap
     height = max((len(title) for title in titles), default=1)
     for level in range(height - 1, -1, -1):
         is_last = level == 0
-        line = [Segment(left if is_last else " " * len(left), _BOLD)]
+        line = [Segment(left if is_last else " " * len(left), BOLD)]
         for title, style, width in zip(titles, styles, layout.widths, strict=True):
             part = title[len(title) - 1 - level] if level < len(title) else ""
             line.append(Segment(f"{gap}{part:>{width}}", style))
         if is_last and layout.strip:
-            line.append(Segment(f"{gap}where", _BOLD))
+            line.append(Segment(f"{gap}where", BOLD))
         yield line
 
 
@@ -156,7 +148,7 @@ def _mapping_line(row: Row, layout: Layout, other: str, options: TextOptions) ->
     padding = " " * (layout.name - cell_len(name))
     line = [
         Segment(f"{left}{escape_text(mapping.permissions):4}{gap}{size:>5}{gap}"),
-        Segment(name + padding, "" if mapping.path else _DIM),
+        Segment(name + padding, "" if mapping.path else DIM),
     ]
     line += _class_cells(row, layout, other)
     if layout.strip:
@@ -233,18 +225,18 @@ def _details(mapping: MappingPages, options: TextOptions) -> Iterator[Line]:
             start = mapping.start + first * size
             where = f"  {start:x}-{start + pages * size:x}"
             amount = f"{format_size(pages * size):>6}{pages:>10} pages  "
-            line = [Segment(f"{where:36}{amount}", _DIM), Segment(kind.label, _STYLES[kind])]
+            line = [Segment(f"{where:36}{amount}", DIM), Segment(kind.label, _STYLES[kind])]
             yield [*line, Segment(f": {escape_text(reason)}")] if reason else line
     if mapping.words is not None:
         words = zip(mapping.words.page.tolist(), mapping.words.word.tolist(), strict=True)
         for page, word in words:
             where = f"  {mapping.start + page * size:x}"
-            yield [Segment(f"{where:19} {word:016x}  {', '.join(bit_names(word))}", _DIM)]
+            yield [Segment(f"{where:19} {word:016x}  {', '.join(bit_names(word))}", DIM)]
     for first, pages, area, slot in mapping.slots or ():
         start = mapping.start + first * size
         where = f"  {start:x}-{start + pages * size:x}"
         place = f"swap area {area}, slots {slot} to {slot + pages - 1}"
-        yield [Segment(f"{where:36}{place}", _DIM)]
+        yield [Segment(f"{where:36}{place}", DIM)]
 
 
 def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterator[Line]:
@@ -255,7 +247,7 @@ def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterat
     digits = len(str(total))
 
     def amount(pages: int) -> str:
-        share = _percent(pages, total)
+        share = percent(pages, total)
         return f"{format_size(pages * size):>6} {pages:>{digits}} pages {share:>4}  "
 
     yield []
@@ -266,7 +258,7 @@ def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterat
             label, style = f"{sign} {row.page_class.label:<12}", _STYLES[row.page_class]
             yield from _total_line(label, style, amount(pages), row.meaning, options.width)
     mappings = f"in {len(rows)} mapping{'s' if len(rows) != 1 else ''}"
-    yield from _total_line(f"  {'total':<12}", _BOLD, amount(total), mappings, options.width)
+    yield from _total_line(f"  {'total':<12}", BOLD, amount(total), mappings, options.width)
 
 
 def _total_line(
@@ -274,33 +266,20 @@ def _total_line(
 ) -> Iterator[Line]:
     indent = len(label) + len(amount)
     parts = textwrap.wrap(meaning, max(width - indent, 20)) or [""]
-    yield [Segment(label, style), Segment(amount), Segment(parts[0], _DIM)]
+    yield [Segment(label, style), Segment(amount), Segment(parts[0], DIM)]
     for part in parts[1:]:
-        yield [Segment(" " * indent), Segment(part, _DIM)]
-
-
-def _percent(pages: int, total: int) -> str:
-    """Return a share that never rounds to nothing or to all."""
-    share = 100 * pages / total
-    if pages < total and share >= 99.5:
-        return ">99%"
-    return f"{share:.0f}%" if share >= 0.5 else "<1%"
+        yield [Segment(" " * indent), Segment(part, DIM)]
 
 
 def _summary(whole: ProcessMap, options: TextOptions) -> Iterator[Line]:
     for title, lines in (
         ("unknown", list(_unknown_lines(whole))),
         ("evidence", [_evidence_line(whole.evidence)]),
-        ("cost", [_cost_line(whole)]),
+        ("cost", [format_cost(whole.cost)]),
         ("note", _note_lines(whole.notes)),
     ):
         is_alarm = title == "unknown" and lines != ["nothing"]
-        for number, line in enumerate(lines):
-            head = f"{title if not number else '':<9} "
-            parts = textwrap.wrap(line, max(options.width - len(head), 20)) or [""]
-            yield [Segment(head, _ALARM if is_alarm else _BOLD), Segment(parts[0])]
-            for part in parts[1:]:
-                yield [Segment(" " * len(head)), Segment(part)]
+        yield from render_labelled(title, lines, options.width, ALARM if is_alarm else BOLD)
 
 
 def _unknown_lines(whole: ProcessMap) -> Iterator[str]:
@@ -324,28 +303,8 @@ def _evidence_line(evidence: dict[str, bool]) -> str:
     return f"{line}; not used: {', '.join(unused)}" if unused else line
 
 
-def _cost_line(whole: ProcessMap) -> str:
-    cost = whole.cost
-    return (
-        f"{format_seconds(cost.wall_s)}, {format_size(cost.read_bytes)} read, "
-        f"longest single read {format_seconds(cost.longest_read_s)}"
-    )
-
-
 def _note_lines(notes: tuple[str, ...]) -> list[str]:
     lines = [escape_text(note) for note in notes[:_NOTES_SHOWN]]
     if len(notes) > _NOTES_SHOWN:
         lines.append(f"{len(notes) - _NOTES_SHOWN} more (--json has them)")
     return lines
-
-
-def format_seconds(seconds: float) -> str:
-    """
-    Return a duration in three digits.
-
-    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 130)]
-    ['0.04 ms', '12.3 ms', '2.5 s', '130 s']
-    """
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from memlens.account.cost import Cost
 from memlens.account.demo import Answer, judge
 from memlens.account.model import (
-    Cost,
     Kernel,
     MappingPages,
     Process,

@@ -83,3 +83,32 @@ def test_who_wants_it_ignored_is_obeyed(site: Path) -> None:
     done = run(site, [SCRIPT], "--help", "click", ignored=True)
     assert done.returncode == 0
     assert "Commands:" in done.stdout
+
+
+def outcome_of(code: str) -> tuple[int, str, str]:
+    program = f"import os, sys\nfrom memlens.commands.startup import begin, leave\n{code}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_numpy_starts_no_threads() -> None:
+    code = "begin()\nimport numpy\nprint(len(os.listdir('/proc/self/task')))"
+    assert outcome_of(code) == (0, "1\n", "")
+
+
+def test_what_the_user_says_of_threads_stands() -> None:
+    code = (
+        "os.environ['OPENBLAS_NUM_THREADS'] = '7'\n"
+        "begin()\nprint(os.environ['OPENBLAS_NUM_THREADS'])"
+    )
+    assert outcome_of(code) == (0, "7\n", "")
+
+
+@pytest.mark.parametrize(("code", "expected"), [("None", 0), ("0", 0), ("3", 3)])
+def test_what_was_printed_is_not_lost_at_the_end(code: str, expected: int) -> None:
+    text = f"print('out'); print('err', end='', file=sys.stderr); leave({code})"
+    assert outcome_of(text) == (expected, "out\n", "err")
+
+
+def test_an_end_with_words_prints_them() -> None:
+    assert outcome_of("leave('why')") == (1, "", "why\n")

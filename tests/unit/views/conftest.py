@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from memlens.account.model import Cost, Kernel, MappingPages, Process, ProcessMap, UnknownRun
+from memlens.account.cost import Cost
+from memlens.account.model import Kernel, MappingPages, Process, ProcessMap, UnknownRun
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs, select_runs
 

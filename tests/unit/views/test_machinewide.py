@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from memlens.account.areaswap import AreaSwap
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
 from memlens.account.inventory import Inventory
 from memlens.account.ledger import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
-from memlens.account.model import Cost
 from memlens.account.sharedobject import Holder, SharedObject
 from memlens.account.sharing import ProcessGroup, ProcessList, ProcessMemory
 from memlens.pages.classes import PageClass
@@ -22,9 +22,9 @@ from memlens.pages.runs import encode_runs
 from memlens.views import inventory as shm
 from memlens.views import ledger as swap
 from memlens.views import processes as ps
-from memlens.views.layout import cell_len
+from memlens.views.lines import Line, cell_len
+from memlens.views.sharedobject import render_objects
 from memlens.views.table import TableOptions
-from memlens.views.text import Line
 
 EVIL = "evil\x1b[31m\nname\udcff"
 COST = Cost(0.5, 4096, 0.001)
@@ -109,7 +109,7 @@ def render_everything(options: TableOptions) -> Iterator[tuple[str, Iterator[Lin
     for part in swap.PARTS:
         yield f"swap by {part}", swap.render_text(LEDGER, options, part)
     yield "shm", shm.render_text(INVENTORY, options)
-    yield "object", shm.render_objects(INVENTORY, options, has_runs=True)
+    yield "object", render_objects(INVENTORY, options, has_runs=True)
     yield "ps", ps.render_text(PROCESSES, options)
     yield "groups", ps.render_text(PROCESSES, options, "user")
 
@@ -257,7 +257,7 @@ def test_csv_has_no_raw_control(part: str) -> None:
 
 
 def test_an_object_shows_who_maps_which_part() -> None:
-    lines = plain(shm.render_objects(replace(INVENTORY, objects=(OBJECT,)), TableOptions(100)))
+    lines = plain(render_objects(replace(INVENTORY, objects=(OBJECT,)), TableOptions(100)))
     assert "PPckSSa.." in lines
     (row,) = (line for line in lines if line.lstrip().startswith("42 "))
     assert "3-5, 0-2, +1" in row

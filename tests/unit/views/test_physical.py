@@ -11,9 +11,9 @@ from memlens.account.cgroupmodel import (
     OwnerPages,
     StatLine,
 )
+from memlens.account.cost import Cost
 from memlens.account.facts import Missed
 from memlens.account.files import FileCache, FileTotals, StripCell, unknown_file
-from memlens.account.model import Cost
 from memlens.account.sharingmodel import MappingShare, PairShare, ProcessShare, Sharing
 from memlens.views import cgroup, files, sharing
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from memlens.views.layout import cell_len
+from memlens.views.lines import cell_len
 from memlens.views.table import (
     TableColumn,
     TableOptions,

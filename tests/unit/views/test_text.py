@@ -7,8 +7,8 @@ import pytest
 
 from memlens.account.model import Words
 from memlens.pages.classes import CLASSES, PageClass
-from memlens.views.layout import cell_len
-from memlens.views.text import TextOptions, format_seconds, render_map, scanned_pages
+from memlens.views.lines import cell_len, format_seconds
+from memlens.views.text import TextOptions, render_map, scanned_pages
 
 # mypy: disable-error-code="no-untyped-def"
 
