@@ -274,7 +274,7 @@ class ProcessReader:
             for name in os.listdir(fd):
                 use = self._open_use(fd, name)
                 if use is not None:
-                    uses.append(replace(use, tid=thread))
+                    uses.append(use._replace(tid=thread))
         finally:
             os.close(fd)
         return uses

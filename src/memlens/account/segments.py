@@ -6,7 +6,6 @@ entered another namespace since it attached.
 """
 
 import os
-from dataclasses import replace
 from itertools import count
 
 from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts
@@ -66,7 +65,7 @@ def _settle(items: list[FoundObject], found: dict[ObjectKey, FoundObject], proc:
 def _move(pair: _Use, item: FoundObject, target: FoundObject) -> None:
     item.uses.remove(pair)
     facts, use = pair
-    target.uses.append((facts, replace(use, key=target.key)))
+    target.uses.append((facts, use._replace(key=target.key)))
 
 
 def _segment_handle(item: FoundObject) -> bytes | None:
