@@ -1,14 +1,17 @@
 """``explain_page`` on the real kernel: the verdict of ``map_process``, and its reasons."""
 
+import fcntl
 import json
 import mmap
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from looking import can_walk
 
 from memlens.account.capture import map_process
 from memlens.account.explain import PageExplanation, explain_page
@@ -281,11 +284,37 @@ def test_without_a_right_to_the_object_the_reason_is_given() -> None:
         [*MEMLENS, str(os.getpid()), address, "--json"],
         capture_output=True,
         text=True,
-        env=os.environ | {"MEMLENS_DISABLE": "map_files"},
+        env=os.environ | {"MEMLENS_DISABLE": "map_files,cachewalk"},
     )
     found = json.loads(done.stdout)
     assert found["verdict"] == "unknown"
     assert "map_files is switched off" in found["reason"]
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "disk"])
+def test_the_walk_answers_for_a_file_under_a_lease(kind: str, tmp_path: Path) -> None:
+    """It needs no descriptor, so that the lease is not broken."""
+    if not can_walk():
+        pytest.skip("needs the page-cache walk")
+    directory = Path("/dev/shm") if kind == "tmpfs" else tmp_path
+    path = directory / f"memlens-test-{os.getpid()}"
+    with path.open("w+b", buffering=0) as file:
+        try:
+            os.ftruncate(file.fileno(), 3 * PAGE)
+            os.pwrite(file.fileno(), b"x", PAGE)
+            area = mmap.mmap(file.fileno(), 3 * PAGE)
+            start = int(np.frombuffer(area, np.uint8).ctypes.data)
+            os.ftruncate(file.fileno(), 2 * PAGE)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            found = [explain_page(os.getpid(), start + page * PAGE) for page in range(3)]
+            assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+        finally:
+            path.unlink()
+    # Of a file on disk the walk does not tell a hole from what the disk holds.
+    first = PageClass.NONE if kind == "tmpfs" else PageClass.UNKNOWN
+    assert [page.verdict for page in found] == [first, PageClass.CACHED, PageClass.BEYOND_END]
+    assert ("lease" in found[0].reason) == (first is PageClass.UNKNOWN)
+    assert not found[1].reason
 
 
 def test_a_process_that_may_not_be_read_is_an_error() -> None:
