@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import swapareas
+from looking import ATTEMPTS, ReportsOf
 from swapareas import (
     Missing,
     Squeeze,
@@ -15,6 +16,10 @@ from swapareas import (
     machine_state,
     swap_area,
 )
+from workloads.base import Entry, StateMoved, Workload
+
+from memlens import MemlensError
+from memlens.kernel.cachewalk import CacheWalker
 
 MUST_RUN = bool(os.environ.get("MEMLENS_REQUIRE_KERNEL"))
 
@@ -80,3 +85,34 @@ def swap(
             yield kind
     except Missing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture
+def reports_of(swap: str, squeeze: Squeeze, tmp_path: Path) -> ReportsOf:
+    """Return what builds a workload and has it looked at: it gives the reports, "" if none."""
+
+    def look_at(entry: Entry, look: Callable[[Workload], list[str]]) -> str:
+        for attempt in range(ATTEMPTS):
+            try:
+                with entry.open(swap, squeeze, tmp_path / str(attempt)) as workload:
+                    return "\n".join(filter(None, look(workload)))
+            except StateMoved:
+                # Reclaim took what was built.  A wrong builder never gets through.
+                if attempt == ATTEMPTS - 1:
+                    raise
+            except Missing as missing:
+                pytest.skip(str(missing))
+        raise AssertionError("unreachable")
+
+    return look_at
+
+
+@pytest.fixture(scope="module")
+def walker(machine: None) -> Iterator[CacheWalker]:
+    """Return a walker of the page cache."""
+    try:
+        made = CacheWalker()
+    except MemlensError as reason:
+        pytest.skip(str(reason))
+    with made:
+        yield made

@@ -7,7 +7,7 @@ import pickle
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,15 @@ from pathlib import Path
 import numpy as np
 import raw
 from numpy.typing import NDArray
-from workloads.base import Expected, Workload
+from workloads.base import Entry, Expected, Workload, as_array
 
 import memlens
 from memlens import MemlensError, PageClass, ProcessMap, map_process
 from memlens.kernel.cachewalk import walker
 
 ATTEMPTS = 4
+# The fixture ``reports_of``: builds a workload, has it looked at, returns what was wrong.
+ReportsOf = Callable[[Entry, Callable[[Workload], list[str]]], str]
 # Code for a target (Target.run): it becomes an ordinary user's.
 GIVE_AWAY = """
 os.setgroups([])
@@ -66,7 +68,7 @@ def seen_of(result: ProcessMap, expected: Expected) -> Seen:
 
 def differences(expected: Expected, seen: Seen) -> str:
     """Return a report of the pages that differ, "" if none does."""
-    wanted = np.array(expected.classes, np.uint8)
+    wanted = as_array(expected)
     wrong = np.flatnonzero(seen.classes != wanted)
     if not len(wrong):
         return ""
@@ -108,14 +110,17 @@ def can_walk() -> bool:
     return True
 
 
-def as_far_as_known(expected: Expected, seen: Seen) -> tuple[Expected, Seen]:
+def as_far_as_known(expected: Expected, seen: Seen) -> Seen:
     """Excuse what is unknown on kernels without the walk, where nothing else tells."""
-    open_classes = WALK_ALONE_TELLS.get(expected.proof, set())
-    if can_walk() or not open_classes:
-        return expected, seen
-    wanted = np.array(expected.classes, np.uint8)
-    is_excused = (seen.classes == PageClass.UNKNOWN) & np.isin(wanted, list(open_classes))
-    return expected, Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
+    return seen if can_walk() else excused(expected, seen)
+
+
+def excused(expected: Expected, seen: Seen) -> Seen:
+    """Excuse what is unknown and only the walk can tell."""
+    wanted = as_array(expected)
+    open_classes = list(WALK_ALONE_TELLS.get(expected.proof, ()))
+    is_excused = (seen.classes == PageClass.UNKNOWN) & np.isin(wanted, open_classes)
+    return Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
 
 
 class Look:

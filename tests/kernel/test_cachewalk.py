@@ -11,7 +11,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -51,17 +51,6 @@ CLONE_NEWUSER = 0x10000000
 NOBODY = 65534
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture(scope="module")
-def walker(machine: None) -> Iterator[CacheWalker]:
-    """Return a walker; to have none here is a failure of the machine, not of the test."""
-    try:
-        made = CacheWalker()
-    except MemlensError as reason:
-        pytest.skip(str(reason))
-    with made:
-        yield made
 
 
 @ZRAM

@@ -13,7 +13,6 @@ from driver import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, MADV_PAGEOUT
 from numpy.typing import NDArray
 from swapped_objects import MAKE, PAGE, Object, by_page, read_slots, swap_lines, swapped_pages
 
-from memlens.errors import MemlensError
 from memlens.kernel.cacherecords import CacheRecords, CacheWalkInvalid
 from memlens.kernel.cachewalk import CacheWalker
 
@@ -22,16 +21,6 @@ WRITERS = 2
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long]
-
-
-@pytest.fixture
-def walker(machine: None) -> Iterator[CacheWalker]:
-    try:
-        made = CacheWalker()
-    except MemlensError as reason:
-        pytest.skip(str(reason))
-    with made:
-        yield made
 
 
 @contextmanager

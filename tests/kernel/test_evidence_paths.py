@@ -4,24 +4,22 @@ Every workload through every path: without an interface memlens says the same, o
 A path may know less, and then says ``unknown`` with a reason; it never says otherwise.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 from looking import (
-    ATTEMPTS,
     WALK_ALONE_TELLS,
     Look,
+    ReportsOf,
     Seen,
     differences,
     looker,
     seen_of,
 )
-from swapareas import Missing, Squeeze
-from workloads.base import Entry, Expected, StateMoved, Workload
+from workloads.base import Entry, Expected, Workload, as_array
 from workloads.catalogue import cases
 
 from memlens import PageClass
@@ -74,7 +72,7 @@ def paths(machine: None) -> Iterator[Paths]:
 
 def disagreements(path: tuple[str, ...], expected: Expected, seen: Seen) -> str:
     """Return a report on the pages whose class is another one, or unknown without need."""
-    wanted = np.array(expected.classes, np.uint8)
+    wanted = as_array(expected)
     is_unknown = seen.classes == PageClass.UNKNOWN
     is_excused = np.zeros(len(wanted), bool)
     for page in np.flatnonzero(is_unknown).tolist():
@@ -91,11 +89,9 @@ def _may_be_open(path: tuple[str, ...], expected: Expected, page: int) -> bool:
 
 
 @pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
-def test_paths_agree(
-    entry: Entry, swap: str, squeeze: Squeeze, paths: Paths, tmp_path: Path
-) -> None:
-    reports = _retried(entry, swap, squeeze, tmp_path, lambda stands: _look(stands, paths))
-    assert not reports, "\n".join(reports)
+def test_paths_agree(entry: Entry, reports_of: ReportsOf, paths: Paths) -> None:
+    reports = reports_of(entry, lambda workload: _look(workload, paths))
+    assert not reports, reports
 
 
 def _look(workload: Workload, paths: Paths) -> list[str]:
@@ -109,23 +105,4 @@ def _look(workload: Workload, paths: Paths) -> list[str]:
             seen = seen_of(results[expected.pid], expected)
             reports.append(disagreements(path, expected, seen))
     workload.reprove()
-    return [report for report in reports if report]
-
-
-def _retried(
-    entry: Entry,
-    swap: str,
-    squeeze: Squeeze,
-    directory: Path,
-    look: Callable[[Workload], list[str]],
-) -> list[str]:
-    for attempt in range(ATTEMPTS):
-        try:
-            with entry.open(swap, squeeze, directory / str(attempt)) as workload:
-                return look(workload)
-        except StateMoved:
-            if attempt == ATTEMPTS - 1:
-                raise
-        except Missing as missing:
-            pytest.skip(str(missing))
-    raise AssertionError("unreachable")
+    return reports

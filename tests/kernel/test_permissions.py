@@ -6,13 +6,11 @@ every page of a file resident that he may not write.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from looking import ATTEMPTS, GIVE_AWAY, Look, Seen, differences, looker, seen_of
-from swapareas import Missing, Squeeze
-from workloads.base import Entry, StateMoved, Workload
+from looking import GIVE_AWAY, Look, ReportsOf, Seen, differences, looker, seen_of
+from workloads.base import Entry, Workload, as_array
 from workloads.catalogue import cases
 
 from memlens import AccessDenied, PageClass
@@ -49,23 +47,18 @@ def stranger(machine: None) -> Iterator[Look]:
 
 @pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
 def test_an_ordinary_user_is_not_told_wrong(
-    entry: Entry, swap: str, squeeze: Squeeze, ordinary: Look, stranger: Look, tmp_path: Path
+    entry: Entry, reports_of: ReportsOf, ordinary: Look, stranger: Look
 ) -> None:
-    for attempt in range(ATTEMPTS):
-        try:
-            with entry.open(swap, squeeze, tmp_path / str(attempt)) as workload:
-                for driven in (workload.target, *workload.target.children):
-                    driven.run(GIVE_AWAY, uid=USER)
-                reports = _look(workload, ordinary)
-                with pytest.raises(AccessDenied):
-                    stranger(workload.target.pid)
-            break
-        except StateMoved:
-            if attempt == ATTEMPTS - 1:
-                raise
-        except Missing as missing:
-            pytest.skip(str(missing))
-    assert not reports, "\n".join(reports)
+    def look(workload: Workload) -> list[str]:
+        for driven in (workload.target, *workload.target.children):
+            driven.run(GIVE_AWAY, uid=USER)
+        reports = _look(workload, ordinary)
+        with pytest.raises(AccessDenied):
+            stranger(workload.target.pid)
+        return reports
+
+    reports = reports_of(entry, look)
+    assert not reports, reports
 
 
 def _look(workload: Workload, look: Look) -> list[str]:
@@ -73,7 +66,7 @@ def _look(workload: Workload, look: Look) -> list[str]:
     reports = []
     for expected in workload.mappings:
         seen = seen_of(results[expected.pid], expected)
-        wanted = np.array(expected.classes, np.uint8)
+        wanted = as_array(expected)
         is_excused = seen.classes == PageClass.UNKNOWN
         for page in np.flatnonzero(is_excused).tolist():
             is_excused[page] = (
@@ -82,4 +75,4 @@ def _look(workload: Workload, look: Look) -> list[str]:
         checked = Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
         reports.append(differences(expected, checked))
     workload.reprove()
-    return [report for report in reports if report]
+    return reports

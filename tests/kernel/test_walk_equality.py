@@ -7,22 +7,10 @@ Where the other interfaces leave a page open the walk may know more; never other
 import mmap
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import pytest
-from looking import (
-    ATTEMPTS,
-    WALK_ALONE_TELLS,
-    Look,
-    Seen,
-    can_walk,
-    differences,
-    looker,
-    seen_of,
-)
-from swapareas import Missing, Squeeze
-from workloads.base import Entry, Expected, StateMoved, Workload
+from looking import Look, ReportsOf, can_walk, differences, excused, looker, seen_of
+from workloads.base import Entry, Expected, Workload
 from workloads.catalogue import cases
 
 from memlens import PageClass, ProcessMap, map_process
@@ -59,19 +47,10 @@ def without(machine: None) -> Iterator[Look]:
 
 @pytest.mark.parametrize(("entry", "swap"), CASES, indirect=["swap"], scope="module")
 def test_the_walk_says_what_the_others_say(
-    entry: Entry, swap: str, squeeze: Squeeze, without: Look, tmp_path: Path
+    entry: Entry, reports_of: ReportsOf, without: Look
 ) -> None:
-    for attempt in range(ATTEMPTS):
-        try:
-            with entry.open(swap, squeeze, tmp_path / str(attempt)) as workload:
-                reports = compare(workload, LookWalking(), without)
-            break
-        except StateMoved:
-            if attempt == ATTEMPTS - 1:
-                raise
-        except Missing as missing:
-            pytest.skip(str(missing))
-    assert not reports, "\n".join(reports)
+    reports = reports_of(entry, lambda workload: compare(workload, LookWalking(), without))
+    assert not reports, reports
 
 
 def compare(workload: Workload, walking: Look, without: Look) -> list[str]:
@@ -89,21 +68,13 @@ def compare(workload: Workload, walking: Look, without: Look) -> list[str]:
             assert "cachewalk" in by_walk.used
         reports.append(differences(expected, seen_of(by_walk, expected)))
         reports.append(differences(expected, excused(expected, seen_of(by_others, expected))))
-    return [report for report in reports if report]
+    return reports
 
 
 def has_open_pages(expected: Expected) -> bool:
     """Return whether any page is one that only its object tells of."""
     told = (PageClass.CACHED, PageClass.SWAP_CACHED, PageClass.PREALLOCATED, PageClass.ON_DISK)
     return any(kind in told for kind in expected.classes)
-
-
-def excused(expected: Expected, seen: Seen) -> Seen:
-    """Let the others not know what only the walk can."""
-    wanted = np.array(expected.classes, np.uint8)
-    open_classes = list(WALK_ALONE_TELLS.get(expected.proof, ()))
-    is_excused = (seen.classes == PageClass.UNKNOWN) & np.isin(wanted, open_classes)
-    return Seen(np.where(is_excused, wanted, seen.classes), seen.reasons)
 
 
 def test_a_void_answer_is_said_and_the_others_are_asked() -> None:
