@@ -42,13 +42,15 @@ recorded: $(STAMP) ## files of other kernels
 	$(PYTEST) tests/recorded
 
 kernel: $(STAMP) packages ## the kernel of this machine (as root: with swap of its own)
+	$(BIN)/python -m bench.harness.build
 	$(PYTEST) tests/kernel
 
+# Python's venv module with them, where no Python here has it.
 packages: # programs that the tests run
-	@sh tests/install-packages
+	@sh tests/install-packages $(if $(PYTHON),,python3-venv)
 
 bench: $(STAMP) ## measure what a scan costs, and write it to docs/
-	@sh tests/install-packages --bench
+	@sh tests/install-packages vmtouch
 	$(BIN)/python -m bench
 
 docs: $(STAMP) ## write the generated parts of the documentation again
@@ -64,7 +66,8 @@ clean: ## remove what was built
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "memlens needs Python 3.11 or newer with its venv module\
 	 (Debian: apt-get install python3-venv); or name one: make PYTHON=..." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# One that was cut short has no pip.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	# Where Python may not write bytecode, every start would compile all of memlens again.
 	$(BIN)/python -m compileall -q src

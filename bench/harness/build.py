@@ -1,12 +1,15 @@
 """
 Build the C programs: ours, and the kernel's own page-types.
 
-page-types comes from Debian's package of kernel sources; only the few files it needs are
-kept.  It is a peer to compare with: without it, its rows say why they are empty.
+page-types and thpmaps come from Debian's package of kernel sources; only the few files they
+need are kept.  They are peers to compare with: without them, rows say why they are empty.
+
+    python -m bench.harness.build    get the kernel's own before the tests that run them
 """
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 KERNEL_SOURCE = "linux-source-6.12"
@@ -73,13 +76,23 @@ def _find_archive(build: Path) -> list[str]:
     download = build / "download"
     download.mkdir(parents=True, exist_ok=True)
     if not list(download.glob("*.deb")):
-        _run(["apt-get", "download", KERNEL_SOURCE], cwd=download)
+        _download(download)
     package = next(download.glob("*.deb"), None)
     if package is None:
         raise FileNotFoundError(f"no package {KERNEL_SOURCE}")
     inner = f"./usr/src/{KERNEL_SOURCE}.tar.xz"
     unpack = 'dpkg-deb --fsys-tarfile "$1" | tar --extract --to-stdout "$2"'
     return ["sh", "-c", unpack, "sh", str(package), inner]
+
+
+def _download(directory: Path) -> None:
+    command = ["apt-get", "-o", "Acquire::Retries=3", "download", KERNEL_SOURCE]
+    try:
+        _run(command, cwd=directory)
+    except subprocess.CalledProcessError:
+        # No lists of packages, or so old that the version they name is gone.
+        _run(["apt-get", "-q", "update"])
+        _run(command, cwd=directory)
 
 
 def _extract(archive: list[str], tree: Path) -> None:
@@ -94,7 +107,18 @@ def _run(command: list[str], **options: object) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True, **options)  # type: ignore[call-overload]
 
 
+def main() -> None:
+    """Get the kernel's own programs; what cannot be had is said."""
+    build = Path(__file__).parents[1] / "build"
+    for found in (build_page_types(build), find_thpmaps(build)):
+        print(f"bench: {found}", file=sys.stderr)
+
+
 def _first_line(error: OSError | subprocess.CalledProcessError) -> str:
     if isinstance(error, subprocess.CalledProcessError) and error.stderr:
         return f"{error.cmd[0]}: {str(error.stderr).strip().splitlines()[-1]}"
     return str(error)
+
+
+if __name__ == "__main__":
+    main()
