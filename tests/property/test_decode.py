@@ -13,7 +13,7 @@ fields = st.just(0) | st.integers(0, 31) | st.integers(0, (1 << 55) - 1)
 words = st.lists(st.builds(lambda high, low: high | low, flags, fields), max_size=30)
 
 
-def entry_of(word: int, *, is_anonymous: bool) -> Entry:
+def entry_of(word: int) -> Entry:
     """Return the entry of one word, as Documentation/admin-guide/mm/pagemap.rst reads."""
 
     def has(bit: int) -> bool:
@@ -31,15 +31,14 @@ def entry_of(word: int, *, is_anonymous: bool) -> Entry:
             return Entry.WP_MARKER if has(57) else Entry.POISON
         return Entry.SWAP if area < 23 else Entry.TRANSIT
     if has(63):
-        return Entry.ZERO if has(61) and is_anonymous else Entry.PRESENT
+        return Entry.FILE_PAGE if has(61) else Entry.PRESENT
     return Entry.EMPTY
 
 
-@given(words, st.booleans())
-def test_entries_equal_one_word_at_a_time(given_words: list[int], is_anonymous: bool) -> None:
-    found = decode_entries(np.array(given_words, np.uint64), is_anonymous=is_anonymous)
-    expected = [entry_of(word, is_anonymous=is_anonymous) for word in given_words]
-    assert [Entry(value) for value in found] == expected
+@given(words)
+def test_entries_equal_one_word_at_a_time(given_words: list[int]) -> None:
+    found = decode_entries(np.array(given_words, np.uint64))
+    assert [Entry(value) for value in found] == [entry_of(word) for word in given_words]
 
 
 @given(words)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import (
+    RunJoiner,
     Runs,
     clip_runs,
     concat_runs,
@@ -17,6 +18,7 @@ from memlens.pages.runs import (
     encode_runs,
     fill_runs,
     merge_runs,
+    pick_runs,
     replace_runs,
     restrict_runs,
     select_runs,
@@ -162,3 +164,43 @@ def test_windows_cover_the_runs_and_no_wide_gap(plain: list[int], gap: int) -> N
     assert all(after[0] - before[1] >= gap for before, after in pairwise(windows))
     in_windows = [sorted(n for n in held if low <= n < high) for low, high in windows]
     assert all(b - a - 1 < gap for inside in in_windows for a, b in pairwise(inside))
+
+
+@given(pages_with_gaps, st.lists(st.tuples(st.integers(0, 45), st.integers(1, 9)), max_size=9))
+def test_pick_equals_looking_up_single_pages(
+    plain: list[int], ranges: list[tuple[int, int]]
+) -> None:
+    first, length = (np.array([row[n] for row in ranges], np.int64) for n in (0, 1))
+    number, parts = pick_runs(runs_of(plain), first, length)
+    found = [
+        (n, page, value)
+        for n, (begin, count, value) in zip(number.tolist(), parts, strict=True)
+        for page in range(begin, begin + count)
+    ]
+    inside = [*plain, *[GAP] * 60]
+    assert found == [
+        (n, page, inside[page])
+        for n, (begin, count) in enumerate(ranges)
+        for page in range(begin, begin + count)
+        if inside[page] != GAP
+    ]
+
+
+@given(pages, st.lists(st.integers(0, 40)), firsts)
+def test_joiner_rebuilds_what_was_cut(plain: list[int], cuts: list[int], first: int) -> None:
+    whole = shift_runs(runs_of(plain), first)
+    edges = sorted({0, len(plain), *(cut for cut in cuts if cut < len(plain))})
+    joiner = RunJoiner()
+    for low, high in pairwise(edges):
+        joiner.add(clip_runs(whole, first + low, first + high))
+    assert list(joiner.finish()) == list(whole)
+    assert not len(joiner.finish())
+
+
+@given(st.lists(st.integers(1, 1 << 40), min_size=1, max_size=9))
+def test_joiner_keeps_runs_of_any_length(lengths: list[int]) -> None:
+    joiner, first = RunJoiner(), 0
+    for number, length in enumerate(lengths):
+        joiner.add(Runs(np.array([first]), np.array([length]), np.array([number], np.uint8)))
+        first += length
+    assert joiner.finish().pages.tolist() == lengths

@@ -6,14 +6,14 @@ The order of reads for one process; what changed meanwhile is read again.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from memlens.account.batch import Batch, Span, is_plain
 from memlens.account.cost import Cost
 from memlens.account.mapping import (
-    KERNEL_HALF,
     MappingReader,
     Verdicts,
     make_reader,
@@ -24,46 +24,33 @@ from memlens.account.model import (
     MappingPages,
     Process,
     ProcessMap,
+    UnknownRun,
 )
 from memlens.account.pagetable import Stopped
 from memlens.account.placing import mapping_slots
-from memlens.account.stretches import join_ranges
 from memlens.account.unknown import explain_unknown, without_object
 from memlens.errors import ProcessGone
 from memlens.kernel import features
-from memlens.kernel.maps import Mapping
+from memlens.kernel.maps import Mapping, parse_maps
+from memlens.kernel.opening import ObjectFacts
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass, Reason
-from memlens.pages.runs import (
-    Runs,
-    concat_runs,
-    merge_runs,
-    one_run,
-)
+from memlens.pages.runs import RunJoiner, Runs, merge_runs, one_run
 from memlens.pages.slotruns import concat_slots
 
 # A batch goes through all reads before the next begins: mappings up to so many pages
-# together; of a larger one so many pages at a time, by how uniform it is.
+# together; a larger one by itself, at first so many pages at a time.
 _BATCH_PAGES = 1 << 18
 _BATCH_MAPPINGS = 2000
 _PART_LEAST = 1 << 18
 _PART_MOST = 1 << 24
-_FEW_RUNS = 1000
 # Times that mappings which changed under the scan are read anew.
 _ROUNDS = 3
+_UNKNOWN = int(PageClass.UNKNOWN)
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class _Span:
-    """Pages ``[first, stop)`` of a mapping."""
-
-    mapping: Mapping
-    first: int
-    stop: int
 
 
 def map_process(
@@ -171,7 +158,8 @@ class _Capture:
         }
 
     def _read_all(self, reader: MappingReader, low: int, high: int) -> list[MappingPages]:
-        wanted = self.process.read_maps()
+        before = self.process.read("maps")
+        wanted = self._parse(before)
         kept: dict[Mapping, MappingPages] = {}
         for attempt in range(_ROUNDS):
             spans = self._spans(wanted, low, high)
@@ -180,13 +168,26 @@ class _Capture:
                 kept[mapping] = result
             if not self.is_complete:
                 break
-            now = self.process.read_maps()
-            if not now and kept:
-                raise self.process.gone_error()
-            wanted = self._changed(kept, now, is_last=attempt == _ROUNDS - 1)
+            raw = self.process.read("maps")
+            if raw == before:
+                break
+            before = raw
+            self._check_alive(raw, kept)
+            wanted = self._changed(kept, self._parse(raw), is_last=attempt == _ROUNDS - 1)
             if not wanted:
                 break
         return sorted(kept.values(), key=lambda mapping: mapping.start)
+
+    def _parse(self, raw: bytes) -> list[Mapping]:
+        return parse_maps(raw, f"{self.process.path}/maps")
+
+    def _check_alive(self, raw: bytes, kept: Iterable[Mapping]) -> None:
+        """Raise if the mappings are of no memory, or of another than the page table."""
+        for mapping in kept:
+            page = mapping.start // self.pagemap.page_size_bytes
+            if not raw or not len(self.pagemap.read_words(page, 1)):
+                raise self.process.gone_error()
+            return
 
     def _changed(
         self, kept: dict[Mapping, MappingPages], now: list[Mapping], is_last: bool
@@ -209,7 +210,7 @@ class _Capture:
             and any(mapping.start < old.stop and old.start < mapping.stop for old in gone)
         ]
 
-    def _spans(self, mappings: Iterable[Mapping], low: int, high: int) -> list[_Span]:
+    def _spans(self, mappings: Iterable[Mapping], low: int, high: int) -> list[Span]:
         size = self.pagemap.page_size_bytes
         spans = []
         for mapping in mappings:
@@ -217,38 +218,60 @@ class _Capture:
             first = max(low - base, 0)
             stop = min(high - base, (mapping.stop - mapping.start) // size)
             if first < stop:
-                spans.append(_Span(mapping, first, stop))
+                spans.append(Span(mapping, first, stop))
         return spans
 
     def _read_spans(
-        self, reader: MappingReader, spans: list[_Span]
-    ) -> Iterable[tuple[MappingPages, Mapping]]:
-        for batch in _batches(spans):
-            entries = self._batch_entries(reader, batch)
-            for span in batch:
-                parts = list(self._read_parts(reader, span, entries))
-                yield self._result(reader, span, parts), span.mapping
+        self, reader: MappingReader, spans: list[Span]
+    ) -> Iterator[tuple[MappingPages, Mapping]]:
+        for several in _batches(spans):
+            facts = [reader.opener.facts(span.mapping) for span in several]
+            plain: list[tuple[Span, ObjectFacts]] = []
+            others: list[tuple[Span, ObjectFacts]] = []
+            for pair in zip(several, facts, strict=True):
+                (plain if is_plain(reader, *pair) else others).append(pair)
+            if len(plain) == 1:
+                others, plain = [*plain, *others], []
+            if plain:
+                yield from self._read_batch(reader, plain)
+            for span, _ in others:
+                yield self._result(reader, span, self._read_alone(reader, span)), span.mapping
 
-    def _read_parts(
-        self, reader: MappingReader, span: _Span, entries: Runs | None
-    ) -> Iterable[Verdicts]:
+    def _read_batch(
+        self, reader: MappingReader, pairs: list[tuple[Span, ObjectFacts]]
+    ) -> Iterator[tuple[MappingPages, Mapping]]:
+        spans = [span for span, _ in pairs]
+        facts = [found for _, found in pairs]
+        batch = Batch(reader, spans, facts, is_stopped=not self.is_complete)
+        for span, verdicts in zip(spans, batch.read(), strict=True):
+            yield self._result(reader, span, verdicts), span.mapping
+        if batch.is_stopped:
+            self._stop()
+        else:
+            self._progress(sum(span.stop - span.first for span in spans))
+
+    def _read_alone(self, reader: MappingReader, span: Span) -> Verdicts:
+        joiner, slots = RunJoiner(), []
+        facts, refusal = reader.opener.facts(span.mapping), ""
         first, part = span.first, _PART_LEAST
         while first < span.stop:
-            stop = min(first + part, span.stop)
             try:
                 self.check_stop()
-                verdicts = reader.read(span.mapping, first, stop, entries)
+                end = min(first + part, span.stop)
+                verdicts = reader.read_part(span.mapping, first, end)
             except Stopped:
                 self._stop()
-                rest = one_run(first, span.stop - first, Reason.STOPPED)
-                yield Verdicts(reader.opener.facts(span.mapping), rest)
-                return
+                joiner.add(one_run(first, span.stop - first, Reason.STOPPED))
+                break
+            facts, refusal = verdicts.facts, refusal or verdicts.refusal
+            stop = int(verdicts.runs.stop[-1])
+            joiner.add(verdicts.runs)
+            slots.append(verdicts.slots)
             self._progress(stop - first)
-            yield verdicts
-            # Vast and uniform mappings go in large parts, crumbled ones in small.
-            is_uniform = len(verdicts.runs) < _FEW_RUNS
-            part = min(part * 2, _PART_MOST) if is_uniform else _PART_LEAST
+            # Vast and uniform mappings go in large parts, others as they come.
+            part = min(part * 2, _PART_MOST)
             first = stop
+        return Verdicts(facts, joiner.finish(), refusal, concat_slots(slots))
 
     def check_stop(self) -> None:
         """Raise ``Stopped`` once the scan was ended, or if the caller wants it to."""
@@ -260,51 +283,23 @@ class _Capture:
             self.is_complete = False
             self.notes.append("stopped early: the rest was not scanned")
 
-    def _batch_entries(self, reader: MappingReader, batch: list[_Span]) -> Runs | None:
-        """Read the page table of small neighbouring mappings with as few calls as can be."""
-        if not reader.table.use_scan or len(batch) == 1:
-            return None
-        try:
-            return concat_runs(
-                [
-                    reader.table.read_entries(first, stop, is_anonymous=None)
-                    for first, stop in self._stretches(batch)
-                ]
-            )
-        except Stopped:
-            self._stop()
-            return None
-
-    def _stretches(self, batch: list[_Span]) -> Iterable[tuple[int, int]]:
-        size = self.pagemap.page_size_bytes
-        spans = [span for span in batch if span.mapping.start < KERNEL_HALF]
-        starts = [span.mapping.start // size for span in spans]
-        ranges = [(a + s.first, a + s.stop) for a, s in zip(starts, spans, strict=True)]
-        return join_ranges(ranges, _BATCH_PAGES)
-
     def _progress(self, pages: int) -> None:
         self._done += pages
         if self.on_progress is not None:
             self.on_progress(self._done, self._total)
 
-    def _result(
-        self, reader: MappingReader, span: _Span, parts: list[Verdicts]
-    ) -> MappingPages:
-        mapping, facts = span.mapping, parts[0].facts
-        verdicts = Verdicts(
-            facts,
-            concat_runs([part.runs for part in parts]),
-            next((part.refusal for part in parts if part.refusal), ""),
-        )
+    def _result(self, reader: MappingReader, span: Span, verdicts: Verdicts) -> MappingPages:
+        mapping, facts = span.mapping, verdicts.facts
         runs = reader.settle(mapping, verdicts)
-        base = mapping.start // self.pagemap.page_size_bytes
         words = slots = None
         if self.keep_words:
+            base = mapping.start // self.pagemap.page_size_bytes
             words = reader.table.take_words(base + span.first, base + span.stop)
-            slots = mapping_slots(runs, words, concat_slots([part.slots for part in parts]))
-        unknown = explain_unknown(reader.settler, mapping, runs, verdicts.refusal)
-        if unknown:
-            value = np.minimum(runs.value, np.uint8(PageClass.UNKNOWN))
+            slots = mapping_slots(runs, words, verdicts.slots)
+        unknown: tuple[UnknownRun, ...] = ()
+        if runs.value.max() > _UNKNOWN:
+            unknown = explain_unknown(reader.settler, mapping, runs, verdicts.refusal)
+            value = np.minimum(runs.value, np.uint8(_UNKNOWN))
             runs = merge_runs(Runs(runs.first, runs.pages, value))
         return MappingPages(
             start=mapping.start,
@@ -323,8 +318,8 @@ class _Capture:
         )
 
 
-def _batches(spans: list[_Span]) -> Iterable[list[_Span]]:
-    batch: list[_Span] = []
+def _batches(spans: list[Span]) -> Iterator[list[Span]]:
+    batch: list[Span] = []
     pages = 0
     for span in spans:
         length = span.stop - span.first

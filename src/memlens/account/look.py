@@ -131,7 +131,7 @@ class PageLook:
         opener.trace = trace
         reader = make_reader(self.process, self.pagemap, self.disabled, opener=opener)
         try:
-            found = reader.read(self.mapping, first, stop, None)
+            found = reader.read(self.mapping, first, stop)
             verdicts = Verdicts(found.facts, reader.settle(self.mapping, found), found.refusal)
         finally:
             reader.close()

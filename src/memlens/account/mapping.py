@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.objects import PIECE, TRIES, ObjectReader
+from memlens.account.objects import TRIES, ObjectReader
 from memlens.account.overlaywalk import OverlayWalk
 from memlens.account.pagetable import PageTable
-from memlens.account.settle import Settler, settle_preallocated
+from memlens.account.settle import Settler
 from memlens.account.walking import Walking
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
-from memlens.kernel.opening import KERNEL_NAMES, ObjectFacts, Opener
+from memlens.kernel.opening import KERNEL_NAMES, REPLACED, ObjectFacts, Opener
 from memlens.kernel.overlay import is_maybe_copied_up
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
@@ -28,10 +28,10 @@ from memlens.pages.runs import (
     Runs,
     clip_runs,
     concat_runs,
-    decode_runs,
     encode_runs,
     fill_runs,
     merge_runs,
+    one_run,
     replace_runs,
     restrict_runs,
     select_runs,
@@ -51,14 +51,13 @@ from memlens.pages.slotruns import (
 KERNEL_HALF = 1 << 63
 # Open pages closer than this are asked about together: a call costs as much as asking about
 # some thousand pages more.
-_JOIN_PAGES = 4096
-# From so many runs on, shorter than this on average, pages are taken one by one.
-_CRUMBS = 256
-_CRUMB_PAGES = 64
-_VERDICTS = {
-    kind: entry_verdicts(kind)
-    for kind in ("anonymous", "private", "shared", "special", "kernel")
-}
+JOIN_PAGES = 4096
+KINDS = ("anonymous", "private", "shared", "special", "kernel")
+# Verdicts by kind of mapping and entry.
+VERDICTS = np.stack([entry_verdicts(kind) for kind in KINDS])
+_VERDICTS = dict(zip(KINDS, VERDICTS, strict=True))
+# Members of enumerations are slow to come by.
+_ASK, _AGAIN, _EMPTY = int(Verdict.ASK), int(Verdict.AGAIN), int(Entry.EMPTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,27 +100,54 @@ class MappingReader:
     _last: tuple[tuple[object, ...], ObjectReader] | None = None
     _slots: SlotRuns = NO_SLOTS
 
-    def read(self, mapping: Mapping, first: int, stop: int, entries: Runs | None) -> Verdicts:
+    def read(self, mapping: Mapping, first: int, stop: int) -> Verdicts:
         """
         Return a verdict for every page of ``[first, stop)`` of a mapping.
 
         :param first: first page, from the start of the mapping.
         :param stop: page after the last.
-        :param entries: what the page table said, page numbers of the address space; None
-            to read it now.
+        """
+        parts = []
+        while first < stop:
+            parts.append(self.read_part(mapping, first, stop))
+            first = int(parts[-1].runs.stop[-1])
+        return Verdicts(
+            parts[0].facts,
+            concat_runs([part.runs for part in parts]),
+            next((part.refusal for part in parts if part.refusal), ""),
+            concat_slots([part.slots for part in parts]),
+        )
+
+    def read_part(self, mapping: Mapping, first: int, stop: int) -> Verdicts:
+        """
+        Do the same for as much of its beginning as one calculation is for.
+
+        Where the runs end is where to go on.
         """
         facts = self.opener.facts(mapping)
-        kind = _mapping_kind(mapping, facts)
+        kind = mapping_kind(mapping, facts)
         self._slots = NO_SLOTS
-        runs = self._entry_verdicts(mapping, kind, first, stop, entries)
-        runs, refusal = self._ask_object(mapping, facts, kind, runs)
+        if mapping.start >= KERNEL_HALF:
+            verdict = int(_VERDICTS[kind][Entry.OUTSIDE])
+            return Verdicts(facts, one_run(first, stop - first, verdict))
+        base = mapping.start // self._size
+        entries, end = self.table.read_some(base + first, base + stop)
+        if isinstance(entries, Runs):
+            runs = _entry_verdicts(kind, shift_runs(entries, -base), first, end - base)
+            runs, refusal = self._ask_object(mapping, facts, kind, runs)
+        else:
+            runs, refusal = self._ask_densely(mapping, facts, kind, first, entries)
+        return Verdicts(facts, self.until_steady(mapping, facts, runs), refusal, self._slots)
+
+    def until_steady(self, mapping: Mapping, facts: ObjectFacts, runs: Runs) -> Runs:
+        """Read pages on the move again, a few times."""
+        kind = mapping_kind(mapping, facts)
         for _ in range(TRIES):
-            again = select_runs(runs, runs.value == Verdict.AGAIN)
+            again = select_runs(runs, runs.value == _AGAIN)
             if not len(again):
-                break
+                return runs
             runs = self._read_again(mapping, facts, kind, runs, again)
-        runs = _replace_value(runs, Verdict.AGAIN, Reason.TRANSIT)
-        return Verdicts(facts, runs, refusal, self._slots)
+        return _replace_value(runs, _AGAIN, Reason.TRANSIT)
 
     def settle(self, mapping: Mapping, verdicts: Verdicts) -> Runs:
         """
@@ -129,6 +155,8 @@ class MappingReader:
 
         :param verdicts: of consecutive pages, of the whole mapping if they are to help.
         """
+        if verdicts.facts.kind != "overlay" and verdicts.runs.value.max() < _ASK:
+            return verdicts.runs
         covered = int(verdicts.runs.stop[-1] - verdicts.runs.first[0]) * self._size
         is_whole = covered == mapping.stop - mapping.start
         runs = self.settler.settle(mapping, verdicts.facts.kind, verdicts.runs, is_whole)
@@ -142,25 +170,18 @@ class MappingReader:
     def _size(self) -> int:
         return self.table.pagemap.page_size_bytes
 
-    def _entry_verdicts(
-        self, mapping: Mapping, kind: str, first: int, stop: int, entries: Runs | None
-    ) -> Runs:
+    def _look_again(self, mapping: Mapping, kind: str, first: int, stop: int) -> Runs:
+        """Return the verdicts of what the page table says now."""
         base = mapping.start // self._size
-        if mapping.start >= KERNEL_HALF:
-            empty = Runs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
-            return fill_runs(empty, first, stop, int(_VERDICTS[kind][Entry.OUTSIDE]))
-        if entries is None:
-            entries = self.table.read_entries(base + first, base + stop, kind == "anonymous")
-        inside = shift_runs(clip_runs(entries, base + first, base + stop), -base)
-        filled = fill_runs(inside, first, stop, Entry.EMPTY)
-        return merge_runs(Runs(filled.first, filled.pages, _VERDICTS[kind][filled.value]))
+        entries = self.table.read_entries(base + first, base + stop)
+        return _entry_verdicts(kind, shift_runs(entries, -base), first, stop)
 
     def _read_again(
         self, mapping: Mapping, facts: ObjectFacts, kind: str, runs: Runs, again: Runs
     ) -> Runs:
         parts = []
-        for first, stop in window_runs(again, _JOIN_PAGES):
-            fresh = self._entry_verdicts(mapping, kind, first, stop, None)
+        for first, stop in window_runs(again, JOIN_PAGES):
+            fresh = self._look_again(mapping, kind, first, stop)
             parts.append(self._ask_object(mapping, facts, kind, fresh)[0])
         return replace_runs(runs, restrict_runs(concat_runs(parts), again))
 
@@ -168,22 +189,17 @@ class MappingReader:
         self, mapping: Mapping, facts: ObjectFacts, kind: str, runs: Runs
     ) -> tuple[Runs, str]:
         """Replace ``ASK`` by what the object says."""
-        asked = select_runs(runs, runs.value == Verdict.ASK)
+        asked = select_runs(runs, runs.value == _ASK)
         if not len(asked):
             return runs, ""
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
             runs = replace_runs(runs, self._overlay_walk().verdicts(mapping, asked))
             return _replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
-        reader = self._reader(mapping, facts)
+        reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
             return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), reader
         try:
-            if _is_crumbled(runs):
-                answered = self._ask_densely(mapping, kind, reader, runs)
-            else:
-                answered = self._ask_windows(mapping, kind, reader, runs, asked)
-            if facts.kind == "shmem" and "seek_data" not in self.disabled:
-                answered = settle_preallocated(reader.backing, answered)
+            answered = self._ask_windows(mapping, kind, reader, runs, asked)
         except OSError as error:
             refusal = f"asking the object: {error.strerror}"
             return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), refusal
@@ -197,8 +213,8 @@ class MappingReader:
     def _overlay_walk(self) -> OverlayWalk:
         return OverlayWalk(self.walking, self.opener.process.pid, self._size)
 
-    def _reader(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
-        """Open an object, or go on with the one of the mapping before if it is the same."""
+    def open_object(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
+        """Open an object, or go on with the last one if it is the same; or say why not."""
         key = (mapping.device, mapping.inode, mapping.path, facts.kind)
         if self._last is not None and self._last[0] == key:
             return self._last[1]
@@ -206,6 +222,9 @@ class MappingReader:
         backing = self.opener.open(mapping)
         if isinstance(backing, str):
             return backing
+        if backing.kind != facts.kind:
+            backing.close()
+            return REPLACED
         try:
             reader = ObjectReader(
                 backing,
@@ -231,40 +250,52 @@ class MappingReader:
     ) -> Runs:
         # The page of the object is pgoff + (address - start), never the address.
         pgoff = mapping.offset_bytes // self._size
-        windows = window_runs(asked, _JOIN_PAGES)
+        windows = window_runs(asked, JOIN_PAGES)
         found = concat_runs(
             [
                 shift_runs(reader.verdicts(pgoff + first, pgoff + stop), -pgoff)
                 for first, stop in windows
             ]
         )
+        found = Runs(found.first, found.pages, reader.settle(found.value))
         runs = replace_runs(runs, restrict_runs(found, asked))
         # A page that was mapped meanwhile is what the page table says now: that was true at
         # some moment of the scan, while the object's answer may be of before or after.
         now = concat_runs(
-            [self._entry_verdicts(mapping, kind, first, stop, None) for first, stop in windows]
+            [self._look_again(mapping, kind, first, stop) for first, stop in windows]
         )
-        moved = select_runs(now, now.value != Verdict.ASK)
+        moved = select_runs(now, now.value != _ASK)
         return replace_runs(runs, restrict_runs(moved, asked))
 
     def _ask_densely(
-        self, mapping: Mapping, kind: str, reader: ObjectReader, runs: Runs
-    ) -> Runs:
-        """Do the same page by page, where runs are so short that they do not pay."""
-        pgoff = mapping.offset_bytes // self._size
-        parts = []
-        for first in range(int(runs.first[0]), int(runs.stop[-1]), PIECE):
-            stop = min(first + PIECE, int(runs.stop[-1]))
-            verdicts = _dense(clip_runs(runs, first, stop), first, stop)
-            is_asked = verdicts == Verdict.ASK
-            if is_asked.any():
-                answers = reader.dense_verdicts(pgoff + first, pgoff + stop)
-                now = self._entry_verdicts(mapping, kind, first, stop, None)
-                later = _dense(now, first, stop)
-                is_moved = later != Verdict.ASK
-                verdicts[is_asked] = np.where(is_moved, later, answers)[is_asked]
-            parts.append(encode_runs(verdicts, first))
-        return concat_runs(parts)
+        self,
+        mapping: Mapping,
+        facts: ObjectFacts,
+        kind: str,
+        first: int,
+        entries: NDArray[np.uint8],
+    ) -> tuple[Runs, str]:
+        """Do all of the above page by page, where runs are so short that they do not pay."""
+        table = _VERDICTS[kind]
+        verdicts = table[entries]
+        is_asked = verdicts == _ASK
+        if facts.kind == "overlay" or self.walking.is_eager or not is_asked.any():
+            return self._ask_object(mapping, facts, kind, encode_runs(verdicts, first))
+        answers, refusal = np.full(len(entries), Reason.NOT_OPENED, np.uint8), ""
+        reader = self.open_object(mapping, facts)
+        if isinstance(reader, str):
+            refusal = reader
+        else:
+            pgoff = mapping.offset_bytes // self._size + first
+            base = mapping.start // self._size + first
+            try:
+                found = reader.settle(reader.dense_verdicts(pgoff, pgoff + len(entries)))
+                later = table[self.table.read_densely(base, base + len(entries))]
+                answers = np.where(later == _ASK, found, later)
+            except OSError as error:
+                refusal = f"asking the object: {error.strerror}"
+        np.copyto(verdicts, answers, where=is_asked)
+        return encode_runs(verdicts, first), refusal
 
 
 def make_reader(
@@ -302,21 +333,19 @@ def make_reader(
     )
 
 
-def _mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
+def _entry_verdicts(kind: str, entries: Runs, first: int, stop: int) -> Runs:
+    """Return the verdict of every page of a range; pages in no run are empty."""
+    filled = fill_runs(clip_runs(entries, first, stop), first, stop, _EMPTY)
+    return merge_runs(Runs(filled.first, filled.pages, _VERDICTS[kind][filled.value]))
+
+
+def mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
     """Return which column of ``ENTRY_TABLE`` holds for a mapping."""
     if facts.kind == "anonymous":
         return "anonymous"
     if facts.kind in ("special", "device"):
         return "kernel" if mapping.path in KERNEL_NAMES else "special"
     return "shared" if mapping.is_shared else "private"
-
-
-def _is_crumbled(runs: Runs) -> bool:
-    return len(runs) > _CRUMBS and int(runs.stop[-1] - runs.first[0]) < len(runs) * _CRUMB_PAGES
-
-
-def _dense(runs: Runs, first: int, stop: int) -> NDArray[np.uint8]:
-    return decode_runs(shift_runs(runs, -first), stop - first)
 
 
 def _replace_value(runs: Runs, old: int, new: int) -> Runs:

@@ -7,10 +7,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.settle import settle_preallocated
 from memlens.account.walking import ObjectWalk, Walking
 from memlens.kernel.backing import Backing
 from memlens.pages.classes import Evidence, Reason, object_verdicts
-from memlens.pages.evidence import seek_evidence, split_gaps, unsettled
+from memlens.pages.evidence import (
+    guess_evidence,
+    seek_alike,
+    seek_evidence,
+    split_gaps,
+    sums_agree,
+    unsettled,
+)
 from memlens.pages.runs import (
     Runs,
     concat_runs,
@@ -30,6 +38,12 @@ _BLOCK = 512
 # Looks at contradictory evidence before it is called changing.
 TRIES = 4
 _NO_EXTENTS = np.empty((0, 2), np.int64)
+# Members of enumerations are slow to come by.
+_DATA, _HOLE = int(Evidence.DATA), int(Evidence.HOLE)
+_RESIDENT, _ABSENT = int(Evidence.RESIDENT), int(Evidence.ABSENT)
+_CACHE, _EVICTED = int(Evidence.CACHE), int(Evidence.EVICTED)
+_NEITHER = int(Evidence.NEITHER)
+_CACHED_HOLE = np.uint8(_CACHE | _HOLE)
 
 
 @dataclass(slots=True)
@@ -109,8 +123,9 @@ class ObjectReader:
         if not is_dense or self.backing.kind == "hugetlb":
             return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
         verdicts, is_odd = object_verdicts(self.backing.kind)
-        extents = self._extents(first, stop)
-        evidence = self._look_densely(first, stop, extents)
+        evidence = self._look_piece(first, stop, self._extents(first, stop))
+        if isinstance(evidence, int):
+            evidence = np.full(stop - first, evidence, np.uint8)
         found = verdicts[evidence]
         where = is_odd[evidence]
         if where.any():
@@ -122,6 +137,12 @@ class ObjectReader:
                     end - begin,
                 )
         return found
+
+    def settle(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return verdicts with those settled that the object as a whole decides."""
+        if self.backing.kind != "shmem" or not self._has_seek:
+            return values
+        return settle_preallocated(self.backing, values)
 
     def is_without_swap(self, pages: int) -> bool:
         """Return whether one call proves that no page of a shmem object is on swap."""
@@ -152,10 +173,10 @@ class ObjectReader:
         A page that was punched and is written again was a hole and is in the page cache,
         which is what a preallocated page looks like; that one stays both.
         """
-        mask = Evidence.CACHE | Evidence.HOLE
-        holes = select_runs(looks, (looks.value & mask) == mask)
-        if not len(holes) or not (self._has_seek and self.has_cachestat):
+        is_hole = (looks.value & _CACHED_HOLE) == _CACHED_HOLE
+        if not is_hole.any() or not (self._has_seek and self.has_cachestat):
             return looks
+        holes = select_runs(looks, is_hole)
         moving = [
             one_run(first, stop - first, Evidence.NEITHER | Evidence.DATA)
             for first, stop in window_runs(holes, gap=1)
@@ -221,6 +242,8 @@ class ObjectReader:
 
     def _ask(self, first: int, stop: int) -> list[Runs]:
         extents = self._extents(first, stop)
+        if stop - first <= PIECE:
+            return self._pieces(first, stop, extents)
         if not self._has_seek:
             # The whole is asked first and then halved, so that vast holes cost one call.
             if self.has_cachestat:
@@ -247,8 +270,8 @@ class ObjectReader:
         if stop - first <= PIECE:
             return self._pieces(first, stop, extents)
         pure = self._pure(*self.backing.cachestat(first, stop - first), stop - first)
-        if pure == Evidence.NEITHER:
-            hole = Evidence(0) if extents is None else Evidence.HOLE
+        if pure == _NEITHER:
+            hole = 0 if extents is None else _HOLE
             return [one_run(first, stop - first, pure | hole)]
         middle = (first + stop) // 2
         return [*self._halve(first, middle, extents), *self._halve(middle, stop, extents)]
@@ -258,39 +281,53 @@ class ObjectReader:
         for begin in range(first, stop, PIECE):
             self.check_stop()
             end = min(begin + PIECE, stop)
-            walked = self.walk.walk(begin, end) if self.walk and self._has_parts else None
-            parts.append(walked or encode_runs(self._look_densely(begin, end, extents), begin))
+            found = self.walk.walk(begin, end) if self.walk and self._has_parts else None
+            parts.append(found or _as_runs(self._look_piece(begin, end, extents), begin, end))
         return parts
 
-    def _look_densely(
+    def _look_piece(
         self, first: int, stop: int, extents: NDArray[np.int64] | None
-    ) -> NDArray[np.uint8]:
-        """Return ``Evidence`` for each page, ``(stop - first,)`` uint8."""
+    ) -> int | NDArray[np.uint8]:
+        """Return the ``Evidence`` of all pages of a piece if they are alike, else of each."""
         pages = stop - first
-        evidence = np.zeros(pages, np.uint8)
-        if extents is not None:
-            evidence |= seek_evidence(first, stop, extents)
+        seek = 0 if extents is None else seek_alike(first, stop, extents)
+        pure = None
+        if self.has_cachestat:
+            pure = self._pure(*self.backing.cachestat(first, pages), pages)
+            is_resident_known = not self._is_mincore_wanted(pure, extents is not None)
+            if pure is not None and seek is not None and is_resident_known:
+                return pure | seek
+        evidence = np.zeros(pages, np.uint8) if seek is None else np.full(pages, seek, np.uint8)
+        if seek is None and extents is not None:
+            evidence = seek_evidence(first, stop, extents)
+        self._look_densely(evidence, first, pure, extents is not None)
+        return evidence
+
+    def _look_densely(
+        self, evidence: NDArray[np.uint8], first: int, pure: int | None, has_seek: bool
+    ) -> None:
+        """Add to each page's evidence what the others say."""
+        pages = len(evidence)
         if not self.has_cachestat:
             if self._has_mincore:
                 evidence |= self._resident(first, pages)
             if self._has_parts:
                 # mincore calls a page absent of which only some blocks were read or written.
-                evidence[(evidence & Evidence.HOLE) == 0] &= np.uint8(0xFF & ~Evidence.ABSENT)
-            return evidence
-        pure = self._pure(*self.backing.cachestat(first, pages), pages)
+                evidence[(evidence & np.uint8(_HOLE)) == 0] &= np.uint8(0xFF & ~_ABSENT)
+            return
         if pure is not None:
             evidence |= np.uint8(pure)
-            if self._has_mincore and self._is_mincore_wanted(pure, extents is not None):
+            if self._is_mincore_wanted(pure, has_seek):
                 evidence |= self._resident(first, pages)
-            return evidence
+            return
+        guess = None
         if self._has_mincore:
             evidence |= self._resident(first, pages)
-        guess = self._guess(evidence, extents is not None)
+            guess = guess_evidence(evidence, self.backing.kind == "shmem", has_seek)
         for begin in range(0, pages, _BLOCK):
             self._confirm(evidence, guess, first, begin, min(begin + _BLOCK, pages))
         if guess is not None:
             self._redo_moving(evidence, first)
-        return evidence
 
     def _redo_moving(self, evidence: NDArray[np.uint8], first: int) -> None:
         """
@@ -298,61 +335,34 @@ class ObjectReader:
 
         One page that left and another that came leave the sums as they were.
         """
-        bits = np.uint8(Evidence.RESIDENT | Evidence.ABSENT)
+        bits = np.uint8(_RESIDENT | _ABSENT)
         again = self._resident(first, len(evidence))
         moved = np.flatnonzero((evidence & bits) != again)
         for block in dict.fromkeys((moved // _BLOCK).tolist()):
             part = slice(block * _BLOCK, min((block + 1) * _BLOCK, len(evidence)))
-            evidence[part] &= np.uint8(Evidence.DATA | Evidence.HOLE)
+            evidence[part] &= np.uint8(_DATA | _HOLE)
             evidence[part] |= again[part]
             self._confirm(evidence, None, first, part.start, part.stop)
 
-    def _is_mincore_wanted(self, pure: Evidence, has_seek: bool) -> bool:
+    def _is_mincore_wanted(self, pure: int | None, has_seek: bool) -> bool:
         """mincore adds the copy in the swap cache, and for SEEK_DATA if that is off."""
-        if self.backing.kind != "shmem":
+        if self.backing.kind != "shmem" or not self._has_mincore:
             return False
-        return pure == Evidence.EVICTED or (pure == Evidence.CACHE and not has_seek)
+        return pure == _EVICTED or (pure == _CACHE and not has_seek)
 
     def _resident(self, first: int, pages: int) -> NDArray[np.uint8]:
         resident = self.backing.mincore(first, pages)
-        return np.where(resident, np.uint8(Evidence.RESIDENT), np.uint8(Evidence.ABSENT))
+        return np.where(resident, np.uint8(_RESIDENT), np.uint8(_ABSENT))
 
-    def _pure(self, cached: int, evicted: int, pages: int) -> Evidence | None:
+    def _pure(self, cached: int, evicted: int, pages: int) -> int | None:
         """Return what holds for every page of a range, None if pages differ."""
         if self.backing.kind != "shmem":
             evicted = 0
         if cached == pages:
-            return Evidence.CACHE
+            return _CACHE
         if evicted == pages:
-            return Evidence.EVICTED
-        return Evidence.NEITHER if not cached and not evicted else None
-
-    def _guess(self, evidence: NDArray[np.uint8], has_seek: bool) -> NDArray[np.uint8] | None:
-        """
-        Return what cachestat should say of each page, from mincore and SEEK_DATA.
-
-        Let c and e be the sums that cachestat gives for a block.  With SEEK_DATA the
-        guess counts as cached what is data and resident (cached + swap-cached pages) and
-        as evicted what is data and absent (swapped); really c = cached + preallocated
-        and e = swapped + swap-cached.  If both sums agree, then there are no
-        swap-cached pages, hence no preallocated ones: the guess holds page by page.
-        """
-        if not self._has_mincore:
-            return None
-        is_resident = (evidence & Evidence.RESIDENT) != 0
-        guess = np.full(len(evidence), Evidence.NEITHER, np.uint8)
-        if self.backing.kind != "shmem":
-            guess[is_resident] = Evidence.CACHE
-            return guess
-        if not has_seek:
-            # Without SEEK_DATA equal sums prove nothing unless nothing is on swap.
-            guess[is_resident] = Evidence.CACHE
-            return guess
-        is_data = (evidence & Evidence.DATA) != 0
-        guess[is_data & is_resident] = Evidence.CACHE
-        guess[is_data & ~is_resident] = Evidence.EVICTED
-        guess[~is_data & is_resident] = 0
-        return guess
+            return _EVICTED
+        return _NEITHER if not cached and not evicted else None
 
     def _confirm(
         self,
@@ -368,17 +378,16 @@ class ObjectReader:
         if pure is not None:
             evidence[begin:end] |= np.uint8(pure)
             return
-        if guess is not None and self._sums_agree(guess[begin:end], cached, evicted):
+        is_shmem = self.backing.kind == "shmem"
+        if guess is not None and sums_agree(guess[begin:end], cached, evicted, is_shmem):
             evidence[begin:end] |= guess[begin:end]
             return
         middle = (begin + end) // 2
         self._confirm(evidence, guess, first, begin, middle)
         self._confirm(evidence, guess, first, middle, end)
 
-    def _sums_agree(self, guess: NDArray[np.uint8], cached: int, evicted: int) -> bool:
-        if not guess.all():
-            return False
-        guessed_evicted = int((guess == Evidence.EVICTED).sum())
-        if self.backing.kind != "shmem":
-            evicted = guessed_evicted = 0
-        return int((guess == Evidence.CACHE).sum()) == cached and guessed_evicted == evicted
+
+def _as_runs(evidence: int | NDArray[np.uint8], first: int, stop: int) -> Runs:
+    if isinstance(evidence, int):
+        return one_run(first, stop - first, evidence)
+    return encode_runs(evidence, first)

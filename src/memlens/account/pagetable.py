@@ -31,9 +31,21 @@ from memlens.pages.runs import (
 _JOIN_PAGES = 512
 _ANY_OF = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
 _WANTED = _ANY_OF | PAGE_IS_PFNZERO
-# A call of PAGEMAP_SCAN that is full after so few pages has found crumbs.
-_CRUMBLED_PAGES = SCAN_REGIONS * 8
-_WORDS_AT_ONCE = 1 << 16
+# A call of PAGEMAP_SCAN that is full after so few pages has found crumbs: their words are
+# read faster, window by window, until a window has fewer runs than one in so many pages.
+_CRUMBLED_PAGES = SCAN_REGIONS * 32
+_WINDOW_PAGES = 1 << 16
+_CRUMB_PAGES = 16
+# Regions turned into runs at a time.
+_REGIONS_AT_ONCE = SCAN_REGIONS * 8
+# Runs read at a time: what follows works on all of them at once.
+_MOST_RUNS = 1 << 14
+# Members of enumerations are slow to come by.
+_SWAP, _TRANSIT, _ZERO = int(Entry.SWAP), int(Entry.TRANSIT), int(Entry.ZERO)
+_MAYBE_ZERO = int(Entry.MAYBE_ZERO)
+# What an entry is now that was swapped a moment ago: to be looked at again.
+_IS_MOVED = np.zeros(256, bool)
+_IS_MOVED[[Entry.PRESENT, Entry.FILE_PAGE, Entry.EMPTY]] = True
 
 
 class Stopped(Exception):
@@ -59,27 +71,53 @@ class PageTable:
     keep_words: bool = False
     should_stop: Callable[[], bool] | None = None
     words: list[Words] = field(default_factory=list)
+    _is_crumbled: bool = False
 
-    def read_entries(self, first: int, stop: int, is_anonymous: bool | None) -> Runs:
+    def read_entries(self, first: int, stop: int) -> Runs:
         """
         Return the entries of a range of address space.
 
         :param first: first page, an address divided by the page size.
         :param stop: page after the last.
-        :param is_anonymous: whether one mapping without an object holds the whole range, or
-            one with; None if several mappings do.
         :return: runs of ``Entry``; pages in none are ``EMPTY``.
         :raises Stopped: if the caller wants an end.
         :raises EOFError: if the page table has vanished.
         """
-        if self.use_scan:
-            self.pagemap.meter.used.add("pagemap_scan")
-            return self._scan_entries(first, stop, is_anonymous)
-        return self._decode_words(first, stop, bool(is_anonymous))
+        parts = []
+        while first < stop:
+            found, end = self.read_some(first, stop)
+            parts.append(found if isinstance(found, Runs) else encode_runs(found, first))
+            first = end
+        return concat_runs(parts)
+
+    def read_some(self, first: int, stop: int) -> tuple[Runs | NDArray[np.uint8], int]:
+        """
+        Return the entries of the beginning of a range, and where that ends.
+
+        :return: runs as of ``read_entries``, some ten thousand at most; or, where these
+            would be crumbs, an ``Entry`` for each page, some ten thousand too.
+        """
+        if not self._is_crumbled:
+            runs, end = (self._scan if self.use_scan else self._scan_words)(first, stop)
+            if end > first:
+                return runs, end
+        end = min(first + _WINDOW_PAGES, stop)
+        entries = self.read_densely(first, end)
+        changes = int(np.count_nonzero(entries[1:] != entries[:-1]))
+        self._is_crumbled = changes * _CRUMB_PAGES > len(entries)
+        return entries, end
+
+    def read_densely(self, first: int, stop: int) -> NDArray[np.uint8]:
+        """Return the ``Entry`` of each page of a range, ``(stop - first,)`` uint8."""
+        entries = np.empty(stop - first, np.uint8)
+        for page, words in self._iter_words(first, stop):
+            entries[page - first : page - first + len(words)] = self._decode(page, words)
+        return entries
 
     def take_words(self, first: int, stop: int) -> Words:
-        """Return the words kept for a range, the last read of each page, from ``first``."""
+        """Return the words read since the last time, of each page the last, from ``first``."""
         parts = [part for part in self.words if len(part.page)]
+        self.words = []
         if not parts:
             return Words(np.empty(0, np.int64), np.empty(0, np.uint64))
         page = np.concatenate([part.page for part in parts])
@@ -91,68 +129,87 @@ class PageTable:
         keep = word != 0
         return Words(page[keep] - first, word[keep])
 
-    def _scan_entries(self, first: int, stop: int, is_anonymous: bool | None) -> Runs:
-        size = np.uint64(self.pagemap.page_size_bytes)
-        parts = []
-        page = first
-        while page < stop:
+    def _scan(self, first: int, stop: int) -> tuple[Runs, int]:
+        """Return runs up to where crumbs begin, or there are many."""
+        self.pagemap.meter.used.add("pagemap_scan")
+        parts: list[Runs] = []
+        regions: list[NDArray[np.uint64]] = []
+        page, waiting, count = first, 0, 0
+        while page < stop and count < _MOST_RUNS:
             self.check_stop()
-            regions, end = self.pagemap.scan_once(page, stop, _ANY_OF, _WANTED)
-            begins = (regions[:, 0] // size).astype(np.int64)
-            ends = (regions[:, 1] // size).astype(np.int64)
-            entries = _ENTRY_OF_CATEGORIES[regions[:, 2]]
-            parts.append(self._resolve(merge_runs(Runs(begins, ends - begins, entries))))
-            is_crumbled = len(regions) == SCAN_REGIONS and end - page < _CRUMBLED_PAGES
+            found, end = self.pagemap.scan_once(page, stop, _ANY_OF, _WANTED)
+            is_full = len(found) == SCAN_REGIONS
+            if is_full and end - page < _CRUMBLED_PAGES and self.zero_pfn:
+                self._is_crumbled = True
+                break
             page = end
-            if is_crumbled and is_anonymous is not None and self.zero_pfn:
-                # So many short regions cost more than words do.
-                end = min(page + _WORDS_AT_ONCE, stop)
-                parts.append(self._decode_words(page, end, is_anonymous))
-                page = end
-        return concat_runs(parts)
+            if len(found):
+                regions.append(found)
+                waiting += len(found)
+                count += len(found)
+            if waiting >= _REGIONS_AT_ONCE:
+                parts.append(self._runs_of(regions))
+                regions, waiting = [], 0
+        if regions:
+            parts.append(self._runs_of(regions))
+        return concat_runs(parts), page
+
+    def _runs_of(self, regions: list[NDArray[np.uint64]]) -> Runs:
+        joined = regions[0] if len(regions) == 1 else np.concatenate(regions)
+        edges = (joined[:, :2] // np.uint64(self.pagemap.page_size_bytes)).astype(np.int64)
+        begins = edges[:, 0].copy()
+        entries = _ENTRY_OF_CATEGORIES[joined[:, 2].astype(np.uint8)]
+        return self._resolve(merge_runs(Runs(begins, edges[:, 1] - begins, entries)))
 
     def _resolve(self, found: Runs) -> Runs:
         """Read the words of swapped pages: only they tell a marker or a migration."""
-        asked = found if self.keep_words else select_runs(found, found.value == Entry.SWAP)
-        if not len(asked):
+        is_swap = found.value == _SWAP
+        if not (self.keep_words or is_swap.any()):
             return found
+        asked = found if self.keep_words else select_runs(found, is_swap)
         windows = window_runs(asked, _JOIN_PAGES)
         patches = concat_runs([self._refine(low, high) for low, high in windows])
-        is_swap = select_runs(found, found.value == Entry.SWAP)
-        return replace_runs(found, restrict_runs(patches, is_swap))
+        return replace_runs(found, restrict_runs(patches, select_runs(found, is_swap)))
 
     def _refine(self, first: int, stop: int) -> Runs:
-        """Return what the words of a range say."""
+        """Return what the words of a range say, of pages that were swapped a moment ago."""
         parts = []
         for page, words in self._iter_words(first, stop):
             if self.keep_words:
                 self._keep(page, words)
-            fresh = decode_entries(words, is_anonymous=False)
-            # Swapped a moment ago and something else now: to be looked at again.
-            fresh[(fresh == Entry.PRESENT) | (fresh == Entry.EMPTY)] = Entry.TRANSIT
+            fresh = decode_entries(words)
+            fresh[_IS_MOVED[fresh]] = _TRANSIT
             parts.append(encode_runs(fresh, page))
         return concat_runs(parts)
 
-    def _decode_words(self, first: int, stop: int, is_anonymous: bool) -> Runs:
-        parts = []
+    def _scan_words(self, first: int, stop: int) -> tuple[Runs, int]:
+        """Do as ``_scan`` does where there is no PAGEMAP_SCAN."""
+        parts: list[Runs] = []
+        count, done = 0, first
         for page, words in self._iter_words(first, stop):
+            done = page + len(words)
             if not words.any():
                 continue
-            if self.keep_words:
-                self._keep(page, words)
-            entries = decode_entries(words, is_anonymous)
-            self._mark_zero_pages(entries, words)
-            parts.append(encode_runs(entries, page))
-        return concat_runs(parts)
+            runs = encode_runs(self._decode(page, words), page)
+            parts.append(runs)
+            count += len(runs)
+            self._is_crumbled = len(runs) * _CRUMB_PAGES > len(words)
+            if self._is_crumbled or count >= _MOST_RUNS:
+                break
+        return concat_runs(parts), done
 
-    def _mark_zero_pages(self, entries: NDArray[np.uint8], words: NDArray[np.uint64]) -> None:
+    def _decode(self, page: int, words: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        if self.keep_words:
+            self._keep(page, words)
+        entries = decode_entries(words)
         is_maybe = is_maybe_zero_page(words)
         if not is_maybe.any():
-            return
+            return entries
         if not self.zero_pfn:
-            entries[is_maybe] = Entry.MAYBE_ZERO
+            entries[is_maybe] = _MAYBE_ZERO
         else:
-            entries[is_maybe & (decode_pfn(words) == np.uint64(self.zero_pfn))] = Entry.ZERO
+            entries[is_maybe & (decode_pfn(words) == np.uint64(self.zero_pfn))] = _ZERO
+        return entries
 
     def _iter_words(self, first: int, stop: int) -> Iterator[tuple[int, NDArray[np.uint64]]]:
         self.pagemap.meter.used.add("pagemap")

@@ -138,17 +138,18 @@ class Settler:
             table[PageClass.ON_DISK] = Reason.OVERLAY_SWAP
 
 
-def settle_preallocated(backing: Backing, runs: Runs) -> Runs:
+def settle_preallocated(backing: Backing, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """
     Tell holes from preallocated pages without cachestat, if the object has none of these.
 
     Every page that shmem owns counts in st_blocks, but only written ones are data.
+
+    :param values: verdicts of runs or pages.
     """
-    is_open = runs.value == Reason.NONE_OR_PREALLOCATED
+    is_open = values == Reason.NONE_OR_PREALLOCATED
     if not is_open.any():
-        return runs
+        return values
     extents = backing.data_extents(0, backing.size_pages())
     if int((extents[:, 1] - extents[:, 0]).sum()) != backing.allocated_pages():
-        return runs
-    value = np.where(is_open, np.uint8(PageClass.NONE), runs.value)
-    return merge_runs(Runs(runs.first, runs.pages, value))
+        return values
+    return np.where(is_open, np.uint8(PageClass.NONE), values)

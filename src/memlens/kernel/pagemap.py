@@ -39,9 +39,10 @@ PAGE_IS_HUGE = 1 << 6
 
 # A reader that takes the mmap lock again at once steals it from a waiting writer until the
 # writer's patience ends (RWSEM_WAIT_TIMEOUT, 4 ms), so each so many seconds of reading are
-# followed by a moment outside the lock.
+# followed by a moment outside the lock, unless there was one in between.
 _READ_S = 0.0005
 _PAUSE_S = 0.000001
+_GAP_S = 0.00006
 
 _PRESENT = np.uint64(1 << 63)
 _PAGEMAP_SCAN = (3 << 30) | (96 << 16) | (ord("f") << 8) | 16
@@ -85,6 +86,7 @@ class Pagemap:
         self.meter = meter
         self.path = path
         self._unpaused_s = 0.0
+        self._last_read_s = 0.0
         self._regions = np.empty((SCAN_REGIONS, 3), np.uint64)
         self._argument = _ScanArgument(
             size=ctypes.sizeof(_ScanArgument),
@@ -184,13 +186,13 @@ class Pagemap:
         argument.max_pages = SCAN_PAGES
         argument.start = first_page * size
         argument.end = min(first_page + SCAN_SPAN, stop_page) * size
-        before = time.perf_counter()
+        before = self._begin()
         try:
             # The argument is below 1 KiB, so that ioctl runs without the GIL.
             found = fcntl.ioctl(self.fd, _PAGEMAP_SCAN, argument)
         except OSError as error:
             self._raise(error)
-        self._account(found * 24, time.perf_counter() - before)
+        self._account(found * 24, before)
         regions = self._regions[:found].copy()
         return regions, self._scanned_to(regions, argument.end) // size
 
@@ -201,29 +203,40 @@ class Pagemap:
         ``walk_end`` is not asked: after a call that filled the kernel's own buffer and
         went on, v6.18 leaves the older position in it, and regions come twice.
         """
-        found_bytes = int((regions[:, 1] - regions[:, 0]).sum())
+        found_bytes = int(regions[:, 1].sum()) - int(regions[:, 0].sum())
         is_full = (
             len(regions) == SCAN_REGIONS or found_bytes >= SCAN_PAGES * self.page_size_bytes
         )
         return int(regions[-1, 1]) if is_full else stop
 
     def _read_piece(self, piece: NDArray[np.uint64], page: int) -> int:
-        before = time.perf_counter()
+        before = self._begin()
         try:
             got = os.preadv(self.fd, [piece.data], page * WORD_BYTES)
         except OSError as error:
             self._raise(error)
         except OverflowError:
             return 0
-        self._account(got, time.perf_counter() - before)
+        self._account(got, before)
         return got // WORD_BYTES
 
-    def _account(self, read_bytes: int, seconds: float) -> None:
-        self.meter.add(read_bytes, seconds)
-        self._unpaused_s += seconds
-        if self._unpaused_s >= _READ_S:
+    def _begin(self) -> float:
+        """Return the time, after a pause if it is due and there was none in between."""
+        now = time.perf_counter()
+        if now - self._last_read_s >= _GAP_S:
+            self._unpaused_s = 0.0
+        elif self._unpaused_s >= _READ_S:
             self._unpaused_s = 0.0
             time.sleep(_PAUSE_S)
+            now = time.perf_counter()
+        return now
+
+    def _account(self, read_bytes: int, before: float) -> None:
+        """Count a read that began at ``before``."""
+        now = time.perf_counter()
+        self.meter.add(read_bytes, now - before)
+        self._unpaused_s += now - before
+        self._last_read_s = now
 
     def _raise(self, error: OSError) -> NoReturn:
         if error.errno == errno.EINVAL:

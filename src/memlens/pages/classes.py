@@ -123,7 +123,8 @@ class Entry(IntEnum):
     """
     What a page table holds for a page.
 
-    ``TRANSIT`` is an entry of a page on the move, or of one that the kernel took
+    ``FILE_PAGE`` is one of a page with ``PM_FILE``, which without an object is the huge
+    zero page; ``TRANSIT`` one of a page on the move, or of one that the kernel took
     away; ``HIDDEN`` one of swap, poison or migration whose area the reader may not
     see.
     """
@@ -140,6 +141,7 @@ class Entry(IntEnum):
     HIDDEN_WP = 9
     MAYBE_ZERO = 10
     OUTSIDE = 11
+    FILE_PAGE = 12
 
 
 class Evidence(IntFlag):
@@ -248,6 +250,8 @@ ENTRY_TABLE = (
     EntryRow(Entry.OUTSIDE, ANY, PageClass.DEVICE),
     EntryRow(Entry.ZERO, ANY, PageClass.ZERO),
     EntryRow(Entry.PRESENT, ANY, PageClass.PRESENT),
+    EntryRow(Entry.FILE_PAGE, ("anonymous",), PageClass.ZERO),
+    EntryRow(Entry.FILE_PAGE, (*OF_OBJECT, *OF_KERNEL), PageClass.PRESENT),
     EntryRow(Entry.MAYBE_ZERO, ANY, Verdict.MAYBE_ZERO),
     EntryRow(Entry.GUARD, ANY, PageClass.GUARD),
     EntryRow(Entry.POISON, ANY, PageClass.POISONED),

@@ -27,6 +27,21 @@ def seek_evidence(first: int, stop: int, extents: NDArray[np.int64]) -> NDArray[
     return np.where(is_data, np.uint8(Evidence.DATA), np.uint8(Evidence.HOLE))
 
 
+def seek_alike(first: int, stop: int, extents: NDArray[np.int64]) -> int | None:
+    """
+    Return ``DATA`` or ``HOLE`` if that holds for all of a range, None if pages differ.
+
+    >>> seek_alike(1, 5, np.array([[0, 5], [6, 9]])), seek_alike(5, 6, np.array([[0, 5]]))
+    (1, 2)
+
+    :param extents: as of ``seek_evidence``.
+    """
+    low = int(np.searchsorted(extents[:, 1], first, side="right"))
+    if low == len(extents) or extents[low, 0] >= stop:
+        return _HOLE
+    return _DATA if extents[low, 0] <= first and stop <= extents[low, 1] else None
+
+
 def split_gaps(
     first: int, stop: int, extents: NDArray[np.int64], gap_pages: int
 ) -> list[tuple[int, int, bool]]:
@@ -74,3 +89,51 @@ def unsettled(
         if is_again or repeated < pages:
             parts.append(one_run(first, pages, value))
     return concat_runs(parts)
+
+
+def guess_evidence(
+    evidence: NDArray[np.uint8], is_shmem: bool, has_seek: bool
+) -> NDArray[np.uint8]:
+    """
+    Return what cachestat should say of each page, from mincore and SEEK_DATA.
+
+    Let c and e be the sums that cachestat gives for a block.  With SEEK_DATA the
+    guess counts as cached what is data and resident (cached + swap-cached pages) and
+    as evicted what is data and absent (swapped); really c = cached + preallocated
+    and e = swapped + swap-cached.  If both sums agree, then there are no
+    swap-cached pages, hence no preallocated ones: the guess holds page by page.
+
+    :param evidence: what mincore said, and SEEK_DATA if ``has_seek``.
+    """
+    is_resident = (evidence & np.uint8(_RESIDENT)) != 0
+    guess = np.full(len(evidence), _NEITHER, np.uint8)
+    if not is_shmem or not has_seek:
+        # Without SEEK_DATA equal sums prove nothing unless nothing is on swap.
+        guess[is_resident] = _CACHE
+        return guess
+    is_data = (evidence & np.uint8(_DATA)) != 0
+    guess[is_data & is_resident] = _CACHE
+    guess[is_data & ~is_resident] = _EVICTED
+    guess[~is_data & is_resident] = 0
+    return guess
+
+
+def sums_agree(guess: NDArray[np.uint8], cached: int, evicted: int, is_shmem: bool) -> bool:
+    """
+    Return whether guesses add up to what cachestat says of the block.
+
+    :param guess: as of ``guess_evidence``.
+    """
+    if not guess.all():
+        return False
+    guessed_evicted = int((guess == _EVICTED).sum())
+    if not is_shmem:
+        evicted = guessed_evicted = 0
+    return int((guess == _CACHE).sum()) == cached and guessed_evicted == evicted
+
+
+# Members of enumerations are slow to come by.
+_DATA, _HOLE, _RESIDENT = int(Evidence.DATA), int(Evidence.HOLE), int(Evidence.RESIDENT)
+_CACHE, _EVICTED, _NEITHER = (
+    int(kind) for kind in (Evidence.CACHE, Evidence.EVICTED, Evidence.NEITHER)
+)

@@ -34,6 +34,7 @@ class Runs:
 
 
 EMPTY = Runs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8))
+_COUNTED_AT_ONCE = 1 << 16
 
 
 def encode_runs(values: NDArray[np.uint8], first: int = 0) -> Runs:
@@ -48,9 +49,12 @@ def encode_runs(values: NDArray[np.uint8], first: int = 0) -> Runs:
     """
     if not len(values):
         return EMPTY
-    starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
-    lengths = np.diff(np.append(starts, len(values)))
-    return Runs(starts + first, lengths, values[starts].astype(np.uint8))
+    changes = np.flatnonzero(values[1:] != values[:-1])
+    edges = np.empty(len(changes) + 2, np.int64)
+    edges[0], edges[-1] = 0, len(values)
+    np.add(changes, 1, out=edges[1:-1])
+    starts = edges[:-1]
+    return Runs(starts + first, edges[1:] - starts, values[starts])
 
 
 def merge_runs(runs: Runs) -> Runs:
@@ -208,19 +212,21 @@ def fill_runs(runs: Runs, start: int, stop: int, value: int) -> Runs:
     """
     if not len(runs):
         return one_run(start, stop - start, value) if start < stop else EMPTY
-    gap_first = np.append(start, runs.stop)
-    gap_pages = np.append(runs.first, stop) - gap_first
-    is_gap = gap_pages > 0
-    count = int(is_gap.sum())
-    if not count:
+    edges = np.empty((len(runs) + 1, 2), np.int64)
+    edges[0, 0], edges[-1, 1] = start, stop
+    edges[:-1, 1] = runs.first
+    np.add(runs.first, runs.pages, out=edges[1:, 0])
+    is_gap = edges[:, 0] < edges[:, 1]
+    if not is_gap.any():
         return runs
-    return sort_runs(
-        Runs(
-            np.append(runs.first, gap_first[is_gap]),
-            np.append(runs.pages, gap_pages[is_gap]),
-            np.append(runs.value, np.full(count, value, np.uint8)),
-        )
-    )
+    # A gap and the run after it, over and over; what is empty is left out.
+    first = np.append(edges.ravel()[:-1], stop)
+    values = np.full(len(first) - 1, value, np.uint8)
+    values[1::2] = runs.value
+    keep = np.ones(len(values), bool)
+    keep[::2] = is_gap
+    pages = first[1:] - first[:-1]
+    return merge_runs(Runs(first[:-1][keep], pages[keep], values[keep]))
 
 
 def one_run(first: int, pages: int, value: int) -> Runs:
@@ -231,6 +237,33 @@ def one_run(first: int, pages: int, value: int) -> Runs:
 def shift_runs(runs: Runs, by: int) -> Runs:
     """Return the same runs with ``by`` added to their page numbers."""
     return Runs(runs.first + by, runs.pages, runs.value)
+
+
+def pick_runs(
+    runs: Runs, first: NDArray[np.int64], pages: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], Runs]:
+    """
+    Return what runs hold in each of some ranges, which may overlap and be in any order.
+
+    >>> runs = encode_runs(np.array([7, 7, 8], np.uint8))
+    >>> number, parts = pick_runs(runs, np.array([1, 0]), np.array([2, 1]))
+    >>> number.tolist(), list(parts)
+    ([0, 0, 1], [(1, 1, 7), (2, 1, 8), (0, 1, 7)])
+
+    :param first: first page of each range, ``(n,)`` int64.
+    :param pages: length of each range in pages, ``(n,)`` int64.
+    :return: number of the range of each part, and the parts, range by range.
+    """
+    stop = first + pages
+    low = np.searchsorted(runs.stop, first, side="right")
+    count = np.searchsorted(runs.first, stop, side="left") - low
+    number = np.repeat(np.arange(len(first)), count)
+    # The runs from low on, as many as there are, for one range after the other.
+    begins = np.cumsum(count) - count
+    index = np.arange(len(number)) - np.repeat(begins - low, count)
+    begin = np.maximum(runs.first[index], first[number])
+    end = np.minimum(runs.stop[index], stop[number])
+    return number, Runs(begin, end - begin, runs.value[index])
 
 
 def window_runs(runs: Runs, gap: int) -> list[tuple[int, int]]:
@@ -250,7 +283,12 @@ def window_runs(runs: Runs, gap: int) -> list[tuple[int, int]]:
 
 def count_runs(runs: Runs, values: int) -> NDArray[np.int64]:
     """Return the pages of each value, ``(values,)`` int64."""
-    return np.bincount(runs.value, weights=runs.pages, minlength=values).astype(np.int64)
+    # bincount makes copies eight times as large as the values.
+    total = np.zeros(values, np.float64)
+    for begin in range(0, len(runs), _COUNTED_AT_ONCE):
+        part = slice(begin, begin + _COUNTED_AT_ONCE)
+        total += np.bincount(runs.value[part], weights=runs.pages[part], minlength=values)
+    return total.astype(np.int64)
 
 
 def select_runs(runs: Runs, wanted: NDArray[np.bool_]) -> Runs:
@@ -276,3 +314,58 @@ def _value_at(
     if not len(runs):
         return np.zeros(len(pages), bool), np.zeros(len(pages), np.uint8)
     return (index >= 0) & (pages < runs.stop[clipped]), runs.value[clipped]
+
+
+class RunJoiner:
+    """
+    Joins runs that follow each other without a gap, as they come.
+
+    They are kept small until the end, so that a million of them are not in memory twice.
+
+    >>> joiner = RunJoiner()
+    >>> joiner.add(one_run(5, 2, 7))
+    >>> joiner.add(one_run(7, 1, 7))
+    >>> list(joiner.finish())
+    [(5, 3, 7)]
+    """
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._parts: list[tuple[NDArray[np.uint32] | NDArray[np.int64], NDArray[np.uint8]]] = []
+
+    def add(self, runs: Runs) -> None:
+        """Add runs that begin where the last ended and touch each other."""
+        if not len(runs):
+            return
+        pages, value = runs.pages, runs.value
+        if not self._parts:
+            self._first = int(runs.first[0])
+        elif self._parts[-1][1][-1] == value[0]:
+            pages = pages.copy()
+            last_pages, last_value = self._parts.pop()
+            pages[0] += last_pages[-1]
+            if len(last_pages) > 1:
+                self._parts.append((last_pages[:-1], last_value[:-1]))
+        is_small = int(pages.max()) <= _UINT32_MAX
+        self._parts.append((pages.astype(np.uint32) if is_small else pages, value))
+
+    def finish(self) -> Runs:
+        """Return all runs, and forget them."""
+        count = sum(len(value) for _, value in self._parts)
+        if not count:
+            return EMPTY
+        first, pages = np.empty(count, np.int64), np.empty(count, np.int64)
+        values = np.empty(count, np.uint8)
+        stop = count
+        while self._parts:
+            part_pages, part_value = self._parts.pop()
+            begin = stop - len(part_value)
+            pages[begin:stop], values[begin:stop] = part_pages, part_value
+            stop = begin
+        first[0] = self._first
+        np.cumsum(pages[:-1], out=first[1:])
+        first[1:] += self._first
+        return Runs(first, pages, values)
+
+
+_UINT32_MAX = (1 << 32) - 1

@@ -18,7 +18,7 @@ PRESENT, SWAP, FILE, GUARD, WP = 1 << 63, 1 << 62, 1 << 61, 1 << 58, 1 << 57
 
 WORDS = [
     (PRESENT | 99, Entry.PRESENT, "a page is mapped"),
-    (PRESENT | FILE | 99, Entry.PRESENT, "the object's own"),
+    (PRESENT | FILE | 99, Entry.FILE_PAGE, "the object's own"),
     (SWAP | 5 << 5 | 2, Entry.SWAP, "swap area 2, slot 5"),
     (SWAP | GUARD | 31, Entry.GUARD, "not a swapped page"),
     (SWAP | WP | 1 << 5 | 31, Entry.WP_MARKER, "not swap"),
@@ -31,7 +31,7 @@ WORDS = [
 
 @pytest.mark.parametrize(("word", "entry", "text"), WORDS)
 def test_words_mean_what_the_decoder_makes_of_them(word: int, entry: Entry, text: str) -> None:
-    assert decode_entries(np.array([word], np.uint64), is_anonymous=False)[0] == entry
+    assert decode_entries(np.array([word], np.uint64))[0] == entry
     assert text in word_meaning(word, is_object=True)
 
 

@@ -202,6 +202,8 @@ def test_plain_answers_are_looked_at_once(evidence: Evidence) -> None:
         ("shared", Entry.WP_MARKER, Verdict.ASK),
         ("shared", Entry.SWAP, Reason.SHARED_SWAP),
         ("special", Entry.EMPTY, Reason.KERNEL_MEMORY),
+        ("anonymous", Entry.FILE_PAGE, PageClass.ZERO),
+        *((kind, Entry.FILE_PAGE, PageClass.PRESENT) for kind in MAPPING_KINDS[1:]),
         *((kind, Entry.GUARD, PageClass.GUARD) for kind in MAPPING_KINDS),
         *((kind, Entry.POISON, PageClass.POISONED) for kind in MAPPING_KINDS),
         *((kind, Entry.PRESENT, PageClass.PRESENT) for kind in MAPPING_KINDS),

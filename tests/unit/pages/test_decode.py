@@ -29,6 +29,7 @@ ENTRIES = [
     ("nothing", 0, Entry.EMPTY),
     ("soft-dirty mark of an empty entry", SOFT_DIRTY, Entry.EMPTY),
     ("private page", PRESENT | EXCLUSIVE | 0x1234, Entry.PRESENT),
+    ("page of a file", PRESENT | FILE | 0x200, Entry.FILE_PAGE),
     ("private page, PFN hidden", PRESENT | EXCLUSIVE, Entry.PRESENT),
     ("page shared after fork", PRESENT | 0x1234, Entry.PRESENT),
     ("page under write-protection", PRESENT | UFFD_WP | EXCLUSIVE | 7, Entry.PRESENT),
@@ -54,29 +55,31 @@ ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize("is_anonymous", [True, False], ids=["anonymous", "object"])
 @pytest.mark.parametrize(
     ("word", "expected"), [row[1:] for row in ENTRIES], ids=[row[0] for row in ENTRIES]
 )
-def test_entry(word: int, expected: Entry, is_anonymous: bool) -> None:
-    (found,) = decode_entries(words(word), is_anonymous=is_anonymous)
+def test_entry(word: int, expected: Entry) -> None:
+    (found,) = decode_entries(words(word))
     assert Entry(found) is expected
 
 
-def test_file_bit_without_an_object_is_the_huge_zero_page() -> None:
-    page = words(PRESENT | FILE | 0x200)
-    assert decode_entries(page, is_anonymous=True).tolist() == [Entry.ZERO]
-    assert decode_entries(page, is_anonymous=False).tolist() == [Entry.PRESENT]
+def test_words_between_others() -> None:
+    given = words(0, PRESENT, 0, swap(0, 1), 0, PRESENT | FILE)
+    assert decode_entries(given[1::2]).tolist() == [
+        Entry.PRESENT,
+        Entry.SWAP,
+        Entry.FILE_PAGE,
+    ]
 
 
 def test_no_words_no_entries() -> None:
-    assert decode_entries(words(), is_anonymous=True).tolist() == []
+    assert decode_entries(words()).tolist() == []
 
 
 def test_decode_leaves_the_words_alone() -> None:
     given = words(*(word for _, word, _ in ENTRIES))
     given.flags.writeable = False
-    decode_entries(given, is_anonymous=True)
+    decode_entries(given)
 
 
 def test_swap_fields() -> None:
