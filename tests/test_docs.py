@@ -55,6 +55,12 @@ def test_every_class_is_documented(kind: PageClass) -> None:
     assert len(text.split()) > 20
 
 
+def test_decisions_are_numbered_without_gaps() -> None:
+    for number, path in enumerate(sorted((ROOT / "docs" / "decisions").glob("*.md")), 1):
+        assert path.name.startswith(f"{number:04}-")
+        assert path.read_text().startswith(f"# {number}. ")
+
+
 def test_nothing_is_documented_that_does_not_exist() -> None:
     known = {f"memlens {name}" for name in COMMANDS}
     assert set(sections(ROOT / "docs" / "commands.md", 2)) >= known
