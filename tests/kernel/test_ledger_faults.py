@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driver import MAP_SHARED, PAGE, target
+from driver import CLONE_NEWPID, MAP_SHARED, PAGE, target
 from hungfuse import hung_fuse
+from looking import GIVE_AWAY
 from shm_made import fill, mount_tmpfs, used_pages
-from shm_mix import mixed
+from shm_mix import IPC_RMID, mixed
 from swapareas import Squeeze
 from swapped_objects import swap_on, zram_devices
 from test_ledger import again_if_moved
@@ -159,7 +161,7 @@ def test_nobody_sees_less_and_says_so(swap: str, squeeze: Squeeze, tmp_path: Pat
             "of other users" in m["what"] + m["reason"] for m in theirs["missed"]
         ) or any("Permission denied" in m["reason"] for m in theirs["missed"])
         text = run("swap", is_nobody=True)
-        assert "remainder" in text.stdout
+        assert "remainder is of what was missed" in " ".join(text.stdout.split())
         assert run("swap", "--strict", is_nobody=True).returncode == 3
 
 
@@ -270,3 +272,65 @@ def test_a_pid_namespace_with_its_own_proc(swap: str, tmp_path: Path) -> None:
     assert ledger.processes[0].own_pages == 89
     assert ledger.used_pages == used
     assert ledger.private_pages == 89
+    assert "processes that this /proc does not show" in {m.what for m in ledger.missed}
+    assert any(note.startswith("the remainder is of what was missed") for note in ledger.notes)
+
+
+def test_nobody_is_not_said_to_hold_what_others_may(tmp_path: Path) -> None:
+    """Without privilege, or from within a PID namespace, most holders are not seen."""
+    with ExitStack() as stack:
+        # All may pass through: the directories of pytest are root's alone.
+        where = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        where.chmod(0o755)
+        mount_tmpfs(stack, where, "mode=0755")
+        held = where / "held"
+        held.write_bytes(bytes(5 * PAGE))
+        held.chmod(0o644)
+        driven = stack.enter_context(target())
+        driven.libc("unshare", CLONE_NEWPID)
+        child = driven.fork()
+        driven.os("open", str(held), os.O_RDONLY)
+        shmid = driven.libc("shmget", 0, 3 * PAGE, 0o1666)
+        driven.libc("shmat", shmid, None, 0)
+        child.isolate_mounts()
+        proc = tmp_path / "proc"
+        child.mount("proc", proc)
+        within = list_shared_memory(proc=f"/proc/{child.pid}/root{proc}").objects
+        done = run("shm", "--json", is_nobody=True)
+        assert done.returncode == 0, done.stderr
+        names = {str(held), f"sysv:{shmid}"}
+        theirs = {o["name"]: o["marks"] for o in json.loads(done.stdout)["objects"]}
+        ours = {o.name: o.marks for o in list_shared_memory().objects}
+        driven.libc("shmctl", shmid, IPC_RMID, None)
+    assert names <= set(theirs)
+    assert names <= set(ours)
+    for name in names:
+        assert "no_holder" not in theirs[name]
+        assert "no_holder" not in ours[name]
+    assert not [o.name for o in within if "no_holder" in o.marks]
+
+
+@ON_ZRAM
+def test_an_ordinary_user_sees_how_much_of_his_own_is_on_swap(swap: str) -> None:
+    """Slots are hidden, and yet the process is not said to have none."""
+    with target() as driven:
+        start = driven.mmap(97)
+        fill(driven, start, range(97))
+        page_out(driven, start, range(89))
+        driven.run(GIVE_AWAY, uid=NOBODY)
+        done = run("swap", "--json", is_nobody=True)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        (row,) = [row for row in found["processes"] if row["pid"] == driven.pid]
+        swapped = _vm_swap_pages(driven.pid)
+    assert row["own_pages"] == swapped >= 89
+    assert row["freed_on_exit_pages"] is None
+    assert found["private_pages"] == 0
+    assert any("slots are hidden" in missed["reason"] for missed in found["missed"])
+
+
+def _vm_swap_pages(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmSwap:"):
+            return int(line.split()[1]) * 1024 // PAGE
+    raise ValueError(f"no VmSwap of {pid}")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from memlens.account.frametable import FrameTable
 from memlens.account.mapcounts import FrameSums
+from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
 
@@ -110,7 +111,8 @@ class ProcessFacts:
     :param cached_pages: address of each divided by the page size, ``(n,)`` int64.
     :param frames: distinct frames that it maps, sorted, None if not asked.
     :param sums: of these frames.
-    :param rollup: figures of smaps_rollup in bytes, empty if not asked.
+    :param rollup: figures of smaps_rollup in bytes, empty if not asked; VmSwap of status where
+        slots are hidden.
     """
 
     pid: int
@@ -128,6 +130,12 @@ class ProcessFacts:
     cached_pfns: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     cached_pages: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     rollup: dict[str, int] = field(default_factory=dict)
+
+    def count_own(self) -> int:
+        """Return its private pages on swap; where slots are hidden, as the kernel counts."""
+        if self.is_swap_hidden:
+            return self.rollup.get("VmSwap", 0) // features.page_size_bytes()
+        return len(self.swap_words)
 
 
 @dataclass(frozen=True, slots=True)

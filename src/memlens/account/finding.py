@@ -108,9 +108,10 @@ class Finder:
         is_deleted = segment is not None and bool(segment.permissions & SHM_DEST)
         if item.kind == "tmpfs":
             is_deleted = item.links == 0 if item.links is not None else item.file is None
+        is_attached = segment is not None and segment.attached > 0
         marks = {
             "deleted": is_deleted,
-            "no_holder": not item.uses,
+            "no_holder": not (item.uses or is_attached or self.sweep.may_miss_holders()),
             "detached": segment is not None and segment.attached == 0,
             "huge": item.is_huge or any(use.is_huge for _, use in item.uses),
             "sealed": backing is not None and is_sealed(backing.fd),

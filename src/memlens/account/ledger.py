@@ -22,7 +22,7 @@ from memlens.account.inventory import (
     loop_notes,
     read_objects,
 )
-from memlens.account.sharedobject import SharedObject
+from memlens.account.sharedobject import UNREACHABLE, SharedObject, split_objects
 from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep
 from memlens.errors import Unsupported
@@ -33,10 +33,8 @@ from memlens.kernel.swaps import Swap, read_swap
 from memlens.pages.bits import PM_SWAP_AREA
 from memlens.pages.distinct import count_distinct, distinct
 
-_UNREACHABLE = (
-    "not in reach: memfds in unread messages, deleted tmpfs files under loop devices, "
-    "detached mounts"
-)
+_UNREACHABLE = f"not in reach: {UNREACHABLE}"
+_MISSED = "the remainder is of what was missed, or "
 # Slots that two claim are looked at again: most often one was freed and taken meanwhile.
 _MORE_LOOKS = 2
 _NO_NUMBER = (
@@ -51,12 +49,12 @@ class ProcessSwap:
     One process in the ledger.
 
     :param own_pages: private pages on swap, each slot once; one shared after fork counts
-        for every process that holds it.
+        for every process that holds it.  VmSwap of its status where slots are hidden.
     :param share_pages: its part of the objects' pages on swap, each object split evenly
         over the processes that map it.
     :param freed_on_exit_pages: slots that are free once it has ended: private ones that
         no other process holds, those of its pages in RAM included where they are known, and
-        those of objects that go with it.
+        those of objects that go with it; None where slots are hidden.
     :param cache_pages: pages in RAM that keep a slot, which it maps.
     """
 
@@ -66,7 +64,7 @@ class ProcessSwap:
     cgroup: str
     own_pages: int
     share_pages: float
-    freed_on_exit_pages: int
+    freed_on_exit_pages: int | None
     cache_pages: int = 0
 
 
@@ -76,13 +74,13 @@ class CgroupSwap:
     One cgroup in the ledger, without those below it.
 
     :param charged_pages: what the kernel charges it; None if not known.
-    :param own_pages: private slots of its processes, each once.
+    :param own_pages: private slots of its processes, each once; None where they are hidden.
     :param share_pages: fair shares of its processes in swapped objects.
     """
 
     path: str
     charged_pages: int | None
-    own_pages: int
+    own_pages: int | None
     share_pages: float
 
 
@@ -321,9 +319,13 @@ def _process_rows(
             name=facts.name,
             uid=facts.uid,
             cgroup=facts.cgroup,
-            own_pages=len(facts.swap_words),
+            own_pages=facts.count_own(),
             share_pages=shares.get(facts.pid, 0.0),
-            freed_on_exit_pages=slots.count_alone(facts.pid) + kept.get(facts.pid, 0),
+            freed_on_exit_pages=(
+                None
+                if facts.is_swap_hidden
+                else slots.count_alone(facts.pid) + kept.get(facts.pid, 0)
+            ),
             cache_pages=len(slots.cached.frames.get(facts.pid, ())),
         )
         for facts in processes
@@ -337,25 +339,6 @@ def _process_rows(
     return sorted(rows, key=lambda row: (-row.own_pages - row.share_pages, row.pid))
 
 
-def split_objects(
-    objects: Iterable[SharedObject],
-) -> tuple[dict[int, float], dict[int, int]]:
-    """
-    Return, by PID, the fair share of swapped shared pages, and what goes with its exit.
-
-    An object is split evenly over the processes that map it.
-    """
-    shares: dict[int, float] = {}
-    kept: dict[int, int] = {}
-    for item in objects:
-        for pid in item.mappers:
-            shares[pid] = shares.get(pid, 0.0) + item.swap_pages / len(item.mappers)
-        keeper = item.sole_keeper
-        if keeper is not None:
-            kept[keeper] = kept.get(keeper, 0) + item.swap_pages
-    return shares, kept
-
-
 def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]:
     hierarchy = find_hierarchy(sweep.proc)
     charged = charged_swap(hierarchy) if hierarchy.root else {}
@@ -364,10 +347,12 @@ def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]
         members.setdefault(facts.cgroup, []).append(facts)
     size = features.page_size_bytes()
     for path, processes in sorted(members.items()):
-        own = len(distinct(np.concatenate([_NONE, *[f.swap_words for f in processes]])))
+        is_hidden = any(facts.is_swap_hidden for facts in processes)
+        every = np.concatenate([_NONE, *[facts.swap_words for facts in processes]])
+        own = None if is_hidden else len(distinct(every))
         share = sum(shares.get(facts.pid, 0.0) for facts in processes)
         known = charged.get(path)
-        if own or share or known:
+        if own or is_hidden or share or known:
             yield CgroupSwap(path, None if known is None else known // size, own, share)
 
 
@@ -375,7 +360,7 @@ def _notes(
     before: Swap, used: int, remainder: int, cached: CachedSlots, sweep: Sweep
 ) -> Iterable[str]:
     if remainder > 0:
-        yield _UNREACHABLE
+        yield (_MISSED if sweep.missed else "") + _UNREACHABLE
     if remainder < 0:
         yield "more was found than is used: swap was freed, or moved, during the scan"
     if cached.doubtful:

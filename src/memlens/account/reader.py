@@ -195,15 +195,18 @@ class ProcessReader:
             ipc_namespace=self._namespace("ipc"),
             cached_pfns=slots.cached_pfns,
             cached_pages=slots.cached_pages,
-            rollup=rollup,
+            rollup=rollup or (self._read_vm_swap() if is_hidden else {}),
         )
 
     def _rollup(self) -> dict[str, int]:
         """Return smaps_rollup, and of status what counts private pages on swap."""
         lines = self.process.read("smaps_rollup").partition(b"\n")[2]
         figures = parse_meminfo(lines)
+        return figures | self._read_vm_swap()
+
+    def _read_vm_swap(self) -> dict[str, int]:
         status = parse_meminfo(self.process.read("status"))
-        return figures | {name: status[name] for name in ("VmSwap",) if name in status}
+        return {name: status[name] for name in ("VmSwap",) if name in status}
 
     def _uid(self) -> int:
         """Return the effective UID; the directory's owner is root if it is not dumpable."""

@@ -1,5 +1,6 @@
 """One shared-memory object, and who holds it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,14 @@ from numpy.typing import NDArray
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
+
+# Memory of these kinds is in the remainder: nothing that the kernel lists leads to it.
+UNREACHABLE = (
+    "what only the kernel holds (memfds in unread messages or registered with io_uring, "
+    "deleted tmpfs files under loop devices, memory of drivers), files on detached mounts or "
+    "below others, namespaces that no process is in, the root file system of the boot "
+    "(initramfs)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +50,9 @@ class SharedObject:
     :param runs: a ``PageClass`` for every page up to the end of the object; ``present``
         means mapped by at least one process, ``cached`` in RAM and mapped by none.
     :param holders: processes, by PID.
-    :param marks: ``deleted``, ``no_holder``, ``detached`` (System V, no attachment),
-        ``huge``, ``sealed``, ``other_mount_namespace``, ``other_ipc_namespace``.
+    :param marks: ``deleted``, ``no_holder`` (only if every process could be looked at),
+        ``detached`` (System V, no attachment), ``huge``, ``sealed``,
+        ``other_mount_namespace``, ``other_ipc_namespace``.
     :param reasons: why pages are ``unknown``.
     :param age_s: since it was made, when it was looked at; None if not known.
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
@@ -97,3 +107,22 @@ class SharedObject:
         if is_named or len(self.holders) != 1:
             return None
         return self.holders[0].pid
+
+
+def split_objects(
+    objects: Iterable[SharedObject],
+) -> tuple[dict[int, float], dict[int, int]]:
+    """
+    Return, by PID, the fair share of swapped shared pages, and what goes with its exit.
+
+    An object is split evenly over the processes that map it.
+    """
+    shares: dict[int, float] = {}
+    kept: dict[int, int] = {}
+    for item in objects:
+        for pid in item.mappers:
+            shares[pid] = shares.get(pid, 0.0) + item.swap_pages / len(item.mappers)
+        keeper = item.sole_keeper
+        if keeper is not None:
+            kept[keeper] = kept.get(keeper, 0) + item.swap_pages
+    return shares, kept

@@ -8,9 +8,8 @@ import numpy as np
 from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
 from memlens.account.inventory import read_objects
-from memlens.account.ledger import split_objects
 from memlens.account.mapcounts import count_maps
-from memlens.account.sharedobject import SharedObject
+from memlens.account.sharedobject import SharedObject, split_objects
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features

@@ -23,9 +23,12 @@ from memlens.kernel.opening import internal_device
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.kernel.shm import SHMEM_TYPES, namespace_inode
+from memlens.kernel.visibility import can_look_at_others, has_all_processes
 
 _PIDS_NAMED = 5
 _SPENT = "the budget was spent"
+_HIDDEN = "processes that this /proc does not show"
+_WHY_HIDDEN = "they are outside of its PID namespace, or hidden by hidepid"
 _STOPPED = "the scan was stopped"
 
 
@@ -62,6 +65,7 @@ class Sweep:
     _is_stopped: bool = False
     _total: int = 0
     _refused: dict[str, list[int]] = field(default_factory=dict)
+    _has_all: bool = True
 
     def run(self, pids: Iterable[int] | None = None) -> None:
         """
@@ -73,6 +77,7 @@ class Sweep:
             self._deadline = time.monotonic() + self.budget_s
         wanted = list(pids) if pids is not None else self.list_pids()
         self._total = len(wanted)
+        self._has_all = pids is None and has_all_processes(self.proc)
         if self.want.objects:
             self._learn_devices(wanted)
         tools = self._tools()
@@ -129,6 +134,15 @@ class Sweep:
         """Note what is left out because the scan ended early."""
         self.is_complete = False
         self.missed.append(Missed(what, _STOPPED if self._is_stopped else _SPENT))
+
+    def may_miss_holders(self) -> bool:
+        """
+        Return whether an object may be in the hands of processes that were not looked at.
+
+        A process that refuses itself even to the highest privilege is in ``missed`` alone.
+        """
+        is_refused = bool(self._refused) and not can_look_at_others()
+        return is_refused or not (self._has_all and self.is_complete)
 
     def notes(self) -> list[str]:
         """Return what happened during the scan, one line each."""
@@ -202,6 +216,8 @@ class Sweep:
             self.miss_rest(_processes(left))
         for reason, pids in self._refused.items():
             self.missed.append(Missed(_name_processes(pids), reason))
+        if not self._has_all:
+            self.missed.append(Missed(_HIDDEN, _WHY_HIDDEN))
         if not self.want.rollup:
             hidden = sum(facts.is_swap_hidden for facts in self.processes)
             if hidden:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from memlens.account.inventory import Inventory
-from memlens.account.sharedobject import Holder, SharedObject
+from memlens.account.sharedobject import UNREACHABLE, Holder, SharedObject
 from memlens.pages.classes import CLASSES, PageClass, counts_by_name
 from memlens.units import format_size
 from memlens.views.lines import (
@@ -34,10 +34,8 @@ from memlens.views.users import user_name
 
 SCHEMA = "memlens.shm/1"
 CLASS_STYLES = {row.page_class: row.color for row in CLASSES}
-_REMAINDER = (
-    "of no object that can be listed: memfds in unread messages, deleted tmpfs files under "
-    "loop devices, detached or covered mounts, the root file system of the boot (initramfs)"
-)
+_REMAINDER = f"of no object that can be listed: {UNREACHABLE}"
+_MISSED = "of what was missed, as named below, or "
 _HOLDER_NAME = 10
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
@@ -55,9 +53,9 @@ def holder_pids(item: SharedObject) -> list[int]:
 
 
 def holders_text(item: SharedObject) -> str:
-    """Return the holders in short: the first, and how many more there are."""
+    """Return the holders in short: the first, and how many more there are; "?" if not known."""
     if not item.holders:
-        return "none"
+        return "none" if "no_holder" in item.marks else "?"
     # Who maps most of it is the one to name.
     first = max(item.holders, key=lambda holder: holder.mapped_pages)
     more = f" +{len(item.holders) - 1}" if len(item.holders) > 1 else ""
@@ -150,7 +148,8 @@ def render_text(
     yield from _account(inventory, options)
     yield []
     if inventory.remainder_pages > 0:
-        yield from render_labelled("remainder", [_REMAINDER], options.width)
+        text = (_MISSED if inventory.missed else "") + _REMAINDER
+        yield from render_labelled("remainder", [text], options.width)
     yield from render_summary(inventory.missed, inventory.notes, inventory.cost, options)
 
 

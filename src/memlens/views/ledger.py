@@ -194,7 +194,8 @@ def _account(ledger: SwapLedger, options: TableOptions) -> Iterator[Line]:
     if shared_cached:
         amount = format_size(shared_cached * ledger.page_size_bytes)
         objects += f"; {amount} of it also in RAM"
-    holders = sum(1 for row in ledger.processes if row.own_pages)
+    # Where slots are hidden, processes have pages that the line cannot count.
+    holders = sum(1 for row in ledger.processes if ledger.private_pages and row.own_pages)
     processes = f"of {_count(holders, 'process', 'es')}, each slot once"
     rows = (
         ("private pages", ledger.private_pages, _SWAP, processes),

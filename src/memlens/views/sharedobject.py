@@ -88,7 +88,8 @@ def _render_object(
     if item.holders:
         yield from render_table(item.holders, HOLDER_COLUMNS, size, options)
     else:
-        yield [Segment("No process maps it or has it open.")]
+        looked = "" if "no_holder" in item.marks else " that could be looked at"
+        yield [Segment(f"No process{looked} maps it or has it open.")]
     if item.reasons:
         yield []
     yield from render_labelled(
