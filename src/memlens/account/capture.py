@@ -26,6 +26,7 @@ from memlens.account.model import (
     ProcessMap,
     UnknownRun,
 )
+from memlens.account.nodes import add_nodes
 from memlens.account.pagetable import Stopped
 from memlens.account.placing import mapping_slots
 from memlens.account.unknown import explain_unknown, without_object
@@ -34,6 +35,7 @@ from memlens.kernel import features
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.opening import ObjectFacts
 from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.physical import NodeRange, read_node_ranges
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass, Reason
@@ -128,7 +130,8 @@ class _Capture:
         )
         reader.opener.leases.prefetch()
         try:
-            results = self._read_all(reader, low, high)
+            found = self._read_all(reader, low, high)
+            results = add_nodes(self.pagemap, found, self._nodes())
         finally:
             reader.opener.leases.close()
             reader.close()
@@ -143,6 +146,12 @@ class _Capture:
             notes=(*self.notes, *dict.fromkeys(reader.walking.notes)),
             used=tuple(sorted(meter.used)),
         )
+
+    def _nodes(self) -> list[NodeRange]:
+        """Return the nodes to count by; none after a stop, or where frames are hidden."""
+        if not self.is_complete or not features.is_pfn_visible():
+            return []
+        return read_node_ranges(self.pagemap.page_size_bytes)
 
     def _evidence(self, reader: MappingReader) -> dict[str, bool]:
         return {

@@ -4,7 +4,7 @@ The results of a capture: frozen dataclasses over numpy arrays.
 Nothing here reads anything, so that every view also works on a saved capture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -89,6 +89,8 @@ class MappingPages:
     :param slots: area and slot of pages on swap, None unless words were asked for; pages
         whose place is not known are in none.
     :param notes: what happened to this mapping during the scan.
+    :param node_pages: pages of class ``PRESENT`` by NUMA node; empty where there is one
+        node, or frames are hidden.
 
     With a range asked for, ``start`` and ``stop`` are the mapping's own and ``runs``
     cover only the pages in the range.
@@ -108,6 +110,7 @@ class MappingPages:
     words: Words | None = None
     slots: SlotRuns | None = None
     notes: tuple[str, ...] = ()
+    node_pages: dict[int, int] = field(default_factory=dict)
 
     @property
     def pages(self) -> int:
@@ -153,3 +156,11 @@ class ProcessMap:
         for mapping in self.mappings:
             total += mapping.counts()
         return total
+
+    def node_pages(self) -> dict[int, int]:
+        """Return the present pages of the process by NUMA node, as those of a mapping."""
+        total: dict[int, int] = {}
+        for mapping in self.mappings:
+            for node, pages in mapping.node_pages.items():
+                total[node] = total.get(node, 0) + pages
+        return dict(sorted(total.items()))

@@ -55,11 +55,13 @@ def render_json(result: ProcessMap, has_runs: bool = False) -> Iterator[str]:
     yield _members(
         {
             "pages": counts_by_name(result.counts()),
+            **({"nodes": _nodes_json(nodes)} if (nodes := result.node_pages()) else {}),
             "cost": {
                 "wall_s": result.cost.wall_s,
                 "read_bytes": result.cost.read_bytes,
                 "longest_read_s": result.cost.longest_read_s,
             },
+            "used": list(result.used),
             "is_complete": result.is_complete,
             "notes": list(result.notes),
         }
@@ -87,6 +89,8 @@ def _mapping_json(mapping: MappingPages, has_runs: bool) -> Iterator[str]:
     tail: dict[str, Any] = {
         "unknown": [[run.first, run.pages, run.reason] for run in mapping.unknown]
     }
+    if mapping.node_pages:
+        tail["nodes"] = _nodes_json(mapping.node_pages)
     if mapping.notes:
         tail["notes"] = list(mapping.notes)
     yield ", " + _dump(tail)[1:]
@@ -118,6 +122,10 @@ def _slots_json(slots: SlotRuns) -> Iterator[str]:
         yield ", ".join(
             f"[{first}, {pages}, {area}, {slot}]" for first, pages, area, slot in piece
         )
+
+
+def _nodes_json(node_pages: dict[int, int]) -> dict[str, int]:
+    return {str(node): pages for node, pages in node_pages.items()}
 
 
 def _members(values: dict[str, Any]) -> str:

@@ -95,7 +95,8 @@ def select_classes(result: ProcessMap, wanted: frozenset[PageClass]) -> ProcessM
         if len(runs):
             words = _select_words(mapping.words, runs)
             slots = None if mapping.slots is None else restrict_slots(mapping.slots, runs)
-            kept.append(replace(mapping, runs=runs, words=words, slots=slots))
+            nodes = mapping.node_pages if PageClass.PRESENT in wanted else {}
+            kept.append(replace(mapping, runs=runs, words=words, slots=slots, node_pages=nodes))
         elif mapping.unknown:
             hidden_mappings += 1
             hidden_pages += sum(run.pages for run in mapping.unknown)

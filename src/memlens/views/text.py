@@ -32,6 +32,7 @@ from memlens.views.strip import draw_strip
 
 _REASONS_SHOWN = 8
 _NOTES_SHOWN = 8
+_FRAMES = "pfns_visible"
 _STYLES = {row.page_class: row.color for row in CLASSES}
 _GLYPHS = {row.page_class: row.glyph for row in CLASSES}
 # Classes that hold something are drawn as blocks where there is colour; the others, and
@@ -257,6 +258,14 @@ def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterat
             sign = cell_character(row.page_class, False, options)
             label, style = f"{sign} {row.page_class.label:<12}", _STYLES[row.page_class]
             yield from _total_line(label, style, amount(pages), row.meaning, options.width)
+    for node, pages in result.node_pages().items():
+        yield from _total_line(
+            f"  {f'node {node}':<12}",
+            DIM,
+            amount(pages),
+            "present, by NUMA node",
+            options.width,
+        )
     mappings = f"in {len(rows)} mapping{'s' if len(rows) != 1 else ''}"
     yield from _total_line(f"  {'total':<12}", BOLD, amount(total), mappings, options.width)
 
@@ -274,7 +283,7 @@ def _total_line(
 def _summary(whole: ProcessMap, options: TextOptions) -> Iterator[Line]:
     for title, lines in (
         ("unknown", list(_unknown_lines(whole))),
-        ("evidence", [_evidence_line(whole.evidence)]),
+        ("evidence", [_evidence_line(whole)]),
         ("cost", [format_cost(whole.cost)]),
         ("note", _note_lines(whole.notes)),
     ):
@@ -296,11 +305,18 @@ def _unknown_lines(whole: ProcessMap) -> Iterator[str]:
         yield "nothing"
 
 
-def _evidence_line(evidence: dict[str, bool]) -> str:
-    used = [name for name, is_used in evidence.items() if is_used]
-    unused = [name for name, is_used in evidence.items() if not is_used]
-    line = ", ".join(used) or "none"
-    return f"{line}; not used: {', '.join(unused)}" if unused else line
+def _evidence_line(whole: ProcessMap) -> str:
+    """Return what was asked, what there was no need to ask, and what could not be."""
+    interfaces = {name: can for name, can in whole.evidence.items() if name != _FRAMES}
+    groups = {
+        "": [name for name in interfaces if name in whole.used],
+        "not needed: ": [n for n, can in interfaces.items() if can and n not in whole.used],
+        "not available: ": [n for n, can in interfaces.items() if not can],
+    }
+    parts = [title + ", ".join(names) for title, names in groups.items() if names]
+    if not whole.evidence.get(_FRAMES, True):
+        parts.append("page frames are hidden")
+    return "; ".join(parts)
 
 
 def _note_lines(notes: tuple[str, ...]) -> list[str]:

@@ -58,7 +58,13 @@ def make_map() -> MakeMap:
             "process": Process(
                 42, "postgres", ("postgres", "-D", "/data"), datetime(2024, 5, 6, tzinfo=UTC)
             ),
-            "evidence": {"pagemap": True, "mincore": False},
+            "evidence": {
+                "pagemap": True,
+                "smaps": True,
+                "mincore": False,
+                "pfns_visible": False,
+            },
+            "used": ("pagemap",),
             "mappings": mappings,
             "cost": Cost(0.0123, 4096, 0.001),
         }

@@ -35,7 +35,7 @@ def test_the_schema(make_map, make_mapping) -> None:
             "cmdline": ["postgres", "-D", "/data"],
             "started_at": "2024-05-06T00:00:00+00:00",
         },
-        "evidence": {"pagemap": True, "mincore": False},
+        "evidence": {"pagemap": True, "smaps": True, "mincore": False, "pfns_visible": False},
         "mappings": [
             {
                 "start": 0x1000,
@@ -52,6 +52,7 @@ def test_the_schema(make_map, make_mapping) -> None:
         ],
         "pages": {"present": 2, "swapped": 2, "none": 1, "unknown": 1},
         "cost": {"wall_s": 0.0123, "read_bytes": 4096, "longest_read_s": 0.001},
+        "used": ["pagemap"],
         "is_complete": True,
         "notes": ["a note"],
     }
@@ -136,3 +137,12 @@ def test_csv_of_runs_names_addresses_and_reasons(make_map, make_mapping) -> None
     ]
     assert [row["reason"] for row in rows] == ["", "because", "of this", ""]
     assert rows[0]["mapping_start"] == "4096"
+
+
+def test_nodes_are_there_if_there_are_several(make_map, make_mapping) -> None:
+    first = replace(make_mapping("PPP."), node_pages={0: 1, 2: 2})
+    second = replace(make_mapping("PS"), node_pages={0: 1})
+    found = parse(render_json(make_map(first, second)))
+    assert [row["nodes"] for row in found["mappings"]] == [{"0": 1, "2": 2}, {"0": 1}]
+    assert found["nodes"] == {"0": 2, "2": 2}
+    assert "nodes" not in parse(render_json(make_map(make_mapping("P"))))

@@ -8,6 +8,7 @@ import pytest
 from memlens.account.model import Words
 from memlens.pages.classes import CLASSES, PageClass
 from memlens.views.lines import cell_len, format_seconds
+from memlens.views.reasons import select_classes
 from memlens.views.text import TextOptions, render_map, scanned_pages
 
 # mypy: disable-error-code="no-untyped-def"
@@ -94,7 +95,10 @@ def test_the_summary_tells_what_is_unknown_and_of_all(make_map, make_mapping) ->
     whole = make_map(make_mapping("P???"))
     text = text_of(make_map(), whole)
     assert "unknown   12K: why" in text
-    assert "evidence  pagemap; not used: mincore" in text
+    evidence = (
+        "evidence pagemap; not needed: smaps; not available: mincore; page frames are hidden"
+    )
+    assert evidence in " ".join(text.split())
     assert "cost      12.3 ms, 4K read, longest single read 1 ms" in text
     assert "No mapping has pages of these classes." in text
     assert "unknown   nothing" in text_of(make_map(make_mapping("P")))
@@ -164,3 +168,13 @@ def test_every_class_has_a_colour_that_rich_knows() -> None:
     assert len({row.page_class for row in CLASSES}) == len(PageClass)
     for row in CLASSES:
         assert Style.parse(f"bold {row.color}").color is not None
+
+
+def test_nodes_stand_above_the_total(make_map, make_mapping) -> None:
+    result = make_map(replace(make_mapping("PPP."), node_pages={0: 1, 2: 2}))
+    lines = text_of(result, width=80).split("\n")
+    at = next(n for n, line in enumerate(lines) if line.startswith("  total"))
+    assert lines[at - 2].split()[:5] == ["node", "0", "4K", "1", "pages"]
+    assert lines[at - 1].split()[:5] == ["node", "2", "8K", "2", "pages"]
+    hidden = select_classes(result, frozenset({PageClass.NONE}))
+    assert "node" not in text_of(hidden, width=80)
