@@ -26,6 +26,11 @@ def _iter_words(pid: int) -> Iterator[tuple[int, int]]:
                     yield first + number, word
 
 
+# A slot, by what can be told without memlens: the word of a page-table entry, or a frame whose
+# slot no entry names.
+Slot = tuple[str, int]
+
+
 @dataclass
 class Private:
     """
@@ -33,39 +38,61 @@ class Private:
 
     :param slots: (area, offset) of each that is swapped, by PID.
     :param frames: PFN of all that is mapped, by PID; pages of files too.
-    :param cached: PFNs of private pages in RAM that keep a slot.
+    :param kept: PFNs of private pages in RAM that keep a slot, by PID.
+    :param held: the slots of both, by PID.  A page in RAM at an address where another of the
+        processes has an entry keeps that entry's slot: true of relatives whose pages were
+        swapped out before they were forked.
     """
 
     slots: dict[int, set[int]]
     frames: dict[int, set[int]]
-    cached: set[int]
+    kept: dict[int, set[int]]
+    held: dict[int, set[Slot]]
 
     @property
     def distinct_slots(self) -> int:
-        """Return the number of slots, each once."""
+        """Return the number of slots in page tables, each once."""
         return len(set().union(*self.slots.values()))
+
+    @property
+    def distinct_held(self) -> int:
+        """Return the number of slots in page tables and of pages in RAM, each once."""
+        return len(set().union(*self.held.values()))
+
+    def has_slots_of(self, other: "Private") -> bool:
+        """Return whether the two have the same slots, whatever else moved."""
+        return (self.slots, self.kept, self.held) == (other.slots, other.kept, other.held)
+
+    def held_alone(self, pid: int) -> int:
+        """Return the number of slots that no other of the processes holds."""
+        return len(self.held[pid].difference(*(s for p, s in self.held.items() if p != pid)))
 
 
 def read_private(pids: Iterable[int]) -> Private:
     """Read the page tables of these processes."""
-    slots: dict[int, set[int]] = {}
-    frames: dict[int, set[int]] = {}
-    swapped_at: set[int] = set()
-    present: dict[int, set[int]] = {}
+    found = Private({}, {}, {}, {})
+    entries: dict[int, int] = {}
+    present: dict[int, dict[int, int]] = {}
     for pid in pids:
-        slots[pid], frames[pid] = set(), set()
+        found.slots[pid], found.frames[pid], present[pid] = set(), set(), {}
         for page, word in _iter_words(pid):
+            place = word & ((1 << 55) - 1)
             if word & raw.SWAP and word & 31 < raw.FIRST_SPECIAL_TYPE:
-                slots[pid].add(word & ((1 << 55) - 1))
-                swapped_at.add(page)
+                found.slots[pid].add(place)
+                entries[page] = place
             elif word & raw.PRESENT:
-                pfn = word & ((1 << 55) - 1)
-                frames[pid].add(pfn)
+                found.frames[pid].add(place)
                 if not word & raw.FILE:
-                    present.setdefault(pfn, set()).add(page)
-    # At an address where a relative still has the slot, that slot is counted there.
-    cached = {pfn for pfn in _swap_cached(present) if not present[pfn] & swapped_at}
-    return Private(slots, frames, cached)
+                    present[pid][page] = place
+    cached = set(_swap_cached({pfn for pages in present.values() for pfn in pages.values()}))
+    for pid, pages in present.items():
+        kept = {page: pfn for page, pfn in pages.items() if pfn in cached}
+        found.kept[pid] = set(kept.values())
+        found.held[pid] = {("entry", word) for word in found.slots[pid]} | {
+            ("entry", entries[page]) if page in entries else ("frame", pfn)
+            for page, pfn in kept.items()
+        }
+    return found
 
 
 def _swap_cached(pfns: Iterable[int]) -> Iterator[int]:

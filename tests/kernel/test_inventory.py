@@ -10,8 +10,8 @@ import raw
 import shm_mix
 from driver import MAP_SHARED, PAGE, Target, target
 from shm_made import MNT_DETACH, Builder, Mix, mount_tmpfs, segment_columns
+from standstill import again_if_moved, standing_still
 from swapareas import Squeeze
-from test_ledger import again_if_moved, standing_still
 
 from memlens import Inventory, PageClass, list_shared_memory, read_swap_ledger
 
@@ -32,10 +32,15 @@ def looked(
         with ExitStack() as stack:
             before = list_shared_memory()
             mix = shm_mix.build(stack, squeeze, swap, directory)
+            found = again_if_moved(lambda: look(mix))
+            return stack.pop_all(), (mix, before, found)
+
+    def look(mix: Mix) -> Inventory:
+        with standing_still():
             mix.reprove()
             found = list_shared_memory()
             mix.reprove()
-            return stack.pop_all(), (mix, before, found)
+            return found
 
     stack, result = again_if_moved(attempt)
     with stack:

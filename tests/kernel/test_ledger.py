@@ -1,113 +1,22 @@
 """The swap ledger against what was built, and against ``Used`` of /proc/swaps."""
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-import raw
 import shm_mix
-from driver import PAGE
-from shm_made import Builder, Made, Mix, used_pages
+from shm_made import Builder, Made, Mix
 from slowread import Private, read_private
+from standstill import StillLedger, again_if_moved, read_still_ledger
 from swapareas import Squeeze
 from workloads.base import StateMoved
 
 from memlens import SwapLedger, read_swap_ledger
 
 ON_SWAP = pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
-# Once swap is on, whatever lies idle on the machine may be pushed out, for a minute or two.
-DEADLINE_S = 150
-T = TypeVar("T")
-
-
-def again_if_moved(attempt: Callable[[], T], seconds: float = DEADLINE_S) -> T:
-    """Try until nothing else on the machine moved to or from swap meanwhile."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            return attempt()
-        except StateMoved:
-            continue
-    return attempt()
-
-
-@contextmanager
-def standing_still() -> Iterator[None]:
-    """Raise StateMoved if a page went to swap or came back in the block."""
-    fold_counters()
-    before = _swap_counters()
-    yield
-    if _swap_counters() != before:
-        raise StateMoved("something was swapped meanwhile")
-
-
-@dataclass(frozen=True)
-class Bounded:
-    """
-    A ledger, and by how many pages the machine may have put it out.
-
-    :param moved: pages that went to swap or came back while it was made: each may have been
-        seen twice or not at all.
-    :param doubtful: pages of others in RAM that keep a slot which another process may hold,
-        which memlens leaves to the remainder.
-    """
-
-    ledger: SwapLedger
-    moved: int
-    doubtful: int
-
-
-def read_bounded_ledger() -> Bounded:
-    fold_counters()
-    before = _swap_counters()
-    ledger = read_swap_ledger()
-    after = _swap_counters()
-    moved = sum(abs(now - was) for now, was in zip(after, before, strict=True))
-    doubts = [note for note in ledger.notes if "may hold" in note]
-    return Bounded(ledger, moved, sum(int(note.split()[0]) for note in doubts))
-
-
-def rise_bound(before: Bounded, after: Bounded) -> int:
-    """Return by how much the remainder may have risen on its own: 0 on a quiet machine."""
-    return before.moved + after.moved + abs(after.doubtful - before.doubtful)
-
-
-def fold_counters() -> None:
-    """
-    Add up the counters that CPUs keep for themselves.
-
-    SwapCached of /proc/meminfo leaves out up to a batch of pages per CPU; memlens looks
-    for pages in the swap cache if it is above 0.
-    """
-    Path("/proc/sys/vm/stat_refresh").write_text("1\n")
-
-
-def unreadable_pages() -> int:
-    """Return the swapped pages of processes whose page tables refuse even root."""
-    found = 0
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            os.close(os.open(f"/proc/{name}/pagemap", os.O_RDONLY))
-        except PermissionError:
-            status = Path(f"/proc/{name}/status").read_text()
-            found += sum(
-                int(line.split()[1]) * 1024 // PAGE
-                for line in status.splitlines()
-                if line.startswith("VmSwap:")
-            )
-        except OSError:
-            continue
-    return found
-
-
-def _swap_counters() -> tuple[int, ...]:
-    counters = raw.read_vmstat()
-    return used_pages(), counters["pswpin"], counters["pswpout"]
 
 
 @dataclass(frozen=True)
@@ -116,10 +25,8 @@ class Seen:
 
     mix: Mix
     private: Private
-    first: Bounded
-    last: Bounded
-    unreadable_before: int
-    unreadable: int
+    first: StillLedger
+    last: StillLedger
 
     @property
     def before(self) -> SwapLedger:
@@ -132,16 +39,15 @@ class Seen:
 
 def _look(squeeze: Squeeze, swap: str, directory: Path) -> Seen:
     directory.mkdir(exist_ok=True)
-    first, lost = read_bounded_ledger(), unreadable_pages()
+    first = read_still_ledger()
     with shm_mix.mixed(squeeze, swap, directory) as mix:
         mix.reprove()
         private = read_private(mix.pids)
-        last, still_lost = read_bounded_ledger(), unreadable_pages()
+        last = read_still_ledger()
         mix.reprove()
-        again = read_private(mix.pids)
-        if (again.slots, again.cached) != (private.slots, private.cached):
+        if not read_private(mix.pids).has_slots_of(private):
             raise StateMoved("private pages of the mix moved")
-        return Seen(mix, private, first, last, lost, still_lost)
+        return Seen(mix, private, first, last)
 
 
 @pytest.fixture(scope="module")
@@ -167,23 +73,42 @@ class TestMix:
     def test_what_was_built_is_attributed_exactly(self, seen: Seen) -> None:
         # Others may go to swap and come back while the mix is built: they are attributed as
         # well, so that the remainder stays as it was, to the page.
-        lost = seen.unreadable - seen.unreadable_before
-        rise = seen.after.remainder_pages - seen.before.remainder_pages
-        assert abs(rise - lost) <= rise_bound(seen.first, seen.last)
+        lost = seen.last.unreadable - seen.first.unreadable
+        assert seen.after.remainder_pages - seen.before.remainder_pages == lost
         keys = {made.key for made in seen.mix.objects}
-        swapped = sum(
-            item.swap_pages
+        objects = [
+            item
             for item in seen.after.objects
             if (item.kind, item.device, item.inode, item.size_bytes) in keys
-        )
-        assert swapped == seen.mix.objects_out
-        assert seen.after.private_pages >= seen.private.distinct_slots
+        ]
+        assert sum(item.swap_pages for item in objects) == seen.mix.objects_out
+        assert seen.after.slots is not None
+        private = [o for o in seen.after.slots.owners if o.pid in seen.mix.pids]
+        assert sum(owner.pages for owner in private) == seen.private.distinct_held
+
+    def test_every_slot_is_named_once(self, seen: Seen) -> None:
+        for ledger in (seen.before, seen.after):
+            assert ledger.slots is not None
+            assert not ledger.slots.twice
+            named = sum(row.named_pages for row in ledger.slots.areas)
+            assert named + ledger.remainder_pages == ledger.used_pages
+        for item in seen.after.objects:
+            assert int(item.slots.pages.sum()) == item.swap_pages, item
+
+    def test_nothing_is_in_doubt(self, seen: Seen) -> None:
+        assert not [note for note in seen.after.notes if "may hold" in note]
+        assert seen.after.slots is not None
+        assert not seen.after.slots.cache_reason
 
     def test_the_remainder_is_below_a_hundredth(self, seen: Seen) -> None:
-        reachable = seen.after.remainder_pages - seen.unreadable
-        slack = seen.last.moved + seen.last.doubtful
-        assert abs(reachable) <= seen.after.used_pages // 100 + slack
+        reachable = seen.after.remainder_pages - seen.last.unreadable
+        assert abs(reachable) <= seen.after.used_pages // 100
         assert seen.after.missed == seen.before.missed
+
+    def test_pages_in_ram_that_keep_a_slot(self, seen: Seen) -> None:
+        cached = {row.pid: row.cache_pages for row in seen.after.processes}
+        for pid in seen.mix.pids:
+            assert cached.get(pid, 0) == len(seen.private.kept[pid]), pid
 
     def test_processes_have_their_slots(self, seen: Seen) -> None:
         own = {row.pid: row.own_pages for row in seen.after.processes}
@@ -194,8 +119,7 @@ class TestMix:
     def test_exit_frees_what_no_other_process_holds(self, seen: Seen) -> None:
         freed = {row.pid: row.freed_on_exit_pages for row in seen.after.processes}
         for pid in seen.mix.pids:
-            others = set().union(*(s for p, s in seen.private.slots.items() if p != pid))
-            private = len(seen.private.slots[pid] - others)
+            private = seen.private.held_alone(pid)
             kept = [
                 made.out
                 for made in seen.mix.objects
@@ -235,17 +159,14 @@ def test_the_remainder_grows_by_what_is_out_of_reach(
     squeeze: Squeeze,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    def attempt() -> tuple[Bounded, Bounded, Made, int]:
-        mix = Mix(tmp_path_factory.mktemp("unreachable"))
-        with ExitStack() as stack:
-            before, lost = read_bounded_ledger(), unreadable_pages()
-            made = make(Builder(stack, squeeze, swap, mix))
-            after, still_lost = read_bounded_ledger(), unreadable_pages()
-            return before, after, made, still_lost - lost
-
-    before, after, made, lost = again_if_moved(attempt)
+    mix = Mix(tmp_path_factory.mktemp("unreachable"))
+    with ExitStack() as stack:
+        before = read_still_ledger()
+        made = make(Builder(stack, squeeze, swap, mix))
+        after = read_still_ledger()
+    lost = after.unreadable - before.unreadable
     rise = after.ledger.remainder_pages - before.ledger.remainder_pages
-    assert abs(rise - made.out - lost) <= rise_bound(before, after)
+    assert rise == made.out + lost
     notes = " ".join(after.ledger.notes)
     for kind in ("unread messages", "loop devices", "detached mounts"):
         assert kind in notes

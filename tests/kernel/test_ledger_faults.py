@@ -18,9 +18,9 @@ from hungfuse import hung_fuse
 from looking import GIVE_AWAY
 from shm_made import fill, mount_tmpfs, used_pages
 from shm_mix import IPC_RMID, mixed
+from standstill import again_if_moved
 from swapareas import Squeeze
 from swapped_objects import swap_on, zram_devices
-from test_ledger import again_if_moved
 from workloads.base import page_out
 
 from memlens import SwapLedger, list_processes, list_shared_memory, read_swap_ledger

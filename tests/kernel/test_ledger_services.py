@@ -12,8 +12,8 @@ from driver import PAGE
 from servers import Server
 from shm_made import count_evicted
 from slowread import Private, read_private
+from standstill import StillLedger, again_if_moved, read_still_ledger
 from swapareas import Cgroup, Missing, Squeeze, wait_until
-from test_ledger import Bounded, again_if_moved, read_bounded_ledger, unreadable_pages
 from test_ps import hold_against_rollup
 from workloads.base import StateMoved
 
@@ -26,13 +26,12 @@ ON_SWAP = pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
 class Seen:
     """The ledger, and what the page tables said before and after it was made."""
 
-    bounded: Bounded
+    still: StillLedger
     private: Private
-    unreadable: int
 
     @property
     def ledger(self) -> SwapLedger:
-        return self.bounded.ledger
+        return self.still.ledger
 
 
 def _look(pids: list[int]) -> Seen:
@@ -40,11 +39,10 @@ def _look(pids: list[int]) -> Seen:
 
     def attempt() -> Seen:
         private = read_private(pids)
-        bounded = read_bounded_ledger()
-        again = read_private(pids)
-        if (again.slots, again.cached) != (private.slots, private.cached):
+        still = read_still_ledger()
+        if not read_private(pids).has_slots_of(private):
             raise StateMoved("private pages moved")
-        return Seen(bounded, private, unreadable_pages())
+        return Seen(still, private)
 
     return again_if_moved(attempt)
 
@@ -52,14 +50,18 @@ def _look(pids: list[int]) -> Seen:
 def _hold_ledger(seen: Seen, pids: list[int]) -> None:
     """Hold what must be true whatever was built."""
     ledger = seen.ledger
-    slack = seen.bounded.moved + seen.bounded.doubtful
     found = ledger.private_pages + ledger.shared_pages + ledger.swap_cache_pages
     assert ledger.used_pages == found + ledger.remainder_pages
-    assert abs(ledger.remainder_pages - seen.unreadable) <= ledger.used_pages / 100 + slack
+    reachable = ledger.remainder_pages - seen.still.unreadable
+    assert abs(reachable) <= ledger.used_pages / 100
+    assert ledger.slots is not None
+    assert not ledger.slots.twice
+    assert sum(row.named_pages for row in ledger.slots.areas) == found
     rows = {row.pid: row for row in ledger.processes}
     for pid in pids:
-        own = rows[pid].own_pages if pid in rows else 0
-        assert own == len(seen.private.slots[pid])
+        row = rows.get(pid)
+        assert (row.own_pages if row else 0) == len(seen.private.slots[pid])
+        assert (row.cache_pages if row else 0) == len(seen.private.kept[pid])
 
 
 @contextmanager
@@ -88,7 +90,7 @@ def test_postgresql_with_shared_buffers_on_swap(swap: str, squeeze: Squeeze) -> 
         fill = "create table t as select g, repeat('x', 200) from generate_series(1, 60000) g"
         servers.ask_postgresql(server, fill, "select count(*) from t")
         cgroup.reclaim()
-        servers.ask_postgresql(server, "select count(*) from t where ctid < '(500,0)'")
+        servers.ask_postgresql(server, "select count(*) from t where g < 20000")
         with servers.stopped(server) as pids:
             seen = _look(pids)
             _hold_ledger(seen, pids)
@@ -153,8 +155,8 @@ def test_redis_while_it_saves(swap: str, squeeze: Squeeze) -> None:
                 assert len(ours & theirs) > 1000
                 assert seen.ledger.private_pages >= len(ours | theirs)
                 rows = {row.pid: row for row in seen.ledger.processes}
-                for pid, mine, other in ((pids[0], ours, theirs), (child, theirs, ours)):
-                    assert rows[pid].freed_on_exit_pages == len(mine - other)
+                for pid in pids:
+                    assert rows[pid].freed_on_exit_pages == seen.private.held_alone(pid)
                 again_if_moved(lambda: hold_against_rollup(pids))
 
 

@@ -24,8 +24,8 @@ from driver import (
 from shm_made import Builder, Mix, segment_columns
 from shm_mix import segment_of_nobody
 from slowread import read_private
+from standstill import again_if_moved
 from swapareas import Squeeze, setting, wait_until
-from test_ledger import again_if_moved
 from test_ledger_faults import run
 from test_ps import hold_against_rollup
 

@@ -26,7 +26,7 @@ from driver import (
 )
 from shm_made import fill
 from slowread import read_private
-from test_ledger import again_if_moved
+from standstill import again_if_moved
 from workloads.base import StateMoved, page_out
 
 from memlens import ProcessFilter, ProcessGone, ProcessList, ProcessMemory, list_processes
