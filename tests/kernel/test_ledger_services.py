@@ -95,7 +95,11 @@ def test_postgresql_with_shared_buffers_on_swap(swap: str, squeeze: Squeeze) -> 
             seen = _look(pids)
             _hold_ledger(seen, pids)
             buffers = max(
-                (o for o in seen.ledger.objects if o.kind == "anonymous"),
+                (
+                    item
+                    for item in seen.ledger.objects
+                    if item.kind == "anonymous" and pids[0] in item.mappers
+                ),
                 key=lambda item: item.size_bytes,
             )
             assert buffers.size_bytes > 32 << 20

@@ -30,6 +30,9 @@ from swapped_objects import (
 from memlens import map_process
 from memlens.account.ledger import read_swap_ledger
 from memlens.account.model import MappingPages
+from memlens.account.walking import ObjectWalk, Walking
+from memlens.kernel.backing import Backing
+from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass
 from memlens.pages.slotruns import SlotRuns
 
@@ -224,3 +227,24 @@ def test_the_map_is_drawn(area: str, tmp_path: Path) -> None:
         assert "memfd:memlens-cachewalk" in text
         refused = subprocess.run([*command, "--csv"], capture_output=True, check=False)
         assert refused.returncode == 2
+
+
+def test_what_is_looked_at_again_is_not_named_twice(area: str) -> None:
+    """Ranges of an object again, in any order: pages in the swap cache are asked for twice."""
+    with MAKE["memfd"](PAGES) as item:
+        fill_and_page_out(item)
+        backing = Backing(item.fd, "shmem", PAGE, Meter(), True, "an object")
+        walking = Walking(backing.meter, is_allowed=True, is_eager=True)
+        walk = ObjectWalk(walking, backing, has_seek=True, has_mincore=True)
+        once = walk_all(walk, [(0, PAGES)])
+        assert int(once.pages.sum()) > PAGES // 2
+        for again in ([(700, 900), (950, 960), (5, 8)], [(2, 3), (0, PAGES), (3000, 3001)]):
+            slots = walk_all(walk, [(0, PAGES), *again])
+            assert by_page(slots) == by_page(once)
+            assert int(slots.pages.sum()) == int(once.pages.sum())
+
+
+def walk_all(walk: ObjectWalk, ranges: list[tuple[int, int]]) -> SlotRuns:
+    for first, stop in ranges:
+        assert walk.walk(first, stop) is not None
+    return walk.take_slots()

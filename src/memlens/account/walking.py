@@ -246,7 +246,8 @@ class ObjectWalk:
         return self._add_data(evidence, first, stop) if self.has_seek else evidence
 
     def _keep_slots(self, records: "CacheRecords", first: int, stop: int) -> None:
-        if self._slots and first < int(self._slots[-1].stop[-1]):
+        # Ranges that are looked at again come in any order, each after the whole.
+        if any(len(part) and first < int(part.stop[-1]) for part in self._slots):
             again = one_run(first, stop - first, 1)
             self._slots = [without_pages(self.take_slots(), again)]
         found = record_slots(records)
