@@ -1,10 +1,8 @@
 """``memlens doctor``: what this kernel and this user can see."""
 
-from shutil import get_terminal_size
-
 import click
 
-from memlens.commands import common
+from memlens.commands import common, lines
 
 
 @click.command(name="doctor")
@@ -27,12 +25,5 @@ def command(as_json: bool, no_color: bool, proc: str, strict: bool) -> None:
     if as_json:
         common.write_pieces((view.render_json(abilities), "\n"))
     else:
-        lines = view.render_text(abilities, get_terminal_size().columns)
-        if common.is_colored(no_color):
-            console = common.console()
-            for line in lines:
-                console.print(line, soft_wrap=True)
-        else:
-            # Not through rich, which has an exit code of its own for a closed pipe.
-            common.write_pieces(f"{line.plain.rstrip()}\n" for line in lines)
+        lines.print_lines(view.render_text(abilities, lines.terminal_width()), no_color)
     common.strict_exit(strict, not abilities.is_complete)

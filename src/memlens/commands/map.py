@@ -1,24 +1,16 @@
 """``memlens map PID``: where every page of a process is."""
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from shutil import get_terminal_size
-from typing import TYPE_CHECKING
 
 import click
 
 from memlens.account.capture import map_process
 from memlens.account.model import ProcessMap
-from memlens.commands import common
+from memlens.commands import common, lines, tables
 from memlens.commands.watch import Watch
 from memlens.errors import MemlensError
 from memlens.pages.classes import PageClass
-
-if TYPE_CHECKING:
-    from memlens.views.lines import Line
-
-_SEGMENTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +70,15 @@ def command(**options: object) -> None:
     kills.
     """
     request = _Request(**options)  # type: ignore[arg-type]
-    if request.as_json and request.as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+    tables.check_formats(request.as_json, request.as_csv)
     if request.as_csv and request.words:
         raise click.UsageError("--words is for text and --json")
     with Watch(f"reading process {request.pid}") as watch:
         whole = _scan(request, watch)
         watch.end_scan()
         _print(request, whole)
-    if not whole.is_complete:
-        common.complain("stopped early: the answer is incomplete")
-    if watch.is_interrupted:
-        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
     is_unknown = bool(whole.counts()[PageClass.UNKNOWN])
-    common.strict_exit(request.strict, is_unknown or not whole.is_complete)
+    tables.finish(watch, whole.is_complete, request.strict, is_unknown)
 
 
 def _scan(request: _Request, watch: Watch) -> ProcessMap:
@@ -132,32 +119,11 @@ def _machine(request: _Request, shown: ProcessMap) -> Iterator[str]:
 def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None:
     from memlens.views.text import TextOptions, render_map
 
-    is_colored = common.is_colored(request.no_color)
     options = TextOptions(
-        width=get_terminal_size().columns,
-        is_colored=is_colored,
-        is_unicode=(sys.stdout.encoding or "").lower().startswith("utf"),
+        width=lines.terminal_width(),
+        is_colored=common.is_colored(request.no_color),
+        is_unicode=lines.is_unicode(),
         addresses=request.addresses,
         has_runs=request.pages,
     )
-    lines = render_map(shown, whole, options)
-    if is_colored:
-        _paint(lines)
-    else:
-        common.write_pieces("".join(part.text for part in line) + "\n" for line in lines)
-
-
-def _paint(lines: Iterable["Line"]) -> None:
-    """Print lines in colour, many at a time."""
-    from rich.segment import Segment, Segments
-    from rich.style import Style
-
-    console = common.console()
-    ready: list[Segment] = []
-    for line in lines:
-        ready += [Segment(text, Style.parse(style)) for text, style in line]
-        ready.append(Segment.line())
-        if len(ready) > _SEGMENTS_AT_ONCE:
-            console.print(Segments(ready), end="", crop=False)
-            ready = []
-    console.print(Segments(ready), end="", crop=False)
+    tables.print_lines(render_map(shown, whole, options), options.is_colored)

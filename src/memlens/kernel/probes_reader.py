@@ -53,17 +53,6 @@ CAPABILITIES = (
     "CAP_BPF",
     "CAP_CHECKPOINT_RESTORE",
 )
-# Those that decide what a reader of memory sees.
-READER_CAPABILITIES = (
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_PTRACE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_CHECKPOINT_RESTORE",
-    "CAP_PERFMON",
-    "CAP_BPF",
-)
 
 # Inodes of the first namespaces (include/linux/proc_ns.h), the same since v3.8.
 _INIT_PID = "pid:[4026531836]"
