@@ -104,7 +104,7 @@ def _extract(archive: list[str], tree: Path) -> None:
 
 
 def _run(command: list[str], **options: object) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    subprocess.run(command, check=True, capture_output=True, text=True, **options)
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ class Builder:
             inode=int(fields[4]),
             size_bytes=os.stat(path).st_size,
             count_out=lambda: count_evicted(path),
-            **rest,  # type: ignore[arg-type]
+            **rest,
         )
         self.mix.objects.append(made)
         return made

@@ -106,7 +106,7 @@ def address_of(pid: int) -> int:
     return int(next(line for line in maps if "it is; a name" in line).split("-")[0], 16)
 
 
-def mapping_json(pid: int, *arguments: str) -> dict:  # type: ignore[type-arg]
+def mapping_json(pid: int, *arguments: str) -> dict:
     done = memlens("map", pid, "--json", *arguments)
     assert (done.code, done.err) == (0, "")
     (found,) = [row for row in json.loads(done.out)["mappings"] if "a name" in row["path"]]
@@ -269,7 +269,7 @@ def test_closed_standard_output_is_an_error(small: int) -> None:
     assert (done.returncode, done.stderr) == (1, "memlens: standard output is closed\n")
 
 
-def interrupt_when(child: subprocess.Popen[str], is_time) -> None:  # type: ignore[no-untyped-def]
+def interrupt_when(child: subprocess.Popen[str], is_time) -> None:
     """Send Ctrl-C as soon as the child has got somewhere."""
     deadline = time.monotonic() + DEADLINE_S
     while not is_time(child.pid):

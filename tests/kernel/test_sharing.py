@@ -218,7 +218,7 @@ def test_a_preforked_python_server() -> None:
         for _ in range(3):
             server.stdout.read(1)
         pids = [server.pid, *(p.pid for p in psutil.Process(server.pid).children())]
-        everyone = [Target(pid, None) for pid in pids]  # type: ignore[arg-type]
+        everyone = [Target(pid, None) for pid in pids]
         with standing(*everyone):
             result = read_sharing([server.pid], has_descendants=True)
             assert_true(result, pids)

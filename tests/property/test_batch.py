@@ -89,7 +89,7 @@ class PlainPagemap:
 
 
 def table_of(pagemap: PlainPagemap, use_scan: bool, **more: Any) -> PageTable:
-    return PageTable(pagemap, use_scan=use_scan, zero_pfn=ZERO_PFN, **more)  # type: ignore[arg-type]
+    return PageTable(pagemap, use_scan=use_scan, zero_pfn=ZERO_PFN, **more)
 
 
 names = st.sampled_from(sorted(WORDS))
@@ -171,7 +171,7 @@ class PlainOpener:
             return VANISHED
         self.opened.append(mapping.inode)
         item = PlainObject("shmem", self.states[mapping.inode - 1])
-        item.close = lambda: None  # type: ignore[attr-defined]
+        item.close = lambda: None
         return item
 
 
@@ -179,7 +179,7 @@ def reader_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> Mappin
     process: Any = SimpleNamespace(pid=1)
     return MappingReader(
         table=table_of(pagemap, **more),
-        opener=opener,  # type: ignore[arg-type]
+        opener=opener,
         settler=Settler(process, SIZE, is_allowed=False),
         disabled=frozenset(),
         has_cachestat=True,

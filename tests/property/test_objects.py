@@ -44,7 +44,7 @@ def stretches(kind: str) -> st.SearchStrategy[list[str]]:
 
 
 def classes_of(item: PlainObject, disabled: Iterable[str], pages: int) -> list[PageClass]:
-    reader = ObjectReader(item, frozenset(disabled), has_cachestat=True)  # type: ignore[arg-type]
+    reader = ObjectReader(item, frozenset(disabled), has_cachestat=True)
     verdicts = decode_runs(reader.verdicts(0, pages), pages, fill=255)
     return [verdict_class(int(verdict)) for verdict in verdicts]
 
@@ -96,8 +96,8 @@ def test_who_may_not_write_learns_only_the_size(states: list[str], more: int) ->
 
 def test_a_vast_hole_costs_few_calls() -> None:
     item = PlainObject("shmem", [])
-    item.size_pages = lambda: 1 << 28  # type: ignore[method-assign]
-    reader = ObjectReader(item, frozenset(), has_cachestat=True)  # type: ignore[arg-type]
+    item.size_pages = lambda: 1 << 28
+    reader = ObjectReader(item, frozenset(), has_cachestat=True)
     runs = list(reader.verdicts(0, 1 << 28))
     assert runs == [(0, 1 << 28, PageClass.NONE)]
     assert item.calls < 10
@@ -155,7 +155,7 @@ def records_of(item: PlainObject, first: int, stop: int) -> CacheRecords:
 
 def reader_of(item: PlainObject, walking: Walking) -> ObjectReader:
     return ObjectReader(
-        item,  # type: ignore[arg-type]
+        item,
         frozenset(),
         has_cachestat=True,
         walking=walking,

@@ -33,7 +33,7 @@ def memfd() -> Iterator[int]:
 
 def find(fd: int, **options: object) -> memlens.SharedObject:
     status = os.fstat(fd)
-    found = memlens.list_shared_memory(**options)  # type: ignore[arg-type]
+    found = memlens.list_shared_memory(**options)
     (item,) = (
         item
         for item in found.objects

@@ -40,7 +40,7 @@ def test_classes_may_be_written_with_dashes_and_blanks() -> None:
     assert set(json.loads(result.stdout)["pages"]) <= {"on_disk", "present"}
 
 
-def test_a_directory_that_is_no_proc_is_an_error(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_directory_that_is_no_proc_is_an_error(tmp_path) -> None:
     result = CliRunner().invoke(cli, ["map", "1", "--proc", str(tmp_path)])
     assert result.exit_code == 1
     assert len(result.stderr.splitlines()) == 1

@@ -100,12 +100,12 @@ def test_filters_leave_only_what_they_name() -> None:
 def test_a_budget_that_is_too_small_is_said(name: str) -> None:
     code, out, err = run(name, "--budget", "0.000001", "--json")
     found = json.loads(out)
-    if name == "swap" and not found["areas"]:
-        pytest.skip("without swap nothing is scanned")
+    # Without swap nothing is scanned.
+    is_cut_short = name != "swap" or bool(found["areas"])
     assert code == 0
-    assert found["is_complete"] is False
-    assert "incomplete" in err
-    assert run(name, "--budget", "0.000001", "--strict")[0] == 3
+    assert found["is_complete"] is not is_cut_short
+    assert ("incomplete" in err) is is_cut_short
+    assert run(name, "--budget", "0.000001", "--strict")[0] == (3 if is_cut_short else 0)
 
 
 # The first thing that a scan does is to list /proc: then comes Ctrl-C.

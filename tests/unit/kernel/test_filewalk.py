@@ -51,7 +51,7 @@ def test_mappers_by_file(tmp_path: Path) -> None:
         st_dev = 0xFE01
         st_ino = 131
 
-    found = mappers.find(Status(), -1, "file")  # type: ignore[arg-type]
+    found = mappers.find(Status(), -1, "file")
     expected = [FileMapping(7, 0x1000, 0x3000, 0x2000), FileMapping(9, 0xA000, 0xB000, 0)]
     assert sorted(found) == expected
     assert mappers.pids == 2

@@ -74,7 +74,7 @@ def test_any_pfns_in_any_order(proc: str, seed: int) -> None:
 )
 def test_beyond_memory_there_is_no_page(proc: str, read: object, beyond: int) -> None:
     pfns = np.array([FRAMES + 5, 3, FRAMES - 1, 1 << 58], np.uint64)
-    found = read(pfns, proc)  # type: ignore[operator]
+    found = read(pfns, proc)
     assert found.tolist() == [beyond, word_of(3), word_of(FRAMES - 1), beyond]
 
 

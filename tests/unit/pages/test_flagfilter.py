@@ -25,7 +25,7 @@ EVERY = [0, ANON, LRU, DIRTY, ANON | LRU, ANON | DIRTY, LRU | DIRTY, ANON | LRU 
 )
 def test_where_keeps_what_it_says(text: str, keeps: object) -> None:
     found = parse_where(text)(np.array(EVERY, np.uint64)).tolist()
-    wanted = [bool(keeps(w & ANON, w & LRU, w & DIRTY)) for w in EVERY]  # type: ignore[operator]
+    wanted = [bool(keeps(w & ANON, w & LRU, w & DIRTY)) for w in EVERY]
     assert found == wanted
 
 

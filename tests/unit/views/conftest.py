@@ -68,6 +68,6 @@ def make_map() -> MakeMap:
             "mappings": mappings,
             "cost": Cost(0.0123, 4096, 0.001),
         }
-        return ProcessMap(**{**values, **changes})  # type: ignore[arg-type]
+        return ProcessMap(**{**values, **changes})
 
     return make

@@ -35,20 +35,20 @@ def test_wide_characters_take_two_cells() -> None:
     assert cut.endswith(".db")
 
 
-def every_class(make_mapping) -> list[Row]:  # type: ignore[no-untyped-def]
+def every_class(make_mapping) -> list[Row]:
     rows = [Row.of(make_mapping("PzckSda.GXeD?"))]
     return rows + [Row.of(make_mapping("PS.c"))] * 3
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_every_class_has_a_place(make_mapping, width: int) -> None:  # type: ignore[no-untyped-def]
+def test_every_class_has_a_place(make_mapping, width: int) -> None:
     layout = choose_layout(every_class(make_mapping), width)
     placed = [column.page_class for column in (*layout.own, *layout.shared)]
     assert sorted(placed) == sorted(PageClass)
     assert len(layout.widths) == len(layout.own) + bool(layout.shared)
 
 
-def test_what_is_common_keeps_its_column(make_mapping) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_common_keeps_its_column(make_mapping) -> None:
     layout = choose_layout(every_class(make_mapping), 80)
     own = {column.page_class.label for column in layout.own}
     assert {"present", "swapped", "unknown"} <= own
@@ -56,12 +56,12 @@ def test_what_is_common_keeps_its_column(make_mapping) -> None:  # type: ignore[
     assert not choose_layout(every_class(make_mapping), 200).shared
 
 
-def test_classes_that_do_not_occur_have_none(make_mapping) -> None:  # type: ignore[no-untyped-def]
+def test_classes_that_do_not_occur_have_none(make_mapping) -> None:
     layout = choose_layout([Row.of(make_mapping("PPS"))], 80)
     assert [column.name for column in layout.own] == ["present", "swapped"]
 
 
-def test_addresses_only_where_there_is_room(make_mapping) -> None:  # type: ignore[no-untyped-def]
+def test_addresses_only_where_there_is_room(make_mapping) -> None:
     rows = [Row.of(make_mapping("P", start=0x7FFF00001000))]
     assert choose_layout(rows, 80).address == 0
     assert choose_layout(rows, 200).address == len("7fff00001000")
