@@ -59,7 +59,8 @@ def call_libc(name: str, *arguments: int | bytes | None) -> tuple[int, list[byte
     function = getattr(libc, name)
     function.restype = ctypes.c_long
     result = function(*converted)
-    if result == -1:
+    # What returns an int may leave the upper half of its register alone.
+    if result in (-1, 0xFFFFFFFF):
         error = ctypes.get_errno()
         raise OSError(error, f"{name}: {os.strerror(error)}")
     return result, [buffer.raw for buffer in buffers]

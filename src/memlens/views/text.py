@@ -225,7 +225,8 @@ def _details(mapping: MappingPages, options: TextOptions) -> Iterator[Line]:
         for first, pages, kind, reason in list_runs(mapping):
             start = mapping.start + first * size
             where = f"  {start:x}-{start + pages * size:x}"
-            amount = f"{format_size(pages * size):>6}{pages:>10} pages  "
+            unit = "page " if pages == 1 else "pages"
+            amount = f"{format_size(pages * size):>6}{pages:>10} {unit}  "
             line = [Segment(f"{where:36}{amount}", DIM), Segment(kind.label, _STYLES[kind])]
             yield [*line, Segment(f": {escape_text(reason)}")] if reason else line
     if mapping.words is not None:
@@ -249,7 +250,8 @@ def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterat
 
     def amount(pages: int) -> str:
         share = percent(pages, total)
-        return f"{format_size(pages * size):>6} {pages:>{digits}} pages {share:>4}  "
+        unit = "page " if pages == 1 else "pages"
+        return f"{format_size(pages * size):>6} {pages:>{digits}} {unit} {share:>4}  "
 
     yield []
     for row in CLASSES:

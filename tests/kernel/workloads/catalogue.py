@@ -11,6 +11,7 @@ from workloads import (
     anonymous,
     files,
     hugetlb,
+    odd,
     overlays,
     shmem,
     shmem_changed,
@@ -22,7 +23,7 @@ from workloads.base import Entry
 
 MODULES = (
     *(anonymous, userfault, shmem, shmem_changed, shmem_huge),
-    *(files, overlays, hugetlb, special),
+    *(files, overlays, hugetlb, special, odd),
 )
 CATALOGUE: tuple[Entry, ...] = tuple(entry for module in MODULES for entry in module.ENTRIES)
 

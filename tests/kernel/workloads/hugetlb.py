@@ -99,6 +99,27 @@ def hugetlb_not_mapped(tools: Tools) -> Workload:
 
 
 @workload()
+def hugetlb_copied(tools: Tools) -> Workload:
+    """Private copies of huge pages of a file, and pages of the file itself."""
+    _fill_pool(tools, 6)
+    driven = tools.target()
+    fd = driven.os("memfd_create", "memlens-test", MFD_HUGETLB)
+    driven.os("ftruncate", fd, 3 * HUGE)
+    shared = _map(driven, fd, 3)
+    _touch(driven, shared, 0, 1, 2)
+    copied = driven.mmap(3 * SMALL, flags=MAP_PRIVATE, fd=fd, align=HUGE)
+    _touch(driven, copied, 0)
+    driven.peek(copied, [SMALL])
+    return Workload(
+        driven,
+        [
+            _expect(driven, shared, P.PRESENT, P.PRESENT, P.PRESENT),
+            _expect(driven, copied, P.PRESENT, P.PRESENT, P.CACHED),
+        ],
+    )
+
+
+@workload()
 def hugetlb_in_part(tools: Tools) -> Workload:
     """Part of the file is allocated; only the walk of the page cache tells which."""
     _fill_pool(tools, 9)

@@ -131,7 +131,7 @@ def test_runs_and_words_follow_their_mapping(make_map, make_mapping) -> None:
     result = make_map(replace(make_mapping("PP?"), words=words))
     lines = [line.split() for line in text_of(result, has_runs=True).split("\n")]
     assert ["1000-3000", "8K", "2", "pages", "present"] in lines
-    assert ["3000-4000", "4K", "1", "pages", "unknown:", "why"] in lines
+    assert ["3000-4000", "4K", "1", "page", "unknown:", "why"] in lines
     assert ["2000", "8000000000000005", "present"] in lines
 
 
@@ -174,7 +174,7 @@ def test_nodes_stand_above_the_total(make_map, make_mapping) -> None:
     result = make_map(replace(make_mapping("PPP."), node_pages={0: 1, 2: 2}))
     lines = text_of(result, width=80).split("\n")
     at = next(n for n, line in enumerate(lines) if line.startswith("  total"))
-    assert lines[at - 2].split()[:5] == ["node", "0", "4K", "1", "pages"]
+    assert lines[at - 2].split()[:5] == ["node", "0", "4K", "1", "page"]
     assert lines[at - 1].split()[:5] == ["node", "2", "8K", "2", "pages"]
     hidden = select_classes(result, frozenset({PageClass.NONE}))
     assert "node" not in text_of(hidden, width=80)
