@@ -9,10 +9,11 @@ the page.
 import argparse
 import importlib
 import pkgutil
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench import scenarios
 from bench.harness.build import build_page_types, build_program
@@ -30,6 +31,7 @@ FIRST = ("private", "shared", "sparse", "stall", "startup")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Return 1 if a limit was not kept or a scenario failed."""
+    signal.signal(signal.SIGTERM, take_away_and_end)
     names = find_scenarios()
     options = parse_arguments(arguments, names)
     chosen = [name for name in names if not options.only or name in options.only]
@@ -47,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed = [row for section in sections for row in section.rows if row.is_missed]
     print(f"\n{len(missed)} limits not kept" if missed else "\nall limits kept")
     return 1 if missed else 0
+
+
+def take_away_and_end(number: int, _frame: object) -> NoReturn:
+    """End by a signal, but first take away what was made: processes, and swap on zram."""
+    # A second one would end that halfway.
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def find_scenarios() -> list[str]:

@@ -138,6 +138,26 @@ def test_as_smaps_rollup(
     again_if_moved(lambda: hold_against_rollup(family.pids))
 
 
+@pytest.mark.parametrize("disabled", ["", "pagemap_scan"])
+def test_zero_pages_cost_nothing(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zero pages between others, the huge one, and the huge one cut to small ones."""
+    monkeypatch.setenv("MEMLENS_DISABLE", disabled)
+    with target() as made:
+        mixed = made.mmap(301)
+        fill(made, mixed, range(0, 301, 7))
+        made.peek(mixed, range(301))
+        huge = made.mmap(4 * HUGE // PAGE, align=HUGE)
+        made.libc("madvise", huge, 4 * HUGE, MADV_HUGEPAGE)
+        fill(made, huge, [0])
+        made.peek(huge + HUGE, [0])
+        made.peek(huge + 2 * HUGE, [0])
+        made.libc("munmap", huge + 2 * HUGE + 100 * PAGE, 3 * PAGE)
+        fill(made, huge + 3 * HUGE, [0])
+        first = raw.read_pagemap(made.pid, huge + HUGE, 1)
+        assert raw.read_kpageflags(first)[0] >> KPF_ZERO_PAGE & 1
+        again_if_moved(lambda: hold_against_rollup([made.pid]))
+
+
 @ON_ZRAM
 def test_swap_of_each(family: Family) -> None:
     rows = _rows(list_processes(family.pids))

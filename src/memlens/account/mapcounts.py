@@ -39,14 +39,17 @@ def sum_frames(frames: Frames, counts: FrameTable) -> FrameSums:
     """
     Return the sums over what a process maps.
 
-    :param counts: as ``count_maps`` gives it.
+    :param counts: as ``count_maps`` gives it; asked only of frames that may be shared.
     """
-    mapped = counts.of(frames.pfn)
-    is_alone = mapped == 1
-    times = np.bincount(mapped)
+    is_asked = ~frames.is_alone
+    mapped = counts.of(frames.pfn[is_asked])
+    times = np.bincount(mapped, minlength=2)
+    alone = len(frames.pfn) - len(mapped)
+    is_private = ~frames.is_file
     return FrameSums(
         rss_pages=len(frames.pfn),
-        pss_pages=float((times[1:] / np.arange(1, len(times))).sum()),
-        uss_pages=int(times[1]) if len(times) > 1 else 0,
-        private_pages=int((is_alone & ~frames.is_file).sum()),
+        pss_pages=alone + float((times[1:] / np.arange(1, len(times))).sum()),
+        uss_pages=alone + int(times[1]),
+        private_pages=int((is_private & frames.is_alone).sum())
+        + int((is_private[is_asked] & (mapped == 1)).sum()),
     )

@@ -23,7 +23,7 @@ from memlens.kernel.fdtables import list_other_tables
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.opening import Opener, device_number
-from memlens.kernel.outline import parse_unnamed, private_ranges
+from memlens.kernel.outline import mapped_ranges, parse_unnamed, private_ranges
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.shm import namespace_inode
@@ -41,11 +41,13 @@ class ShmemDevices:
     """
     Which devices are tmpfs; one that no mount names is looked at once.
 
-    ``internal`` is that of memfds and System V segments, -1 if not known.
+    ``internal`` is that of memfds and System V segments, -1 if not known; ``hugetlb`` says of
+    others whether their huge pages are in no RSS.
     """
 
     known: dict[int, bool] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
+    hugetlb: dict[int, bool] = field(default_factory=dict)
     internal: int = -1
 
     def is_shmem(self, device: int, look: Callable[[], bool]) -> bool:
@@ -145,22 +147,34 @@ class ProcessReader:
         return Who(self.process.pid, self.process.stat.name, self._uid(), self._cgroup())
 
     def _read_frames(self, pagemap: Pagemap, raw: bytes) -> Frames:
-        mappings = parse_maps(raw, f"{self.process.path}/maps")
-        mappings = [mapping for mapping in mappings if mapping.start < _USER_STOP]
-        return read_frames(pagemap, mappings, self._is_hugetlb, self.tools.check_stop)
+        # Huge pages of hugetlb are not in RSS.
+        path, check = f"{self.process.path}/maps", self.tools.check_stop
+        huge = [(m.start, m.stop) for m in parse_unnamed(raw, path) if self._is_hugetlb(m)]
+        size = pagemap.page_size_bytes
+        if self.tools.use_scan:
+            ranges = _in_pages(mapped_ranges(raw, huge), size)
+            return read_frames(pagemap, ranges, True, check_stop=check)
+        every = [m for m in parse_maps(raw, path) if m.start < _USER_STOP]
+        wanted = _in_pages(
+            [place for m in every if (place := (m.start, m.stop)) not in huge], size
+        )
+        opener = self._opener()
+        bare = [m for m in every if not m.inode and opener.facts(m).kind == "anonymous"]
+        anonymous = set(_in_pages([(m.start, m.stop) for m in bare], size))
+        return read_frames(pagemap, wanted, False, anonymous, check)
 
     def _read_slots(self, pagemap: Pagemap, raw: bytes) -> Slots:
         tools, size = self.tools, pagemap.page_size_bytes
         if tools.use_scan:
-            ranges = [(start // size, stop // size) for start, stop in private_ranges(raw)]
+            ranges = private_ranges(raw)
         else:
-            mappings = parse_maps(raw, f"{self.process.path}/maps")
             ranges = [
-                (mapping.start // size, mapping.stop // size)
-                for mapping in mappings
+                (mapping.start, mapping.stop)
+                for mapping in parse_maps(raw, f"{self.process.path}/maps")
                 if mapping.start < _USER_STOP and not mapping.is_shared
             ]
-        return read_slots(pagemap, ranges, tools.use_scan, tools.flags, tools.check_stop)
+        pages = _in_pages(ranges, size)
+        return read_slots(pagemap, pages, tools.use_scan, tools.flags, tools.check_stop)
 
     def _pagemap(self) -> Pagemap:
         process = self.process
@@ -228,7 +242,16 @@ class ProcessReader:
             return 0
 
     def _is_hugetlb(self, mapping: Mapping) -> bool:
-        return self._opener().facts(mapping).kind == "hugetlb"
+        devices, device = self.tools.devices, device_number(mapping.device)
+        if devices.known.get(device):
+            return False
+        is_hugetlb = devices.hugetlb.get(device)
+        if is_hugetlb is None:
+            facts = self._opener().facts(mapping)
+            is_hugetlb = facts.kind == "hugetlb"
+            if not facts.refusal:
+                devices.hugetlb[device] = is_hugetlb
+        return is_hugetlb
 
     def _opener(self) -> Opener:
         return Opener(self.process, features.read_disabled(), features.page_size_bytes())
@@ -325,6 +348,11 @@ def _join_mappings(mappings: list[Mapping]) -> list[tuple[Mapping, int]]:
                 continue
         joined.append((mapping, mapping.stop))
     return joined
+
+
+def _in_pages(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """Return ranges of addresses as ranges of pages."""
+    return [(start // size, stop // size) for start, stop in ranges]
 
 
 def _first_page(raw: bytes) -> int:

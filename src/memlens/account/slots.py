@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.frametable import FrameTable
+from memlens.account.stretches import join_regions
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import (
     PAGE_IS_FILE,
@@ -127,14 +128,7 @@ def _windows(
         is_swapped = (regions[:, 2] & np.uint64(PAGE_IS_SWAPPED)) != 0
         kept = regions[is_swapped | ((regions[:, 2] & unwanted) == 0), :2] // size
         if len(kept):
-            yield from _join(kept.astype(np.int64))
-
-
-def _join(ranges: NDArray[np.int64]) -> list[tuple[int, int]]:
-    breaks = np.flatnonzero(ranges[1:, 0] - ranges[:-1, 1] >= _JOIN_PAGES) + 1
-    first = ranges[np.append(0, breaks), 0]
-    stop = ranges[np.append(breaks, len(ranges)) - 1, 1]
-    return list(zip(first.tolist(), stop.tolist(), strict=True))
+            yield from join_regions(kept.astype(np.int64), _JOIN_PAGES)
 
 
 def find_swap_cached(file: KpageFile) -> FrameTable:

@@ -1,25 +1,12 @@
-"""Stretches of address space that cover mappings without the wide gaps between them."""
+"""Ranges that lie close, joined: to read over a small gap costs less than another call."""
 
 from collections.abc import Iterable, Iterator
 
-from memlens.kernel.maps import Mapping
+import numpy as np
+from numpy.typing import NDArray
 
 # A gap up to this is cheaper to scan over than to skip by another call.
 GAP_PAGES = 1 << 20
-
-
-def stretches(
-    mappings: Iterable[Mapping], page_size_bytes: int, gap_pages: int = GAP_PAGES
-) -> Iterator[tuple[int, int]]:
-    """
-    Yield half-open page ranges that cover all mappings.
-
-    :param mappings: in the order of their addresses.
-    :param page_size_bytes: size of a page.
-    :param gap_pages: the widest gap that a stretch may run over.
-    """
-    size = page_size_bytes
-    return join_ranges(((m.start // size, m.stop // size) for m in mappings), gap_pages)
 
 
 def join_ranges(
@@ -41,3 +28,18 @@ def join_ranges(
         last = stop
     if first >= 0:
         yield first, last
+
+
+def join_regions(regions: NDArray[np.int64], gap: int) -> list[tuple[int, int]]:
+    """
+    Return half-open ranges that cover regions, those joined that are closer than a gap.
+
+    >>> join_regions(np.array([[0, 2], [3, 4], [9, 10]]), gap=2)
+    [(0, 4), (9, 10)]
+
+    :param regions: ``(n, 2)`` int64, in order, at least one.
+    """
+    breaks = np.flatnonzero(regions[1:, 0] - regions[:-1, 1] >= gap) + 1
+    first = regions[np.append(0, breaks), 0]
+    stop = regions[np.append(breaks, len(regions)) - 1, 1]
+    return list(zip(first.tolist(), stop.tolist(), strict=True))

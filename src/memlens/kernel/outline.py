@@ -61,10 +61,23 @@ def private_ranges(raw: bytes) -> list[tuple[int, int]]:
     They also cover holes, which PAGEMAP_SCAN passes over, but no large shared mapping:
     these hold no private page.
     """
+    return mapped_ranges(raw, _large_shared(raw))
+
+
+def mapped_ranges(raw: bytes, left_out: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    r"""
+    Return half-open address ranges that cover all mappings but some, and holes, in order.
+
+    >>> raw = b"1000-3000 rw-p 0 00:00 0 \n40000000-80000000 rw-s 0 00:01 5 /a\n"
+    >>> [(hex(start), hex(stop)) for start, stop in mapped_ranges(raw, [(0x2000, 0x3000)])]
+    [('0x1000', '0x2000'), ('0x3000', '0x80000000')]
+
+    :param left_out: half-open ranges, in order.
+    """
     lines = raw.split(b"\n")
     while lines and not lines[-1]:
         lines.pop()
-    return _cut(_spans(lines), _large_shared(raw))
+    return _cut(_spans(lines), left_out)
 
 
 def _spans(lines: list[bytes]) -> list[tuple[int, int]]:
