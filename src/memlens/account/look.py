@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from memlens.account.mapping import Verdicts, make_reader
 from memlens.account.meanings import CATEGORIES
-from memlens.account.overlaywalk import OverlayWalk
 from memlens.account.pageplace import WalkedPage, is_private_copy, walk_page
 from memlens.account.settle import Settler
 from memlens.account.trace import Trace, TracedOpener
@@ -15,8 +14,7 @@ from memlens.kernel.maps import Mapping
 from memlens.kernel.pagemap import PAGE_IS_PFNZERO, Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import PM_PRESENT
-from memlens.pages.classes import PageClass, Reason, Verdict
-from memlens.pages.runs import one_run
+from memlens.pages.classes import PageClass, Reason
 
 # Looks at a page that changes under the reader before the last is taken.
 _TRIES = 4
@@ -101,8 +99,6 @@ class PageLook:
         self.word = self._read_word()
         self._judge()
         self.walked = self._walk()
-        if self.walked is not None and self.value == Reason.NOT_OPENED:
-            self._judge_by_walk()
         self.word_after = self._read_word()
         is_same = self.mapping in self.process.read_maps()
         is_fitting = self.walked is None or self.walked.fits(self.value)
@@ -143,20 +139,9 @@ class PageLook:
         is_of_object = self.verdicts.facts.kind not in ("anonymous", "special", "device")
         if not is_of_object or is_private_copy(self.word):
             return None
-        return walk_page(self._walking(), self.process.pid, self.mapping, self.object_page)
-
-    def _judge_by_walk(self) -> None:
-        """Say what the walk knows of an object that may not be opened: it opens nothing."""
-        asked = one_run(self.page, 1, Verdict.ASK)
-        walk = OverlayWalk(self._walking(), self.process.pid, self.size)
-        found = walk.verdicts(self.mapping, asked)
-        if len(found):
-            self.value = int(found.value[0])
-            self.swap_in_mapping = None
-
-    def _walking(self) -> Walking:
         is_allowed = "cachewalk" not in self.disabled
-        return Walking(self.process.meter, is_allowed, proc=self.process.proc)
+        walking = Walking(self.process.meter, is_allowed, proc=self.process.proc)
+        return walk_page(walking, self.process.pid, self.mapping, self.object_page)
 
     def _has_scan(self) -> bool:
         return "pagemap_scan" not in self.disabled and features.has_pagemap_scan()

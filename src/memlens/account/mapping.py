@@ -153,6 +153,8 @@ class MappingReader:
         """
         Return the runs with what only totals of the mapping can settle settled.
 
+        What could not be opened is left to the page-cache walk, which opens nothing.
+
         :param verdicts: of consecutive pages, of the whole mapping if they are to help.
         """
         if verdicts.facts.kind != "overlay" and verdicts.runs.value.max() < _ASK:
@@ -160,11 +162,27 @@ class MappingReader:
         covered = int(verdicts.runs.stop[-1] - verdicts.runs.first[0]) * self._size
         is_whole = covered == mapping.stop - mapping.start
         runs = self.settler.settle(mapping, verdicts.facts.kind, verdicts.runs, is_whole)
+        refused = select_runs(runs, runs.value == Reason.NOT_OPENED)
+        if len(refused):
+            runs = self._walk_refused(mapping, verdicts.facts, runs, refused)
         on_swap_perhaps = select_runs(runs, runs.value == Reason.OVERLAY_SWAP)
         if not len(on_swap_perhaps):
             return runs
         found = self._overlay_walk().verdicts(mapping, on_swap_perhaps, is_absent=True)
         return replace_runs(runs, found)
+
+    def _walk_refused(
+        self, mapping: Mapping, facts: ObjectFacts, runs: Runs, refused: Runs
+    ) -> Runs:
+        found = self._overlay_walk().verdicts(mapping, refused)
+        if not len(found):
+            return runs
+        kind = mapping_kind(mapping, facts)
+        windows = window_runs(found, JOIN_PAGES)
+        now = concat_runs([self._look_again(mapping, kind, *window) for window in windows])
+        # As for every object: what was mapped meanwhile is what the page table says now.
+        moved = restrict_runs(select_runs(now, now.value < _ASK), found)
+        return replace_runs(replace_runs(runs, found), moved)
 
     @property
     def _size(self) -> int:
