@@ -1,10 +1,11 @@
 """``memlens ps``: what processes use, shared pages told apart."""
 
+from functools import partial
+
 import click
 
-from memlens.commands import common, tables
+from memlens.commands import tables
 from memlens.commands.flags import parse_pids
-from memlens.commands.watch import Watch
 
 
 def _parse_user(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -30,28 +31,14 @@ def _parse_user(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Choice(["name", "user", "cgroup"]),
     help="Show groups, in which a page that many map counts once.",
 )
-@tables.sort_option
-@tables.top_option
-@common.json_option
-@common.csv_option
-@tables.budget_option
-@common.strict_option
-@common.no_color_option
-@common.proc_option
+@tables.scan_options
 def command(
+    asked: tables.TableRequest,
     pids: tuple[int, ...],
     user: int | None,
     cgroup: str | None,
     name: str | None,
     group_by: str | None,
-    sort: str | None,
-    top: int | None,
-    as_json: bool,
-    as_csv: bool,
-    budget: float | None,
-    strict: bool,
-    no_color: bool,
-    proc: str,
 ) -> None:
     """
     List processes by what they use: all, or the processes PID.
@@ -60,29 +47,25 @@ def command(
     what nobody else maps. Swap: its own, and its even part of swapped shared memory that it
     maps. Freed on exit is the RAM that its end would give back.
     """
-    tables.check_formats(as_json, as_csv)
     from memlens.views import processes as view
 
-    sort = tables.check_sort(sort, view.list_sorts(group_by is not None))
+    sort = tables.check_sort(asked.sort, view.list_sorts(group_by is not None))
     from memlens.account.sharing import ProcessFilter, list_processes
 
-    with Watch("reading processes") as watch:
-        found = list_processes(
+    top = asked.top
+    tables.run_scan(
+        asked,
+        "reading processes",
+        partial(
+            list_processes,
             pids or None,
             group_by=group_by,
             keep=ProcessFilter(user, cgroup, name),
-            proc=proc,
-            budget_s=budget,
-            on_progress=watch.on_progress,
-            should_stop=watch.should_stop,
-        )
-        watch.end_scan()
-        if as_json:
-            common.write_pieces(view.render_json(found, group_by, sort, top))
-        elif as_csv:
-            common.write_pieces(view.render_processes_csv(found, group_by, sort, top))
-        else:
-            options = tables.table_options(no_color)
-            lines = view.render_text(found, options, group_by, sort, top)
-            tables.print_lines(lines, options.is_colored)
-    tables.finish(watch, found.is_complete, strict, bool(found.missed))
+        ),
+        tables.Rendering(
+            json=lambda found: view.render_json(found, group_by, sort, top),
+            csv=lambda found: view.render_processes_csv(found, group_by, sort, top),
+            text=lambda found, options: view.render_text(found, options, group_by, sort, top),
+        ),
+        lambda found: bool(found.missed),
+    )

@@ -1,11 +1,18 @@
 """``memlens swap``: where the swap of the machine is."""
 
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import click
 
-from memlens.commands import common, tables
-from memlens.commands.watch import Watch
+from memlens.commands import tables
+
+if TYPE_CHECKING:
+    from memlens.account.ledger import SwapLedger
+    from memlens.views.lines import Line
+    from memlens.views.table import TableOptions
 
 
 @click.command("swap")
@@ -15,26 +22,8 @@ from memlens.commands.watch import Watch
     help="Show all rows of one table.",
 )
 @click.option("--map", "has_map", is_flag=True, help="With --by area: draw who has which slot.")
-@tables.sort_option
-@tables.top_option
-@common.json_option
-@common.csv_option
-@tables.budget_option
-@common.strict_option
-@common.no_color_option
-@common.proc_option
-def command(
-    by: str | None,
-    has_map: bool,
-    sort: str | None,
-    top: int | None,
-    as_json: bool,
-    as_csv: bool,
-    budget: float | None,
-    strict: bool,
-    no_color: bool,
-    proc: str,
-) -> None:
+@tables.scan_options
+def command(asked: tables.TableRequest, by: str | None, has_map: bool) -> None:
     """
     Show where all swap of the machine is, as a ledger that closes.
 
@@ -45,35 +34,35 @@ def command(
     would free. By cgroup: what the kernel charges, beside what was found. By area, with
     --map: every slot by its owner, and how scattered the slots of each are.
     """
-    tables.check_formats(as_json, as_csv)
-    if has_map and (by != "area" or as_csv):
+    if has_map and (by != "area" or asked.as_csv):
         raise click.UsageError("--map goes with --by area, as text or JSON")
     from memlens.views import ledger as view
 
-    sort = tables.check_sort(sort, view.list_sorts(by))
+    sort = tables.check_sort(asked.sort, view.list_sorts(by))
     from memlens.account.ledger import read_swap_ledger
 
-    with Watch("reading the swap of all processes") as watch:
-        found = read_swap_ledger(
-            slots=has_map,
-            proc=proc,
-            budget_s=budget,
-            on_progress=watch.on_progress,
-            should_stop=watch.should_stop,
-        )
-        watch.end_scan()
-        if as_json:
-            common.write_pieces(view.render_json(found, by, sort, top))
-        elif as_csv:
-            common.write_pieces(view.render_ledger_csv(found, by, sort, top))
-        else:
-            options = tables.table_options(no_color)
-            lines = view.render_text(found, options, by, sort, top)
-            if found.slots is not None:
-                from memlens.views import slotmap
+    top = asked.top
+    tables.run_scan(
+        asked,
+        "reading the swap of all processes",
+        partial(read_swap_ledger, slots=has_map),
+        tables.Rendering(
+            json=lambda found: view.render_json(found, by, sort, top),
+            csv=lambda found: view.render_ledger_csv(found, by, sort, top),
+            text=lambda found, options: chain(
+                view.render_text(found, options, by, sort, top),
+                _map_lines(found, options, top),
+            ),
+        ),
+        lambda found: bool(found.missed or found.remainder_pages),
+    )
 
-                size = found.page_size_bytes
-                lines = chain(lines, [[]], slotmap.render_text(found.slots, size, options, top))
-            tables.print_lines(lines, options.is_colored)
-    is_missing = bool(found.missed or found.remainder_pages)
-    tables.finish(watch, found.is_complete, strict, is_missing)
+
+def _map_lines(
+    found: "SwapLedger", options: "TableOptions", top: int | None
+) -> Iterator["Line"]:
+    if found.slots is not None:
+        from memlens.views.slotmap import render_text
+
+        yield []
+        yield from render_text(found.slots, found.page_size_bytes, options, top)
