@@ -254,8 +254,48 @@ def named_as_others_are(builder: Builder) -> Made:
     return made
 
 
+def below_an_overlay(builder: Builder) -> Made:
+    """A file of the upper layer of an overlay, held by way of that: unseen, and said so."""
+    driven = builder.target()
+    driven.isolate_mounts()
+    upper, lower, merged = (builder.mix.directory / fresh(n) for n in ("up", "low", "merged"))
+    lower.mkdir()
+    merged.mkdir()
+    driven.mount("tmpfs", upper)
+    for name in ("files", "work"):
+        driven.os("mkdir", str(upper / name))
+    options = f"lowerdir={lower},upperdir={upper}/files,workdir={upper}/work"
+    driven.mount("overlay", merged, options)
+    fd = driven.os("open", str(merged / "file"), os.O_RDWR | os.O_CREAT, 0o600)
+    driven.os("ftruncate", fd, 29 * PAGE)
+    start = driven.mmap(29, flags=MAP_SHARED, fd=fd)
+    path = f"/proc/{driven.pid}/root{upper}/files/file"
+    with builder.squeeze.cgroup() as cgroup:
+        with cgroup.charging(driven.pid):
+            fill(driven, start, range(23))
+
+        def is_out() -> bool:
+            cgroup.reclaim()
+            return count_evicted(path) == 23 and not count_resident(path)
+
+        wait_until(is_out, "a file of an upper layer on swap")
+    status = os.stat(path)
+    made = Made(
+        label="below an overlay",
+        kind="tmpfs",
+        device=f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}",
+        inode=status.st_ino,
+        size_bytes=status.st_size,
+        out=23,
+        marks={"other_mount_namespace"},
+        count_out=lambda: count_evicted(path),
+    )
+    builder.mix.objects.append(made)
+    return made
+
+
 ODD = (
     *(open_in_a_thread, open_below_a_zombie, only_a_path, received, mapped_twice),
     *(copied_and_swapped, huge_in_part, attached_elsewhere, attached_before_leaving),
-    *(file_over_a_file, of_a_user_namespace, named_as_others_are),
+    *(file_over_a_file, of_a_user_namespace, named_as_others_are, below_an_overlay),
 )

@@ -8,8 +8,8 @@ import pytest
 from driver import CLONE_NEWPID, MAP_SHARED, PAGE, Target, target
 from shm_made import Builder, Made, Mix
 from shm_odd import CLONE_FILES, ODD, start_thread
+from standstill import again_if_moved
 from swapareas import Squeeze
-from test_ledger import again_if_moved
 
 from memlens import (
     Inventory,
@@ -71,6 +71,14 @@ class TestOdd:
         made = looked[0][label]
         found = [item.swap_pages for item in looked[2].objects if _is(item, made)]
         assert found == [made.out]
+
+
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+def test_a_layer_of_an_overlay_is_named(
+    looked: tuple[dict[str, Made], Inventory, SwapLedger],
+) -> None:
+    notes = looked[1].notes
+    assert any("is a layer of an overlay" in note for note in notes), notes
 
 
 def test_a_thread_of_a_proc_that_numbers_otherwise(tmp_path: Path) -> None:

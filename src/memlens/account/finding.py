@@ -19,6 +19,7 @@ from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.leases import Leases
 from memlens.kernel.mounts import Mount
 from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
+from memlens.kernel.overlay import layer_mounts
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.seals import is_sealed
 from memlens.kernel.shm import (
@@ -45,11 +46,14 @@ class Finder:
     :param sweep: a sweep that has run.
     :param missed: what could not be listed.
     :param places: root of a process and mount point of every tmpfs that was listed.
+    :param layers: place of each tmpfs that is a layer of an overlay, through which its files
+        may be held unseen: there they have the overlay's device and inode.
     """
 
     sweep: Sweep
     missed: list[Missed] = field(default_factory=list)
     places: dict[int, tuple[str, str]] = field(default_factory=dict)
+    layers: dict[int, str] = field(default_factory=dict)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
     _leases: Leases = field(init=False)
 
@@ -62,6 +66,7 @@ class Finder:
             for use in facts.uses:
                 self._add_use(facts, use)
         self._add_files()
+        self._add_layers()
         self._add_segments()
         return list(self._found.values())
 
@@ -109,9 +114,10 @@ class Finder:
         if item.kind == "tmpfs":
             is_deleted = item.links == 0 if item.links is not None else item.file is None
         is_attached = segment is not None and segment.attached > 0
+        may_miss = item.key[0] in self.layers or self.sweep.may_miss_holders()
         marks = {
             "deleted": is_deleted,
-            "no_holder": not (item.uses or is_attached or self.sweep.may_miss_holders()),
+            "no_holder": not (item.uses or is_attached or may_miss),
             "detached": segment is not None and segment.attached == 0,
             "huge": item.is_huge or any(use.is_huge for _, use in item.uses),
             "sealed": backing is not None and is_sealed(backing.fd),
@@ -158,6 +164,20 @@ class Finder:
             if not is_part:
                 walked.add(mount.device)
         self.missed += failed.values()
+
+    def _add_layers(self) -> None:
+        own = self._own_namespace("mnt")
+        every = self.sweep.mounts.items()
+        ours = [mount for (ns, _), (_, mounts) in every if ns == own for mount in mounts]
+        for _, mounts in self.sweep.mounts.values():
+            for overlay in mounts:
+                if overlay.kind != "overlay":
+                    continue
+                # Layers are named as whoever mounted it saw them.
+                for named in (mounts, ours):
+                    for mount in layer_mounts(overlay, named):
+                        if mount.kind in SHMEM_TYPES:
+                            self.layers[mount.device] = mount.mount_point
 
     def _add_file(self, file: TmpfsFile, is_other: bool) -> None:
         key = (file.device, file.inode, 0)

@@ -270,7 +270,7 @@ def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int) -> Holder:
     covered = union_runs(
         [Runs(np.array([a]), np.array([b - a]), np.ones(1, np.uint8)) for a, b in ranges]
     )
-    present = None
+    present = None if ranges else 0
     if any(use.present is not None for _, use in uses):
         mapped = union_runs([use.present for _, use in uses if use.present is not None])
         present = int(mapped.pages.sum())

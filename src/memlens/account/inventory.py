@@ -23,6 +23,10 @@ from memlens.kernel.swaps import parse_meminfo
 _STEP = 64
 # Unit of st_blocks.
 _BLOCK_BYTES = 512
+_LAYER = (
+    "tmpfs on {} is a layer of an overlay: who holds its files by way of the overlay is not "
+    "known, and their pages that are mapped there alone are called cached"
+)
 _NO_CACHESTAT = (
     "without cachestat (Linux 6.5) pages of shared memory that keep a slot while they are in "
     "RAM look like others in RAM: their slots are in the remainder"
@@ -146,7 +150,7 @@ def read_objects(
     reader.close()
     sweep.missed += [*finder.missed, *reader.list_missed()]
     found.sort(key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
-    notes: list[str] = []
+    notes = _layer_notes(finder, items)
     if only is None and sweep.is_complete:
         notes += _hidden_notes(finder, items)
     has_cachestat = features.has_cachestat() and "cachestat" not in disabled
@@ -187,6 +191,12 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
                 f"tmpfs on {mount_point}: {hidden} pages are in files that cannot be listed: "
                 "deleted and held by the kernel, or below another mount"
             )
+
+
+def _layer_notes(finder: Finder, items: list[FoundObject]) -> list[str]:
+    in_use = {item.key[0] for item in items if item.blocks}
+    places = [place for device, place in finder.layers.items() if device in in_use]
+    return [_LAYER.format(place) for place in sorted(places)]
 
 
 def loop_notes() -> Iterator[str]:

@@ -216,7 +216,7 @@ def _read_swap(size: int, proc: str) -> Swap:
     except Unsupported as error:
         # Without meminfo this is no /proc at all.
         if not os.path.exists(f"{proc}/meminfo"):
-            raise
+            raise Unsupported(f"{proc} is not a proc file system", path=proc) from error
         return Swap(notes=(error.message,))
 
 

@@ -25,8 +25,8 @@ class Holder:
     A process that maps an object or has it open.
 
     :param mapped_pages: pages of the object that its mappings cover.
-    :param present_pages: pages of the object that its page table maps now; None if the
-        page tables were not read.
+    :param present_pages: pages of the object that its page table maps now; None if it has
+        mappings of it and the page tables were not read.
     :param is_open: whether it has a descriptor of it.
     :param ranges: half-open page ranges of the object that it maps.
     """

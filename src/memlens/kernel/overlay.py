@@ -91,6 +91,29 @@ def parse_overlays(raw: bytes) -> dict[int, Overlay]:
     }
 
 
+def layer_mounts(overlay: Mount, mounts: list[Mount]) -> list[Mount]:
+    """
+    Return the mounts that the layers of an overlay are on, going by their names alone.
+
+    >>> line = b"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir=/tmp/u,workdir=/tmp/w"
+    >>> tmpfs = b"8 1 0:41 / /tmp rw - tmpfs t rw"
+    >>> found = parse_mounts(tmpfs + b"\\n" + line)
+    >>> [mount.mount_point for mount in layer_mounts(found[1], found)]
+    ['/tmp']
+
+    :param mounts: those of a namespace whose names the layers may have, in its order.
+    """
+    layers = _overlay(overlay)
+    found = {}
+    for layer in [*filter(None, [layers.upper]), *layers.lower]:
+        above = [m for m in mounts if f"{layer}/".startswith(m.mount_point.rstrip("/") + "/")]
+        if above:
+            # Of two at one place the last is seen.
+            nearest = max(range(len(above)), key=lambda i: (len(above[i].mount_point), i))
+            found[above[nearest].mount_id] = above[nearest]
+    return list(found.values())
+
+
 def _overlay(mount: Mount) -> Overlay:
     options = mount.options.split(",")
     upper = next((o[9:] for o in options if o.startswith("upperdir=")), "")

@@ -169,12 +169,13 @@ def _fit(
     room: int,
 ) -> dict[int, int]:
     """Return the width of each column that is shown, by its number."""
-    widths = {}
+    widths, longest = {}, {}
     for index in shown:
         title = max(map(len, columns[index].title.split("\n")))
-        longest = max((cell_len(row[index]) for row in cells), default=0)
+        longest[index] = max((cell_len(row[index]) for row in cells), default=0)
         is_text = columns[index].unit == "text"
-        widths[index] = max(title, min(longest, _TEXT_MOST) if is_text else longest)
+        most = min(longest[index], _TEXT_MOST) if is_text else longest[index]
+        widths[index] = max(title, most)
     names = [index for index in shown if columns[index].unit == "name"]
 
     def needed() -> int:
@@ -191,6 +192,13 @@ def _fit(
         others = sum(width for i, width in widths.items() if i != index)
         left = room - others - gap * (len(widths) - 1)
         widths[index] = max(min(widths[index], left), _NAME_LEAST)
+    # What nobody needs goes to texts that were cut.
+    left = room - sum(widths.values()) - gap * (len(widths) - 1)
+    for index in widths:
+        more = min(longest[index] - widths[index], left)
+        if columns[index].unit == "text" and more > 0:
+            widths[index] += more
+            left -= more
     return widths
 
 

@@ -53,6 +53,13 @@ def test_what_matters_least_goes_first() -> None:
     assert all("PID" in draw(width)[1] for width in (30, 80))
 
 
+def test_a_text_is_cut_only_where_there_is_no_room() -> None:
+    rows = [Thing(7, 2.0, "a note of thirty characters, 30", "short")]
+    assert "a note of thirty characters, 30" in draw(80, rows)[2]
+    assert "a note of thirty characters, 30" not in draw(50, rows)[2]
+    assert max(map(cell_len, draw(50, rows))) <= 50
+
+
 def test_a_column_of_which_nothing_is_known_is_left_out() -> None:
     assert "absent" not in draw(200)[1]
 
