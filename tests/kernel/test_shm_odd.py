@@ -81,6 +81,15 @@ def test_a_layer_of_an_overlay_is_named(
     assert any("is a layer of an overlay" in note for note in notes), notes
 
 
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+def test_most_on_swap_comes_first(
+    looked: tuple[dict[str, Made], Inventory, SwapLedger],
+) -> None:
+    """Even before objects that have more in RAM."""
+    on_swap = [item.swap_pages for item in looked[2].objects]
+    assert on_swap == sorted(on_swap, reverse=True)
+
+
 def test_a_thread_of_a_proc_that_numbers_otherwise(tmp_path: Path) -> None:
     """Tables of descriptors cannot be compared there: those of all threads are read."""
     with target() as driven:

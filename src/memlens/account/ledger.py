@@ -224,7 +224,8 @@ def _ledger(
     sweep: Sweep, cached: CachedSlots, scan: ObjectScan, before: Swap, after: Swap
 ) -> SwapLedger:
     slots = _count_slots(sweep.processes, cached)
-    objects = tuple(item for item in scan.objects if item.swap_pages)
+    swapped = [item for item in scan.objects if item.swap_pages]
+    objects = tuple(sorted(swapped, key=lambda item: -item.swap_pages))
     used = sum(area.used_pages for area in after.areas)
     shared = sum(item.swap_pages for item in objects)
     remainder = used - len(slots.private) - shared - slots.count_cached()

@@ -155,7 +155,9 @@ def render_text(
         yield [Segment("This machine has no swap area in use.")]
         yield from render_labelled("note", ledger.notes, options.width)
         return
-    yield from render_table(ledger.areas, AREA_COLUMNS, size, options)
+    is_asked = by == "area"
+    areas = _part(ledger, "area", sort if is_asked else None).rows
+    yield from render_table(areas[: top if is_asked else None], AREA_COLUMNS, size, options)
     yield from _zswap_lines(ledger.zswap)
     yield []
     yield from _account(ledger, options)

@@ -244,6 +244,20 @@ def test_top_and_sort_hold_for_every_format() -> None:
     assert "2 more" in lines
 
 
+def test_areas_can_be_sorted_and_cut_as_well() -> None:
+    def paths(*choice: Any) -> list[str]:
+        lines = plain(swap.render_text(LEDGER, TableOptions(80), *choice))
+        table = lines[1 : lines.index("")]
+        return [line.rpartition(" /")[2].split()[0] for line in table if " /" in line]
+
+    assert paths() == ["dev/zram0", "swap"]
+    assert paths("area", "path") == ["dev/zram0", "swap"]
+    assert paths("area", "size", 1) == ["dev/zram0"]
+    assert paths("area", "area") == ["swap", "dev/zram0"]
+    # What is asked of another table is not about areas.
+    assert paths("process", "pid", 1) == ["dev/zram0", "swap"]
+
+
 @pytest.mark.parametrize("part", swap.PARTS)
 def test_csv_has_no_raw_control(part: str) -> None:
     text = "".join(swap.render_ledger_csv(LEDGER, part))
