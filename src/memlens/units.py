@@ -44,17 +44,11 @@ def parse_range(text: str) -> tuple[int, int]:
     start = parse_address(start_text)
     # The end of the last page does not fit 64 bits, but is a fine bound.
     stop = (
-        ADDRESS_LIMIT if int_or_none(stop_text) == ADDRESS_LIMIT else parse_address(stop_text)
+        ADDRESS_LIMIT if _hex_or_none(stop_text) == ADDRESS_LIMIT else parse_address(stop_text)
     )
     if start >= stop:
         raise ValueError(f"empty range: {text!r}")
     return start, stop
-
-
-def int_or_none(text: str) -> int | None:
-    """Return a hexadecimal number, or None if it is not one."""
-    match = _ADDRESS.match(text.strip())
-    return int(match[2], 16) if match else None
 
 
 def format_size(size_bytes: float) -> str:
@@ -90,3 +84,8 @@ def escape_text(text: str) -> str:
 def _escape_character(character: str) -> str:
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _hex_or_none(text: str) -> int | None:
+    match = _ADDRESS.match(text.strip())
+    return int(match[2], 16) if match else None

@@ -80,8 +80,8 @@ class MappingPages:
     :param device: ``major:minor`` in hexadecimal, as in /proc/PID/maps.
     :param inode: inode number of the object, 0 if there is none.
     :param path: last field of the line, raw; "" if there is none.
-    :param object: ``anonymous``, ``shmem``, ``file``, ``hugetlb``, ``device`` or
-        ``special``.
+    :param object: ``anonymous``, ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``block``,
+        ``file``, ``device`` or ``special``.
     :param page_size_bytes: size of a page.
     :param runs: a ``PageClass`` for every page, page numbers from the start.
     :param unknown: the runs of class ``UNKNOWN`` with the reason of each.

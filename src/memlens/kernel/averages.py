@@ -11,10 +11,10 @@ import gzip
 import os
 
 from memlens.kernel.procfs import read_file
-from memlens.kernel.syscalls import libc
+from memlens.kernel.syscalls import MAP_FAILED, MAP_PRIVATE, libc
 
 _MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14
-_PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS = 3, 0x22
+_PROT_READ_WRITE, _MAP_ANONYMOUS = 3, 0x20
 _PFN = (1 << 55) - 1
 
 
@@ -55,28 +55,24 @@ def _try_huge_page(proc: str) -> bool | None:
         size = int(read_file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"))
     except (OSError, ValueError):
         return None
-    base = libc.mmap(None, 2 * size, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS, -1, 0)
-    if base in (None, ctypes.c_void_p(-1).value):
+    base = libc.mmap(None, 2 * size, _PROT_READ_WRITE, MAP_PRIVATE | _MAP_ANONYMOUS, -1, 0)
+    if base == MAP_FAILED:
         return None
     try:
         start = -(-base // size) * size
         page = os.sysconf("SC_PAGE_SIZE")
-        _advise(start, size, _MADV_HUGEPAGE)
+        libc.madvise(start, size, _MADV_HUGEPAGE)
         ctypes.memset(start, 1, page)
         frame = _frame(start + page, page)
         if not frame or _frame(start, page) + 1 != frame:
             return None
-        _advise(start + page, page, _MADV_DONTNEED)
+        libc.madvise(start + page, page, _MADV_DONTNEED)
         with open(f"{proc}/kpagecount", "rb", buffering=0) as file:
             return os.pread(file.fileno(), 8, frame * 8) != bytes(8)
     except OSError:
         return None
     finally:
         libc.munmap(base, 2 * size)
-
-
-def _advise(address: int, length: int, advice: int) -> None:
-    libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(length), advice)
 
 
 def _frame(address: int, page: int) -> int:

@@ -1,7 +1,8 @@
 """
 An open object, and what it says of its pages: SEEK_DATA, cachestat, mincore.
 
-lseek(2), mincore(2), Documentation/filesystems/api-summary (cachestat, since v6.5).
+lseek(2), mincore(2), and cachestat (commit cf264e1329fb ("cachestat: implement cachestat
+syscall") (in v6.5)); its structures are in include/uapi/linux/mman.h.
 None of these touches a page: nothing is faulted in, and no accessed bit is set.
 """
 

@@ -5,11 +5,7 @@ Documentation/admin-guide/mm/pagemap.rst, userfaultfd.rst, filesystems/proc.rst.
 Each returns what its round trip showed, or raises why there is nothing to show.
 """
 
-import ctypes
-import errno
-import fcntl
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +13,12 @@ from memlens.errors import AccessDenied, Unsupported
 from memlens.kernel.maps import Mapping, parse_maps, parse_smaps
 from memlens.kernel.pagemap import PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED
 from memlens.kernel.probes_own import PM_PRESENT, Ground, OwnPages, expect, open_file, read_text
-from memlens.kernel.syscalls import libc
+from memlens.kernel.userfault import (
+    FEATURE_PAGEFAULT_FLAG_WP,
+    FEATURE_WP_ASYNC,
+    FEATURE_WP_UNPOPULATED,
+    UserFault,
+)
 
 PAGE_IS_WRITTEN = 1 << 1
 PAGE_IS_GUARD = 1 << 8
@@ -26,21 +27,6 @@ _PM_UFFD_WP = 1 << 57
 _PM_GUARD_REGION = 1 << 58
 _MADV_GUARD_INSTALL = 102
 _PROBE_BYTE = 0x5A
-
-# Numbers in the order of arch/*/kernel/syscalls/*.tbl; the rest have the generic one.
-_NR_USERFAULTFD = {"x86_64": 323, "s390x": 355, "ppc64": 364, "ppc64le": 364}
-_NR_USERFAULTFD_GENERIC = 282
-_GENERIC_MACHINES = ("aarch64", "riscv64", "loongarch64")
-_UFFD_USER_MODE_ONLY = 1
-_UFFD_API = 0xAA
-_UFFD_FEATURE_PAGEFAULT_FLAG_WP = 1 << 0
-_UFFD_FEATURE_WP_UNPOPULATED = 1 << 13
-_UFFD_FEATURE_WP_ASYNC = 1 << 15
-_UFFDIO_API = (3 << 30) | (24 << 16) | (0xAA << 8) | 0x3F
-_UFFDIO_REGISTER = (3 << 30) | (32 << 16) | (0xAA << 8) | 0x00
-_UFFDIO_WRITEPROTECT = (3 << 30) | (24 << 16) | (0xAA << 8) | 0x06
-_REGISTER_MODE_WP = 1 << 1
-_WRITEPROTECT_MODE_WP = 1 << 0
 
 
 def ask_pagemap(ground: Ground) -> str:
@@ -122,7 +108,7 @@ def ask_uffd_wp(ground: Ground) -> str:
     """A page that userfaultfd write-protects is marked in pagemap."""
     with ground.pages(1) as pages:
         pages.write(0)
-        with _write_protected(pages, _UFFD_FEATURE_PAGEFAULT_FLAG_WP):
+        with _write_protected(pages, FEATURE_PAGEFAULT_FLAG_WP):
             word = int(ground.words(pages)[0])
         expect(bool(word & _PM_UFFD_WP), "a page that was write-protected is not marked")
     return "a page of our own was write-protected, and pagemap marks it"
@@ -133,7 +119,7 @@ def ask_uffd_wp_async(ground: Ground) -> str:
     with ground.pages(2) as pages:
         pages.write(0)
         pages.write(1)
-        with _write_protected(pages, _UFFD_FEATURE_WP_ASYNC | _UFFD_FEATURE_WP_UNPOPULATED):
+        with _write_protected(pages, FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED):
             before = _scan(ground, pages, PAGE_IS_WRITTEN, PAGE_IS_WRITTEN)
             pages.write(1)
             after = _scan(ground, pages, PAGE_IS_WRITTEN, PAGE_IS_WRITTEN)
@@ -171,36 +157,22 @@ def _scan(ground: Ground, pages: OwnPages, any_of: int, wanted: int) -> list[int
 @contextmanager
 def _write_protected(pages: OwnPages, features: int) -> Iterator[None]:
     """Hold memory of our own write-protected; closing the descriptor ends that."""
-    fd = _open_userfaultfd()
-    try:
-        _request(fd, _UFFDIO_API, "the feature", _UFFD_API, features, 0)
-        span = (pages.address, pages.size_bytes)
-        _request(fd, _UFFDIO_REGISTER, "write-protection", *span, _REGISTER_MODE_WP, 0)
-        _request(fd, _UFFDIO_WRITEPROTECT, "write-protection", *span, _WRITEPROTECT_MODE_WP)
+    with _open_userfault() as fault:
+        try:
+            fault.enable(features)
+        except OSError as error:
+            raise Unsupported("userfaultfd lacks the feature") from error
+        try:
+            fault.protect(pages.address, pages.size_bytes)
+        except OSError as error:
+            raise Unsupported("userfaultfd lacks write-protection") from error
         yield
-    finally:
-        os.close(fd)
 
 
-def _open_userfaultfd() -> int:
-    machine = platform.machine()
-    number = _NR_USERFAULTFD.get(machine)
-    if number is None:
-        expect(machine in _GENERIC_MACHINES, f"not known how to ask on {machine}")
-        number = _NR_USERFAULTFD_GENERIC
-    # User mode only (v5.11): what anybody may ask for; we make no fault in the kernel.
-    fd = int(libc.syscall(number, os.O_CLOEXEC | _UFFD_USER_MODE_ONLY))
-    if fd >= 0:
-        return fd
-    code = ctypes.get_errno()
-    if code == errno.EPERM:
-        raise AccessDenied("userfaultfd is refused")
-    raise Unsupported(f"userfaultfd: {os.strerror(code)}")
-
-
-def _request(fd: int, request: int, what: str, *numbers: int) -> None:
-    argument = (ctypes.c_uint64 * len(numbers))(*numbers)
+def _open_userfault() -> UserFault:
     try:
-        fcntl.ioctl(fd, request, argument)
+        return UserFault()
+    except PermissionError as error:
+        raise AccessDenied("userfaultfd is refused") from error
     except OSError as error:
-        raise Unsupported(f"userfaultfd lacks {what}") from error
+        raise Unsupported(f"userfaultfd: {error.strerror}") from error

@@ -6,7 +6,6 @@ segments of every IPC namespace.
 shmat(2), setns(2).
 """
 
-import ctypes
 import os
 import stat
 import threading
@@ -17,16 +16,12 @@ from memlens.errors import ParseError
 from memlens.kernel.filesystems import may_hang
 from memlens.kernel.mounts import Mount
 from memlens.kernel.procfs import decode_bytes, encode_text, read_file
-from memlens.kernel.syscalls import libc, raise_last_errno
+from memlens.kernel.syscalls import MAP_FAILED, libc, raise_last_errno
 
 SHMEM_TYPES = frozenset({"tmpfs", "devtmpfs"})
 SHM_RDONLY = 0o10000
 # A segment that was removed lives until its last holder detaches.
 SHM_DEST = 0o1000
-
-libc.shmat.restype = ctypes.c_void_p
-libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-libc.shmdt.argtypes = [ctypes.c_void_p]
 
 
 class TmpfsFile(NamedTuple):
@@ -196,7 +191,7 @@ def open_segment(shmid: int, namespace: str = "") -> int:
 
 def _open_attached(shmid: int) -> int:
     address = libc.shmat(shmid, None, SHM_RDONLY)
-    if address == ctypes.c_void_p(-1).value:
+    if address == MAP_FAILED:
         raise_last_errno(f"sysv:{shmid}")
     try:
         prefix = f"{address:x}-"

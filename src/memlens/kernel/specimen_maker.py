@@ -88,7 +88,7 @@ class _Maker:
     def _throw_away(self, number: int) -> None:
         old = self.made.pop(number, None)
         if old is not None and not old.is_borrowed:
-            libc.munmap(old.region.address, old.region.pages * PAGE)
+            libc.munmap(old.region.address, old.region.size_bytes)
 
 
 def _text(error: OSError) -> str:
@@ -111,7 +111,7 @@ def _row(number: int, region: Region, expected: Expected, failure: str) -> Row:
 def _disproof(made: Made, smaps: list[MappingFigures]) -> str:
     """Return the figure that is not what it must be, "" if all are."""
     region = made.region
-    stop = region.address + region.pages * PAGE
+    stop = region.address + region.size_bytes
     rows = [row for row in smaps if region.address <= row.mapping.start < stop]
     for name, wanted in made.figures.items():
         if name == "resident":

@@ -7,40 +7,35 @@ in a frame of inaccessible pages, so that no two become one mapping.
 
 import ctypes
 import os
-import struct
 from dataclasses import dataclass
 
 import numpy as np
 
-from memlens.kernel.syscalls import MAP_FAILED, libc, raise_last_errno
+from memlens.kernel.syscalls import (
+    MAP_FAILED,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    PROT_NONE,
+    libc,
+    raise_last_errno,
+)
+from memlens.kernel.userfault import (
+    FEATURE_POISON,
+    FEATURE_WP_HUGETLBFS_SHMEM,
+    FEATURE_WP_UNPOPULATED,
+    UserFault,
+)
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 HUGE_PAGE = 2 << 20
 
-PROT_NONE, PROT_RW = 0, 3
-MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
-MAP_NORESERVE, MAP_HUGETLB = 0x4000, 0x40000
+PROT_RW = 3
+MAP_SHARED, MAP_FIXED, MAP_ANONYMOUS, MAP_HUGETLB = 0x01, 0x10, 0x20, 0x40000
 
 MADV_WILLNEED, MADV_DONTNEED, MADV_REMOVE, MADV_DONTFORK = 3, 4, 9, 10
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT, MADV_GUARD_INSTALL = 14, 15, 21, 102
 
-_NR_USERFAULTFD = {"x86_64": 323, "aarch64": 282, "riscv64": 282}.get(os.uname().machine)
-_UFFD_USER_MODE_ONLY = 1
-_UFFD_API = 0xAA
-_UFFDIO_API = 0xC018AA3F
-_UFFDIO_REGISTER = 0xC020AA00
-_UFFDIO_WRITEPROTECT = 0xC018AA06
-_UFFDIO_POISON = 0xC020AA08
-_REGISTER_MISSING, _REGISTER_WP = 1, 2
-_FEATURE_WP_HUGETLBFS_SHMEM = 1 << 12
-_FEATURE_WP_UNPOPULATED = 1 << 13
-_FEATURE_POISON = 1 << 14
 _IPC_RMID = 0
-
-libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-libc.shmat.restype = ctypes.c_void_p
-libc.shmat.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +49,11 @@ class Region:
 
     address: int
     pages: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all of it."""
+        return self.pages * PAGE
 
     def part(self, first: int, pages: int) -> "Region":
         """Return some of the pages."""
@@ -78,14 +78,14 @@ class Region:
 
         :raises OSError: as it gives it.
         """
-        if libc.madvise(self.address, self.pages * PAGE, advice) != 0:
+        if libc.madvise(self.address, self.size_bytes, advice) != 0:
             raise_last_errno()
         return self
 
     def resident(self) -> int:
         """Return how many pages mincore(2) calls resident."""
         vector = np.empty(self.pages, np.uint8)
-        if libc.mincore(self.address, self.pages * PAGE, vector.ctypes.data) != 0:
+        if libc.mincore(self.address, self.size_bytes, vector.ctypes.data) != 0:
             raise_last_errno()
         return int((vector & 1).sum())
 
@@ -131,42 +131,15 @@ def attach_sysv(pages: int) -> Region:
     return Region(address, pages)
 
 
-class UserFault:
-    """
-    A userfaultfd; it must stay open as long as what it made is wanted.
-
-    :raises OSError: if this kernel or this user has none.
-    """
+class HeldFault(UserFault):
+    """A userfaultfd that is closed with this object."""
 
     def __init__(self) -> None:
-        if _NR_USERFAULTFD is None:
-            raise OSError("the number of userfaultfd(2) is not known on this machine")
-        self.fd = libc.syscall(_NR_USERFAULTFD, os.O_CLOEXEC | _UFFD_USER_MODE_ONLY)
-        if self.fd < 0:
-            raise_last_errno()
-        wanted = _FEATURE_WP_HUGETLBFS_SHMEM | _FEATURE_WP_UNPOPULATED | _FEATURE_POISON
-        self._call(_UFFDIO_API, struct.pack("QQQ", _UFFD_API, wanted, 0))
+        super().__init__()
+        self.enable(FEATURE_WP_HUGETLBFS_SHMEM | FEATURE_WP_UNPOPULATED | FEATURE_POISON)
 
-    def protect(self, region: Region) -> None:
-        """Write-protect pages, of which those that are not there get a marker."""
-        self._register(region, _REGISTER_WP)
-        start, size = region.address, region.pages * PAGE
-        self._call(_UFFDIO_WRITEPROTECT, struct.pack("QQQ", start, size, 1))
-
-    def poison(self, region: Region) -> None:
-        """Make accesses to pages that are not there fail with SIGBUS."""
-        self._register(region, _REGISTER_MISSING)
-        start, size = region.address, region.pages * PAGE
-        self._call(_UFFDIO_POISON, struct.pack("QQQq", start, size, 0, 0))
-
-    def _register(self, region: Region, mode: int) -> None:
-        start, size = region.address, region.pages * PAGE
-        self._call(_UFFDIO_REGISTER, struct.pack("QQQQ", start, size, mode, 0))
-
-    def _call(self, request: int, argument: bytes) -> None:
-        buffer = ctypes.create_string_buffer(argument, len(argument))
-        if libc.ioctl(self.fd, request, buffer) != 0:
-            raise_last_errno()
+    def __del__(self) -> None:
+        self.close()
 
 
 def _map(address: int, size: int, prot: int, flags: int, fd: int, offset: int) -> int:

@@ -14,14 +14,13 @@ from memlens.kernel.specimen_memory import (
     MADV_PAGEOUT,
     MAP_ANONYMOUS,
     MAP_HUGETLB,
-    MAP_PRIVATE,
     PAGE,
+    HeldFault,
     Region,
-    UserFault,
     map_region,
 )
 from memlens.kernel.specimens import PAGES
-from memlens.kernel.syscalls import libc
+from memlens.kernel.syscalls import MAP_PRIVATE, libc
 
 _PR_SET_PDEATHSIG = 1
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -190,14 +189,14 @@ def _guard(_: Bench) -> Made:
 
 
 def _marked(_: Bench) -> Made:
-    fault, region = UserFault(), map_region(PAGES)
-    fault.protect(region)
+    fault, region = HeldFault(), map_region(PAGES)
+    fault.protect(region.address, region.size_bytes)
     return Made(region, all_pages(region, "none"), {"Rss": 0, "Swap": 0}, [fault])
 
 
 def _poisoned(_: Bench) -> Made:
-    fault, region = UserFault(), map_region(PAGES)
-    fault.poison(region)
+    fault, region = HeldFault(), map_region(PAGES)
+    fault.poison(region.address, region.size_bytes)
     return Made(region, all_pages(region, "poisoned"), {"Rss": 0, "Swap": 0}, [fault])
 
 

@@ -15,11 +15,10 @@ from memlens.kernel.specimen_memory import (
     MADV_REMOVE,
     MADV_WILLNEED,
     MAP_ANONYMOUS,
-    MAP_PRIVATE,
     MAP_SHARED,
     PAGE,
+    HeldFault,
     Region,
-    UserFault,
     attach_sysv,
     map_region,
 )
@@ -32,7 +31,7 @@ from memlens.kernel.specimen_recipes import (
     all_pages,
 )
 from memlens.kernel.specimens import PAGES
-from memlens.kernel.syscalls import fstatfs_type
+from memlens.kernel.syscalls import MAP_PRIVATE, fstatfs_type
 
 _NOTHING = {"Rss": 0, "Swap": 0, "resident": 0}
 _CACHED = {"Rss": 0, "Swap": 0, "resident": PAGES}
@@ -190,16 +189,16 @@ def _guarded(_: Bench) -> Made:
 
 
 def _marked(_: Bench) -> Made:
-    file, fault = memfd(), UserFault()
+    file, fault = memfd(), HeldFault()
     region = file.map().write().advise(MADV_DONTNEED)
-    fault.protect(region)
+    fault.protect(region.address, region.size_bytes)
     return Made(region, all_pages(region, "cached"), _CACHED, [file, fault])
 
 
 def _marked_swapped(bench: Bench) -> Made:
-    file, fault = memfd(), UserFault()
+    file, fault = memfd(), HeldFault()
     region = bench.page_out(file.map().write())
-    fault.protect(region)
+    fault.protect(region.address, region.size_bytes)
     figures = {"Rss": 0, "Swap": PAGES}
     return Made(region, all_pages(region, *bench.on_swap()), figures, [file, fault])
 
