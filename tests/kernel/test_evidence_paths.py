@@ -23,11 +23,8 @@ from workloads.base import Entry, Expected, Workload, as_array
 from workloads.catalogue import cases
 
 from memlens import PageClass
+from memlens.kernel.features import SWITCHES
 
-SWITCHES = (
-    *("pagemap_scan", "map_files", "seek_data", "cachestat", "mincore"),
-    *("kpageflags", "smaps", "cachewalk"),
-)
 OBJECT_SWITCHES = ("map_files", "seek_data", "cachestat", "mincore", "cachewalk")
 PATHS = (
     *((switch,) for switch in SWITCHES),
@@ -46,6 +43,7 @@ OPEN_SHMEM = {P.CACHED, P.SWAP_CACHED, P.SWAPPED, P.PREALLOCATED, P.NONE}
 LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     "pagemap_scan": {},
     "kpageflags": {},
+    "frameslots": {},
     "cachewalk": WALK_ALONE_TELLS,
     "smaps": {"pfn": {P.DEVICE}, "overlay": {P.SWAPPED}},
     "seek_data": {

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from memlens.account.facts import Missed, Want
 from memlens.account.foundobject import FoundObject
 from memlens.account.inventory import read_objects
+from memlens.account.sharedobject import kept_pages
 from memlens.account.sweep import Sweep
 
 
@@ -22,10 +23,6 @@ def find_kept_pages(pids: Collection[int], proc: str, missed: list[Missed]) -> d
 
     sweep = Sweep(proc, Want(objects=True))
     sweep.run()
-    kept: dict[int, int] = {}
-    for item in read_objects(sweep, only=is_held_by_one).objects:
-        keeper = item.sole_keeper
-        if keeper is not None:
-            kept[keeper] = kept.get(keeper, 0) + item.resident_pages
+    kept = kept_pages(read_objects(sweep, only=is_held_by_one).objects)
     missed.extend(sweep.missed)
     return kept

@@ -103,10 +103,20 @@ class SharedObject:
     @property
     def sole_keeper(self) -> int | None:
         """Return the PID with whose exit the object goes, None if it would stay."""
-        is_named = (self.kind == "tmpfs" or self.kind == "sysv") and "deleted" not in self.marks
+        is_named = self.kind in ("tmpfs", "sysv") and "deleted" not in self.marks
         if is_named or len(self.holders) != 1:
             return None
         return self.holders[0].pid
+
+
+def kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:
+    """Return, by PID, the pages in RAM of objects that go with its exit."""
+    kept: dict[int, int] = {}
+    for item in objects:
+        keeper = item.sole_keeper
+        if keeper is not None:
+            kept[keeper] = kept.get(keeper, 0) + item.resident_pages
+    return kept
 
 
 def split_objects(

@@ -1,6 +1,6 @@
 """RSS, PSS, USS and what exit would free, by process and by group, from page frames."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +9,7 @@ from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
 from memlens.account.inventory import read_objects
 from memlens.account.mapcounts import count_maps
-from memlens.account.sharedobject import SharedObject, split_objects
+from memlens.account.sharedobject import SharedObject, kept_pages, split_objects
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
@@ -183,7 +183,7 @@ def _list(
     notes: Sequence[str],
 ) -> ProcessList:
     shares, _ = split_objects(objects)
-    kept = _kept_pages(objects)
+    kept = kept_pages(objects)
     rows = [_row(facts, shares, kept) for facts in chosen]
     notes = [*notes]
     notes += sweep.notes()
@@ -224,16 +224,6 @@ def _row(facts: ProcessFacts, shares: dict[int, float], kept: dict[int, int]) ->
         freed_on_exit_pages=freed,
         shared_memory_pages=shared,
     )
-
-
-def _kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:
-    """Return, by PID, the pages in RAM of objects that go with its exit."""
-    kept: dict[int, int] = {}
-    for item in objects:
-        keeper = item.sole_keeper
-        if keeper is not None:
-            kept[keeper] = kept.get(keeper, 0) + item.resident_pages
-    return kept
 
 
 _KEYS: dict[str, Callable[[ProcessFacts], str]] = {
