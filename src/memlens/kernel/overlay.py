@@ -95,11 +95,11 @@ def layer_mounts(overlay: Mount, mounts: list[Mount]) -> list[Mount]:
     """
     Return the mounts that the layers of an overlay are on, going by their names alone.
 
-    >>> line = b"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir=/tmp/u,workdir=/tmp/w"
-    >>> tmpfs = b"8 1 0:41 / /tmp rw - tmpfs t rw"
+    >>> line = b"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir=/t/u,workdir=/t/w"
+    >>> tmpfs = b"8 1 0:41 / /t rw - tmpfs t rw"
     >>> found = parse_mounts(tmpfs + b"\\n" + line)
     >>> [mount.mount_point for mount in layer_mounts(found[1], found)]
-    ['/tmp']
+    ['/t']
 
     :param mounts: those of a namespace whose names the layers may have, in its order.
     """
