@@ -32,7 +32,7 @@ def entry_of(word: int) -> Entry:
         return Entry.SWAP if area < 23 else Entry.TRANSIT
     if has(63):
         return Entry.FILE_PAGE if has(61) else Entry.PRESENT
-    return Entry.EMPTY
+    return Entry.WP_MARKER if has(57) else Entry.EMPTY
 
 
 @given(words)

@@ -36,7 +36,7 @@ class Process:
 
     :param pid: as seen in the /proc that was read.
     :param name: the kernel's ``comm``, raw.
-    :param cmdline: arguments, raw; empty for a kernel thread.
+    :param cmdline: arguments, raw; empty if they are not in RAM.
     :param started_at: start time, UTC.
     """
 

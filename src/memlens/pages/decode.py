@@ -147,7 +147,8 @@ def _entry_of_high_byte() -> NDArray[np.uint8]:
         elif word & int(PM_PRESENT):
             table[byte] = Entry.FILE_PAGE if word & int(PM_FILE) else Entry.PRESENT
         else:
-            table[byte] = Entry.EMPTY
+            # On hugetlbfs a marker of write-protection has no PM_SWAP.
+            table[byte] = Entry.WP_MARKER if word & int(PM_UFFD_WP) else Entry.EMPTY
     return table
 
 

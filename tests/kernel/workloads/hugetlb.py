@@ -5,7 +5,16 @@ import os
 from pathlib import Path
 
 import raw
-from driver import HUGE, MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, MAP_SHARED, PAGE, Target
+from driver import (
+    HUGE,
+    MADV_DONTNEED,
+    MAP_ANONYMOUS,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PAGE,
+    Target,
+)
 from swapareas import Missing, setting
 
 from workloads.base import (
@@ -19,6 +28,7 @@ from workloads.base import (
     entries,
     kinds,
 )
+from workloads.userfault import protect, watch
 
 ENTRIES, workload = entries()
 SMALL = HUGE // PAGE
@@ -115,6 +125,30 @@ def hugetlb_copied(tools: Tools) -> Workload:
         [
             _expect(driven, shared, P.PRESENT, P.PRESENT, P.PRESENT),
             _expect(driven, copied, P.PRESENT, P.PRESENT, P.CACHED),
+        ],
+    )
+
+
+@workload()
+def hugetlb_protected(tools: Tools) -> Workload:
+    """Write-protected through userfaultfd: of what is not mapped a marker is left."""
+    _fill_pool(tools, 6)
+    driven = tools.target()
+    fd = driven.os("memfd_create", "memlens-test", MFD_HUGETLB)
+    driven.os("ftruncate", fd, 3 * HUGE)
+    first = _map(driven, fd, 3)
+    _touch(driven, first, 0, 1, 2)
+    driven.madvise(first, range(SMALL, 2 * SMALL), MADV_DONTNEED)
+    protect(driven, watch(driven, first, 3 * SMALL), first, range(2 * SMALL))
+    empty_fd = driven.os("memfd_create", "memlens-test", MFD_HUGETLB)
+    driven.os("ftruncate", empty_fd, HUGE)
+    empty = _map(driven, empty_fd, 1)
+    protect(driven, watch(driven, empty, SMALL), empty, range(SMALL))
+    return Workload(
+        driven,
+        [
+            _expect(driven, first, P.PRESENT, P.CACHED, P.PRESENT),
+            _expect(driven, empty, P.NONE),
         ],
     )
 

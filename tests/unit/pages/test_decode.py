@@ -43,6 +43,7 @@ ENTRIES = [
     ("guard region", swap(31, 4) | GUARD, Entry.GUARD),
     ("guard region, area hidden", SWAP | GUARD, Entry.GUARD),
     ("write-protection of nothing", swap(31, 1) | UFFD_WP, Entry.WP_MARKER),
+    ("write-protection of nothing on hugetlbfs", UFFD_WP, Entry.WP_MARKER),
     ("poison of userfaultfd", swap(31, 2), Entry.POISON),
     ("migration, numbers without extra options", swap(30, 0x1234), Entry.TRANSIT),
     ("migration, every option configured", swap(24, 0x1234), Entry.TRANSIT),
