@@ -16,8 +16,17 @@ from dataclasses import dataclass
 import pytest
 import raw
 import servers
+from driver import (
+    MADV_DONTNEED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    PROT_READ,
+    READ_WRITE,
+    target,
+)
 from swapareas import Cgroup, Missing, Squeeze
-from workloads.base import StateMoved
+from workloads.base import StateMoved, page_out
+from workloads.shmem import memfd, push_out
 
 from memlens import MappingPages, PageClass, ProcessMap, map_process
 
@@ -188,3 +197,28 @@ def test_a_redis_partly_on_swap(swap: str, squeeze: Squeeze) -> None:
     assert _swapped_pages(held) > 1000
     assert counts[PageClass.PRESENT] > 500
     assert counts[PageClass.UNKNOWN] == 0
+
+
+@ON_SWAP
+def test_a_private_mapping_of_shared_memory_that_may_not_be_written(
+    swap: str, squeeze: Squeeze
+) -> None:
+    """The one exception: smaps then counts pages on swap that hide behind copies, too."""
+    with target() as driven, squeeze.cgroup() as cgroup:
+        fd = memfd(driven, 23)
+        with cgroup.charging(driven.pid):
+            shared = driven.mmap(23, flags=MAP_SHARED, fd=fd)
+            driven.poke(shared, range(23))
+        start = driven.mmap(23, flags=MAP_PRIVATE, fd=fd)
+        driven.poke(start, range(7))
+        driven.madvise(start, range(7, 23), MADV_DONTNEED)
+        page_out(driven, shared, range(23))
+        push_out(cgroup, driven, fd, range(23))
+        for protection, counted in ((READ_WRITE, 16), (PROT_READ, 23)):
+            driven.libc("mprotect", start, 23 * raw.PAGE, protection)
+            (vma,) = raw.smaps_at(driven.pid, start, start + 23 * raw.PAGE)
+            assert vma.fields["Swap"] == counted * KIB_PER_PAGE
+            result = map_process(driven.pid, start=start, stop=vma.stop)
+            counts = result.counts()
+            assert int(counts[PageClass.PRESENT]) == 7
+            assert int(sum(counts[kind] for kind in SWAPPED)) == 16
