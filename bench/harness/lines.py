@@ -4,7 +4,6 @@ import json
 import select
 import subprocess
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any, Self
 
 ANSWER_WITHIN_S = 300
@@ -32,12 +31,7 @@ class LineProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 pipe.close()

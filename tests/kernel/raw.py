@@ -23,7 +23,7 @@ GUARD, UFFD_WP, EXCLUSIVE = 1 << 58, 1 << 57, 1 << 56
 MARKER_TYPE = 31
 FIRST_SPECIAL_TYPE = 23
 
-IS_WPALLOWED, IS_WRITTEN, IS_FILE, IS_PRESENT, IS_SWAPPED = 1, 2, 4, 8, 16
+IS_FILE, IS_PRESENT, IS_SWAPPED = 4, 8, 16
 IS_PFNZERO, IS_HUGE, IS_GUARD = 32, 64, 256
 PAGEMAP_SCAN = 0xC0606610
 SYS_CACHESTAT = 451
@@ -42,11 +42,6 @@ def read_pagemap(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
     """Return the pagemap words; fewer than asked for at the end of user space."""
     with open(f"/proc/{pid}/pagemap", "rb", buffering=0) as file:
         return np.frombuffer(os.pread(file.fileno(), pages * 8, start // PAGE * 8), np.uint64)
-
-
-def swap_type(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return the swap area of each word; without meaning where it is not swapped."""
-    return words & np.uint64(31)
 
 
 def read_scan(pid: int, start: int, pages: int) -> NDArray[np.uint64]:

@@ -10,7 +10,6 @@ import select
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 
 from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel.maps import Mapping, parse_maps
@@ -55,12 +54,7 @@ class Child:
     def __enter__(self) -> "Child":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # An order, not a signal: after it gave up its user that takes CAP_KILL.  Nor is
         # closing the pipe enough: a process forked meanwhile by another thread holds it too.
         try:

@@ -22,7 +22,6 @@ from workloads.base import (
 )
 
 ENTRIES, workload = entries()
-VSYSCALL = 0xFFFFFFFFFF600000
 
 
 @workload()
