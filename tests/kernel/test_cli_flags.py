@@ -13,8 +13,10 @@ from typing import Any
 
 import driver
 import pytest
-from driver import HUGE, MADV_HUGEPAGE, PAGE, Target
+from driver import HUGE, MADV_GUARD_INSTALL, MADV_HUGEPAGE, PAGE, Target
 from kernelsource import page_types
+from looking import GIVE_AWAY
+from workloads.base import page_out
 
 MEMLENS = [sys.executable, "-m", "memlens"]
 DEADLINE_S = 60
@@ -193,6 +195,23 @@ def test_an_ordinary_user_is_told_what_remains() -> None:
     assert found["frames"] is None
     assert any("kpageflags" in note for note in found["notes"])
     assert as_nobody("flags", "ME", "--strict").code == 3
+
+
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+def test_an_ordinary_user_is_not_told_that_guards_are_on_swap(swap: str) -> None:
+    """The bit says swap and the area is hidden; only of a guard another bit tells."""
+    with driver.target() as target:
+        start = target.mmap(23)
+        target.madvise(start, range(7), MADV_GUARD_INSTALL)
+        target.poke(start, range(7, 20))
+        page_out(target, start, range(7, 18))
+        target.run(GIVE_AWAY, uid=65534)
+        where = f"{start:x}-{start + 23 * PAGE:x}"
+        found = as_nobody("flags", str(target.pid), "--range", where, "--json").json()
+        names = ("marker_pages", "swapped_pages", "hidden_pages", "total_pages")
+        assert [found[name] for name in names] == [7, 0, 13, 20]
+        found = memlens("flags", target.pid, "--range", where, "--json").json()
+        assert [found[name] for name in names] == [7, 11, 0, 20]
 
 
 @pytest.mark.parametrize(

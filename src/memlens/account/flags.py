@@ -33,7 +33,14 @@ from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.physical import count_frames, read_node_ranges
 from memlens.kernel.process import ProcessDir
-from memlens.pages.bits import PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
+from memlens.pages.bits import (
+    PM_GUARD_REGION,
+    PM_PFN,
+    PM_PRESENT,
+    PM_SWAP,
+    PM_SWAP_AREA,
+    SWAP_AREAS,
+)
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.pages.frameruns import expand, find_runs, join_runs
 
@@ -227,6 +234,10 @@ def _count_swapped(part: Part, words: NDArray[np.uint64], worker: Worker) -> Non
         return
     entries = words[is_swap]
     worker.counts.add(entries & PAGEMAP_PART)
-    in_area = int(((entries & PM_SWAP_AREA) < SWAP_AREAS).sum())
-    part.add_tally("swapped", in_area)
-    part.add_tally("markers", len(entries) - in_area)
+    is_guard = (entries & PM_GUARD_REGION) != 0
+    is_marker = is_guard | ((entries & PM_SWAP_AREA) >= SWAP_AREAS)
+    # Where slots are hidden, an entry that names none may be swap, poison or in migration.
+    is_hidden = ~is_marker & ((entries & PM_PFN) == 0)
+    part.add_tally("markers", int(is_marker.sum()))
+    part.add_tally("hidden", int(is_hidden.sum()))
+    part.add_tally("swapped", len(entries) - int((is_marker | is_hidden).sum()))

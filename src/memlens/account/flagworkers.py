@@ -44,7 +44,8 @@ class FlagCounts:
     :param marker_pages: entries that look like swap and are none: guards, poison, pages
         in migration.
     :param moved_pages: pages that changed at every look; they are in no other number.
-    :param hidden_pages: pages whose frame this reader may not see.
+    :param hidden_pages: pages whose frame this reader may not see, or whose entry may be
+        swap or a marker for all that it may see.
     :param node_pages: pages of each NUMA node, empty where there is only one.
     :param is_complete: False if it was stopped early.
     :param notes: what limits the numbers, one line each.

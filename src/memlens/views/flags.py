@@ -107,7 +107,7 @@ def find_notes(counts: "FlagCounts") -> Iterator[str]:
         yield f"{counts.moved_pages} pages changed at every look and are left out"
     if counts.hidden_pages:
         yield (
-            f"the frames of {counts.hidden_pages} pages are hidden: kpageflags needs "
+            f"the frames or slots of {counts.hidden_pages} pages are hidden: kpageflags needs "
             "CAP_SYS_ADMIN for the frames and root to be read; only what pagemap says is shown"
         )
     if not counts.is_complete:
