@@ -1,9 +1,10 @@
 """
-What the page cache says of a mapping of an overlay: of the file below that is mapped.
+What the page cache says of the very file that is mapped, where none can be opened.
 
 Everything that can be opened through an overlay answers for the file that is there now,
-while a mapping made before a copy-up keeps the pages of the lower one.  The kernel's
-mapping names its file, and the walk goes by the mapping (docs/cachewalk.md).
+while a mapping made before a copy-up keeps the pages of the lower one; other objects may
+not be opened at all, as under a lease.  The kernel's mapping names its file, and the walk
+goes by the mapping (docs/cachewalk.md).
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlens.account.walking import Walking, record_evidence
-from memlens.kernel.filesystems import TMPFS_MAGIC
+from memlens.kernel.filesystems import HUGETLBFS_MAGIC, RAMFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.maps import Mapping
 from memlens.kernel.swapcache import is_swap_cache_empty
 from memlens.pages.classes import Evidence, PageClass, Reason, object_verdicts
@@ -27,6 +28,8 @@ from memlens.pages.runs import (
     shift_runs,
 )
 
+# What is walked lies on no overlay: there it is the file of a layer.
+_KINDS = {TMPFS_MAGIC: "shmem", HUGETLBFS_MAGIC: "hugetlb", RAMFS_MAGIC: "ramfs"}
 # Of a file on disk the walk does not tell whether the disk holds what is not in RAM.
 _OPEN = (Reason.RAM_OR_NOT, Reason.DISK_OR_HOLE)
 
@@ -34,7 +37,7 @@ _OPEN = (Reason.RAM_OR_NOT, Reason.DISK_OR_HOLE)
 @dataclass(frozen=True, slots=True)
 class OverlayWalk:
     """
-    The walk of mappings of overlays.
+    The walk of mappings of overlays, and of what may not be opened.
 
     :param walking: of the scan.
     :param pid: whose mappings they are.
@@ -57,7 +60,7 @@ class OverlayWalk:
         records = self.walking.walk_mapping(self.pid, mapping, first, stop)
         if records is None:
             return EMPTY
-        kind = "shmem" if records.object.magic == TMPFS_MAGIC else "file"
+        kind = _KINDS.get(records.object.magic, "file")
         evidence = record_evidence(records, kind, first, stop)
         pages = -(-records.object.size_bytes // self.page_size_bytes)
         evidence = _with_end(evidence, pages, first, stop)
