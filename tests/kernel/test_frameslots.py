@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from numpy.typing import NDArray
 from swapareas import setting, wait_until
 from swapped_objects import PAGE, read_slots, written_swap_file
 
+from memlens.account.cachedslots import CachedSlots, add_unowned, find_cached_slots
+from memlens.account.facts import ProcessFacts, Want
+from memlens.account.sweep import Sweep
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.frameslots import FrameSlotReader, FrameSlotsInvalid
 
@@ -155,6 +159,31 @@ def test_slots_outside_their_area_void_the_answer(area: Path, reader: FrameSlotR
         _, _, pfn = back_again(item)
         with pytest.raises(FrameSlotsInvalid, match="swap areas"):
             reader.read(pfn, areas=[])
+
+
+def test_slots_of_nobody_are_those_of_no_process_that_was_read(area: Path) -> None:
+    with memory(1013) as item:
+        _, slot, pfn = back_again(item)
+        facts = replace(
+            next(f for f in swept() if f.pid == os.getpid()),
+            swap_words=np.empty(0, np.uint64),
+            cached_pfns=pfn,
+        )
+        ours = {s << 5 for s in slot.tolist()}
+        unread = add_unowned(CachedSlots(), [], lambda: None)
+        assert ours <= set(unread.unowned.tolist())
+        known = find_cached_slots([facts])
+        assert set(known.words[facts.pid].tolist()) == ours
+        assert not ours & set(add_unowned(known, [facts], lambda: None).unowned.tolist())
+        by_entry = replace(facts, swap_words=np.array(sorted(ours), np.uint64))
+        found = add_unowned(CachedSlots(), [by_entry], lambda: None)
+        assert not ours & set(found.unowned.tolist())
+
+
+def swept() -> list[ProcessFacts]:
+    sweep = Sweep("/proc", Want(swap=True))
+    sweep.run([os.getpid()])
+    return sweep.processes
 
 
 CHURN = """

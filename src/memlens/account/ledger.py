@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.areaswap import AreaSwap, area_rows
-from memlens.account.cachedslots import CachedSlots, find_cached_slots
+from memlens.account.cachedslots import CachedSlots, add_unowned, find_cached_slots
 from memlens.account.cost import Cost
-from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want
+from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Stopped, Want
 from memlens.account.inventory import (
     ObjectScan,
     loop_notes,
@@ -200,6 +200,8 @@ def _read_once(slots: bool, watch: _Watch) -> SwapLedger:
     if before.areas:
         sweep.run()
         cached = find_cached_slots(sweep.processes, proc)
+        if slots and has_cache:
+            cached = _with_unowned(sweep, cached)
         scan = read_objects(sweep, only_swapped=True, keep_slots=slots)
     ledger = _ledger(sweep, cached, scan, before, read_swap(size, proc))
     if not slots:
@@ -208,6 +210,14 @@ def _read_once(slots: bool, watch: _Watch) -> SwapLedger:
         sweep.processes, ledger.objects, cached=cached, is_walked=scan.is_walked, proc=proc
     )
     return replace(ledger, slots=found)
+
+
+def _with_unowned(sweep: Sweep, cached: CachedSlots) -> CachedSlots:
+    try:
+        return add_unowned(cached, sweep.processes, sweep.check_stop, sweep.proc)
+    except Stopped:
+        sweep.miss_rest("pages in RAM of no process")
+        return cached
 
 
 def _read_swap(size: int, proc: str) -> Swap:
@@ -283,7 +293,7 @@ class _Slots:
         """Return the slots of pages in RAM that no page table holds as well."""
         if not self.cached.is_exact:
             return self.cached.count_frames()
-        return len(self.every) - len(self.private)
+        return len(self.every) - len(self.private) + len(self.cached.unowned)
 
     def seen_areas(self, objects: Iterable[SharedObject]) -> set[int]:
         """Return the numbers of areas that any slot was seen in."""
@@ -368,6 +378,11 @@ def _notes(
         yield (
             f"{cached.doubtful} pages in RAM keep a slot that another process may hold: "
             f"left to the remainder ({cached.reason})"
+        )
+    if len(cached.unowned):
+        yield (
+            f"swap cache: {len(cached.unowned)} pages are of no process that was read; the "
+            "kernel takes back what nobody holds when it needs room"
         )
     was = sum(area.used_pages for area in before.areas)
     if was != used:

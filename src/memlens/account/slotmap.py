@@ -32,7 +32,8 @@ class SlotOwner:
     """
     What keeps slots.
 
-    :param kind: ``process`` for private pages, or the kind of a shared-memory object.
+    :param kind: ``process`` for private pages, ``none`` for those in RAM of no process that was
+        read, or the kind of a shared-memory object.
     :param name: of the process or object, raw.
     :param pid: of the process, None for an object.
     :param pages: slots that are its own; a private slot that several processes hold after
@@ -47,6 +48,9 @@ class SlotOwner:
     pages: int = 0
     extents: int = 0
     also_held_pages: int = 0
+
+
+_NOBODY = SlotOwner("none", "pages in RAM of no process that was read", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,8 @@ def make_slot_map(
     owners = [SlotOwner("process", facts.name, facts.pid) for facts in processes]
     owners += [SlotOwner(item.kind, item.name, None) for item in objects]
     parts = [private, *_object_claims(objects, len(processes))]
+    parts.append(_unowned_claims(cached.unowned, len(owners)))
+    owners.append(_NOBODY)
     claims = _joined(parts)
     pages, extents = _sums(claims, len(owners))
     rank = np.argsort(-pages, kind="stable")
@@ -201,8 +207,7 @@ def _private_claims(
     words = np.concatenate([_NO_WORDS, *each])
     lengths = [len(mine) for mine in each]
     owner = np.repeat(np.arange(len(processes), dtype=np.int64), lengths)
-    area = (words & PM_SWAP_AREA).astype(np.int64)
-    key = area << _AREA_SHIFT | (words >> PM_SWAP_SLOT_SHIFT).astype(np.int64)
+    key = _keys(words)
     order = np.argsort(key, kind="stable")
     key, owner = key[order], owner[order]
     is_first = np.ones(len(key), bool)
@@ -213,6 +218,17 @@ def _private_claims(
     also = {index: int(count) for index, count in enumerate(held.tolist()) if count}
     ones = np.ones(len(heads), np.int64)
     return _merged(_Claims(key[heads], ones, owner[heads])), also
+
+
+def _unowned_claims(words: NDArray[np.uint64], owner: int) -> _Claims:
+    key = np.sort(_keys(words))
+    ones = np.ones(len(key), np.int64)
+    return _merged(_Claims(key, ones, np.full(len(key), owner, np.int64)))
+
+
+def _keys(words: NDArray[np.uint64]) -> Ints:
+    area = (words & PM_SWAP_AREA).astype(np.int64)
+    return area << _AREA_SHIFT | (words >> PM_SWAP_SLOT_SHIFT).astype(np.int64)
 
 
 def _object_claims(objects: Sequence[SharedObject], first_owner: int) -> list[_Claims]:
