@@ -201,7 +201,7 @@ class ProcessReader:
             cgroup=who.cgroup,
             start_ticks=self.process.stat.start_ticks,
             uses=tuple(uses),
-            swap_words=_NOTHING if is_hidden else distinct(slots.words),
+            swap_words=_NOTHING if is_hidden or not len(slots.words) else distinct(slots.words),
             swap_pages=_NO_PAGES if is_hidden else slots.pages,
             is_swap_hidden=is_hidden,
             frames=kept,
@@ -224,10 +224,9 @@ class ProcessReader:
 
     def _uid(self) -> int:
         """Return the effective UID; the directory's owner is root if it is not dumpable."""
-        for line in self.process.read("status").split(b"\n"):
-            if line.startswith(b"Uid:"):
-                return int(line.split()[2])
-        return os.fstat(self.process.fd).st_uid
+        # A name with a newline is escaped there.
+        line = self.process.read("status").partition(b"\nUid:")[2]
+        return int(line.split(None, 2)[1]) if line else os.fstat(self.process.fd).st_uid
 
     def _cgroup(self) -> str:
         try:

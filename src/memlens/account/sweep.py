@@ -188,8 +188,7 @@ class Sweep:
         """
         Read processes and return how many were left out.
 
-        On one thread: what takes time is Python's own work on tens of thousands of lines and
-        descriptors, and two threads that share it were measured to be slower than one.
+        In one thread: docs/decisions/0010-one-thread-sweeps.md has the measurements.
         """
         for done, pid in enumerate(wanted):
             if self.is_over():

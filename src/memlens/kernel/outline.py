@@ -6,6 +6,7 @@ tens of thousands; most are private mappings and files on disks.
 """
 
 import re
+from bisect import bisect_left
 
 from memlens.kernel.maps import Mapping, parse_mapping
 from memlens.kernel.procfs import decode_bytes
@@ -81,21 +82,23 @@ def mapped_ranges(raw: bytes, left_out: list[tuple[int, int]]) -> list[tuple[int
 
 
 def _spans(lines: list[bytes]) -> list[tuple[int, int]]:
-    """Return the ranges of lines that lie close, found by halving: lines are in order."""
+    """Return the ranges of lines that lie close; few are parsed, for lines are in order."""
     found: list[tuple[int, int]] = []
-    waiting = [(0, len(lines))] if lines else []
-    while waiting:
-        first, last = waiting.pop()
-        start = int(lines[first].partition(b"-")[0], 16)
-        stop = int(lines[last - 1].partition(b"-")[2].partition(b" ")[0], 16)
-        if stop - start > _SPAN_BYTES and last - first > 1:
-            middle = (first + last) // 2
-            waiting += [(middle, last), (first, middle)]
-        elif start < _USER_STOP:
-            if found and start - found[-1][1] < _SPAN_BYTES:
-                start = found.pop()[0]
-            found.append((start, stop))
+    first = 0
+    while first < len(lines):
+        start = _start(lines[first])
+        if start >= _USER_STOP:
+            break
+        first = bisect_left(lines, start + _SPAN_BYTES, first + 1, key=_start)
+        stop = int(lines[first - 1].partition(b"-")[2].partition(b" ")[0], 16)
+        if found and start - found[-1][1] < _SPAN_BYTES:
+            start = found.pop()[0]
+        found.append((start, stop))
     return found
+
+
+def _start(line: bytes) -> int:
+    return int(line[: line.index(b"-")], 16)
 
 
 def _large_shared(raw: bytes) -> list[tuple[int, int]]:

@@ -83,11 +83,12 @@ def raise_errno(error: OSError, what: str, path: str, needs: str = READ_NEEDS) -
     raise MemlensError(f"{what}: {reason}", path=path) from error
 
 
-def read_file(path: str, dir_fd: int | None = None, size: int = 1 << 17) -> bytes:
+def read_file(path: str, dir_fd: int | None = None, size: int = 1 << 14) -> bytes:
     """
     Read a whole /proc file, which has no size and may be longer than one read.
 
-    :param size: bytes to ask for at a time.
+    :param size: bytes to ask for at a time; most files give 4 KiB, and room for 128 KiB is a
+        mapping that is made and taken away again.
     :raises OSError: as open and read give it.
     """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=dir_fd)

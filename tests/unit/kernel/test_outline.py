@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memlens.kernel.maps import Mapping, parse_maps
-from memlens.kernel.outline import parse_unnamed, private_ranges
+from memlens.kernel.outline import mapped_ranges, parse_unnamed, private_ranges
 
 HUGE = 1 << 32
 
@@ -76,3 +76,19 @@ def test_own_maps() -> None:
 
 def test_nothing_mapped() -> None:
     assert (parse_unnamed(b""), private_ranges(b"")) == ([], [])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_ranges_cover_all_but_what_is_left_out(seed: int) -> None:
+    raw = make_maps(seed)
+    mappings = list(user_part(parse_maps(raw)))
+    left_out = [(m.start, m.stop) for m in mappings[seed % 3 :: 5]]
+    ranges = mapped_ranges(raw, left_out)
+    assert all(before[1] <= after[0] for before, after in pairwise(ranges))
+    for mapping in mappings:
+        inside = sum(
+            max(min(stop, mapping.stop) - max(start, mapping.start), 0)
+            for start, stop in ranges
+        )
+        is_left_out = (mapping.start, mapping.stop) in left_out
+        assert inside == (0 if is_left_out else mapping.stop - mapping.start), mapping
