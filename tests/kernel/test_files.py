@@ -233,6 +233,30 @@ def test_files_of_a_process(tmp_path: Path, target: Target) -> None:
     assert len(found) == len(rows)
 
 
+def test_a_file_with_two_device_numbers_is_one(tmp_path: Path, target: Target) -> None:
+    """On an overlay of two file systems stat gives a layer's device, maps its own."""
+    names = ("lower", "layers", "merged")
+    lower, layers, merged = (tmp_path / name for name in names)
+    lower.mkdir()
+    write_file(lower / "below", 7)
+    target.isolate_mounts()
+    target.mount("tmpfs", layers)
+    for name in ("upper", "work"):
+        target.os("mkdir", str(layers / name))
+    options = f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work"
+    target.mount("overlay", merged, options)
+    path = str(merged / "below")
+    fd = target.os("open", path, os.O_RDONLY)
+    start = target.mmap(7, protection=PROT_READ, flags=MAP_SHARED, fd=fd)
+    target.peek(start, range(7))
+    status = os.stat(f"/proc/{target.pid}/fd/{fd}")
+    lines = Path(f"/proc/{target.pid}/maps").read_text().splitlines()
+    (device,) = [line.split()[3] for line in lines if line.endswith(path)]
+    assert device != f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    rows = json.loads(run("files", "--json", "--pid", str(target.pid)))["files"]
+    assert [row["cached_pages"] for row in rows if row["path"] == path] == [7]
+
+
 def test_the_page_cache_and_what_is_of_no_file(tmp_path: Path) -> None:
     """A file that nobody holds is found in its directory only."""
     path = tmp_path / "large"

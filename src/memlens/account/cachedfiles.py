@@ -111,14 +111,27 @@ class HeldFiles:
         for mapping in mappings:
             if not mapping.has_object or opener.facts(mapping).kind not in _KINDS:
                 continue
-            if not self.scan.is_new(device_number(mapping.device), mapping.inode):
+            named = device_number(mapping.device), mapping.inode
+            if not self.scan.is_new(*named):
                 continue
             backing = opener.open(mapping)
             if isinstance(backing, str):
                 self.refused += 1
                 yield self.scan.count(unknown_file(mapping.path, backing))
+            elif self._is_known(backing, named):
+                backing.close()
             else:
                 yield from self._look(backing, mapping.path)
+
+    def _is_known(self, backing: Backing, named: tuple[int, int]) -> bool:
+        """
+        Return whether a file was seen under the device and inode that stat(2) gives.
+
+        On btrfs and on overlays of several file systems maps has others.
+        """
+        status = os.fstat(backing.fd)
+        own = status.st_dev, status.st_ino
+        return own != named and not self.scan.is_new(*own)
 
     def _opened(self, process: ProcessDir) -> Iterator[FileCache]:
         try:
