@@ -39,6 +39,7 @@ class Want:
     :param swap: slots of private swapped pages.
     :param objects: shared-memory objects that it maps or has open.
     :param present: which pages of these its page table maps, for each process.
+    :param present_pages: how many these are.
     :param identity: its user and cgroup.
     :param cached: private pages in RAM that keep a swap slot.
     :param frames: the page frames that it maps.
@@ -51,6 +52,7 @@ class Want:
     swap: bool = False
     objects: bool = False
     present: bool = False
+    present_pages: bool = False
     identity: bool = True
     cached: bool = False
     frames: bool = False
@@ -62,7 +64,7 @@ class Want:
     @property
     def has_page_table(self) -> bool:
         """Return whether the page table has to be read."""
-        return self.swap or self.present or self.frames
+        return self.swap or self.present or self.present_pages or self.frames
 
 
 class ObjectUse(NamedTuple):
@@ -77,6 +79,7 @@ class ObjectUse(NamedTuple):
     :param fd: number of the descriptor, -1 if mapped.
     :param tid: thread in whose table of descriptors it is, 0 if mapped.
     :param present: pages of the object that the mapping maps; None if not asked.
+    :param present_pages: how many these are; None if not asked.
     :param is_huge: whether any of them is mapped by a huge page.
     """
 
@@ -88,6 +91,7 @@ class ObjectUse(NamedTuple):
     is_huge: bool = False
     stop: int = 0
     tid: int = 0
+    present_pages: int | None = None
 
     def pages(self, page_size_bytes: int) -> tuple[int, int]:
         """Return the half-open range of the object's pages that is mapped."""

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -30,6 +30,8 @@ from memlens.pages.runs import (
     EMPTY,
     Runs,
     clip_runs,
+    concat_runs,
+    cut_points,
     merge_runs,
     one_run,
     replace_runs,
@@ -39,6 +41,7 @@ from memlens.pages.runs import (
 )
 
 _LABELS_NAMED = 3
+_PART_PAGES = 1 << 18
 
 
 @dataclass(slots=True)
@@ -50,6 +53,7 @@ class Inspector:
     :param finder: opens what it found.
     :param walking: whether objects are asked by the page-cache walk as well.
     :param only_swapped: whether objects without swapped pages may be left out.
+    :param tells_present: whether it matters what of the pages in RAM is mapped.
     :param gone: objects that had vanished.
     """
 
@@ -57,6 +61,7 @@ class Inspector:
     finder: Finder
     walking: Walking
     only_swapped: bool
+    tells_present: bool
     gone: int = 0
     _refused: dict[str, list[str]] = field(default_factory=dict)
     _tables: PageTables = field(init=False)
@@ -64,7 +69,7 @@ class Inspector:
 
     def __post_init__(self) -> None:
         sweep, charges = self.sweep, None
-        if not self.only_swapped and features.is_pfn_visible():
+        if self.tells_present and features.is_pfn_visible():
             try:
                 charges = Charges(KpageFile("kpagecgroup", sweep.proc, sweep.meter))
             except MemlensError:
@@ -130,7 +135,7 @@ class Inspector:
         if self.only_swapped and reader.is_without_swap(pages):
             return None
         runs = _one_class(reader, pages) or (reader.verdicts(0, pages) if pages else EMPTY)
-        if not self.only_swapped:
+        if self.tells_present:
             runs = self._mark_present(runs, item)
         runs, reasons = _split_reasons(runs)
         if reasons:
@@ -143,6 +148,19 @@ class Inspector:
     def _mark_present(self, runs: Runs, item: FoundObject) -> Runs:
         """
         Call ``present`` what is in RAM and mapped by anybody.
+
+        Part by part: every second page of a large object makes millions of runs.
+        """
+        cached = select_runs(runs, runs.value == PageClass.CACHED)
+        end = int(runs.stop[-1]) if len(runs) else 0
+        edges = [0, *cut_points(cached, _PART_PAGES), end]
+        return concat_runs(
+            [self._mark_part(clip_runs(runs, *part), item) for part in pairwise(edges)]
+        )
+
+    def _mark_part(self, runs: Runs, item: FoundObject) -> Runs:
+        """
+        Mark a part of an object.
 
         Holders are asked one after the other, and only about what none before them maps.
         """
@@ -272,7 +290,8 @@ def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int) -> Holder:
     )
     present = None if ranges else 0
     if any(use.present is not None for _, use in uses):
-        mapped = union_runs([use.present for _, use in uses if use.present is not None])
+        parts = [use.present for _, use in uses if use.present is not None]
+        mapped = parts[0] if len(parts) == 1 else union_runs(parts)
         present = int(mapped.pages.sum())
     facts = uses[0][0]
     return Holder(

@@ -118,6 +118,7 @@ def read_objects(
     only_swapped: bool = False,
     only: Callable[[FoundObject], bool] | None = None,
     keep_slots: bool = False,
+    tells_present: bool = True,
 ) -> ObjectScan:
     """
     Look at every object that a sweep found, and at those that no process holds.
@@ -125,6 +126,8 @@ def read_objects(
     :param only_swapped: whether objects without swapped pages are left out.
     :param only: whether an object is looked at; None for all.
     :param keep_slots: whether the slots of swapped pages are wanted.
+    :param tells_present: whether it matters what of the pages in RAM is mapped; else all of
+        them are ``cached``.
     """
     finder = Finder(sweep)
     items = finder.find()
@@ -132,7 +135,7 @@ def read_objects(
         items = [item for item in items if only(item)]
     disabled = features.read_disabled()
     walking = Walking(sweep.meter, "cachewalk" not in disabled, keep_slots, sweep.proc)
-    reader = Inspector(sweep, finder, walking, only_swapped)
+    reader = Inspector(sweep, finder, walking, only_swapped, tells_present)
     found = []
     for number, item in enumerate(items):
         if number % _STEP == 0:

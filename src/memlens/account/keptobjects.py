@@ -23,6 +23,6 @@ def find_kept_pages(pids: Collection[int], proc: str, missed: list[Missed]) -> d
 
     sweep = Sweep(proc, Want(objects=True))
     sweep.run()
-    kept = kept_pages(read_objects(sweep, only=is_held_by_one).objects)
+    kept = kept_pages(read_objects(sweep, only=is_held_by_one, tells_present=False).objects)
     missed.extend(sweep.missed)
     return kept

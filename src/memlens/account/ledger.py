@@ -202,7 +202,7 @@ def _read_once(slots: bool, watch: _Watch) -> SwapLedger:
         cached = find_cached_slots(sweep.processes, proc)
         if slots and has_cache:
             cached = _with_unowned(sweep, cached)
-        scan = read_objects(sweep, only_swapped=True, keep_slots=slots)
+        scan = read_objects(sweep, only_swapped=True, keep_slots=slots, tells_present=False)
     ledger = _ledger(sweep, cached, scan, before, read_swap(size, proc))
     if not slots:
         return ledger

@@ -262,12 +262,20 @@ class ProcessReader:
                 continue
             key = self._key(device_number(mapping.device), mapping.inode, mapping.path)
             use = ObjectUse(key, mapping.path, mapping, stop=stop)
-            if pagemap is not None and self.want.present:
-                pages = use.pages(pagemap.page_size_bytes)
-                present, is_huge = find_present(pagemap, mapping, *pages, self.tools.use_scan)
-                use = use._replace(present=present, is_huge=is_huge)
+            if pagemap is not None and (self.want.present or self.want.present_pages):
+                use = self._with_present(use, mapping, pagemap)
             uses.append(use)
         return [*uses, *self._open_uses()]
+
+    def _with_present(self, use: ObjectUse, mapping: Mapping, pagemap: Pagemap) -> ObjectUse:
+        pages = use.pages(pagemap.page_size_bytes)
+        present, is_huge = find_present(pagemap, mapping, *pages, self.tools.use_scan)
+        # Of memory in crumbs these are many: they are not kept for a sum.
+        return use._replace(
+            present=present if self.want.present else None,
+            present_pages=int(present.pages.sum()),
+            is_huge=is_huge,
+        )
 
     def _is_shmem_mapping(self, mapping: Mapping) -> bool:
         def look() -> bool:

@@ -145,7 +145,7 @@ def list_processes(
         return is_named and (keep is None or keep.matches(who))
 
     counts, reason = _open_counts(proc)
-    want = Want(objects=True, present=True, who=is_shown)
+    want = Want(objects=True, present_pages=True, who=is_shown)
     if counts is None:
         want = replace(want, rollup=True)
     else:
@@ -160,7 +160,7 @@ def list_processes(
             sweep.meter.merge(counts.meter)
     if sweep.is_complete:
         _check_pids(pids or (), sweep)
-    objects = read_objects(sweep).objects
+    objects = read_objects(sweep, tells_present=False).objects
     chosen = [facts for facts in sweep.processes if is_shown(facts)]
     notes = (f"{reason}: RSS, PSS and USS are smaps_rollup's",) if reason else ()
     return _list(sweep, chosen, objects, group_by, notes)
@@ -200,7 +200,7 @@ def _list(
 
 def _row(facts: ProcessFacts, shares: dict[int, float], kept: dict[int, int]) -> ProcessMemory:
     size = features.page_size_bytes()
-    shared = sum(int(u.present.pages.sum()) for u in facts.uses if u.present is not None)
+    shared = sum(use.present_pages or 0 for use in facts.uses)
     if facts.sums is not None:
         rss, pss, uss = facts.sums.rss_pages, facts.sums.pss_pages, facts.sums.uss_pages
         own = len(facts.swap_words)

@@ -281,6 +281,20 @@ def window_runs(runs: Runs, gap: int) -> list[tuple[int, int]]:
     return list(zip(first.tolist(), stop.tolist(), strict=True))
 
 
+def cut_points(runs: Runs, pages: int) -> list[int]:
+    """
+    Return at which pages to cut runs into parts that hold this many pages each, or less.
+
+    >>> cut_points(encode_runs(np.zeros(9, np.uint8), first=3), 4)
+    [7, 11]
+    """
+    held = np.cumsum(runs.pages)
+    wanted = np.arange(pages, int(held[-1]) if len(held) else 0, pages)
+    index = np.searchsorted(held, wanted)
+    points: list[int] = (runs.stop[index] - (held[index] - wanted)).tolist()
+    return points
+
+
 def count_runs(runs: Runs, values: int) -> NDArray[np.int64]:
     """Return the pages of each value, ``(values,)`` int64."""
     # bincount makes copies eight times as large as the values.

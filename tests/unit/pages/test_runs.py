@@ -1,5 +1,7 @@
 """Runs on small arrays, the edges of each operation first."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from memlens.pages.runs import (
     clip_runs,
     concat_runs,
     count_runs,
+    cut_points,
     decode_runs,
     encode_runs,
     merge_runs,
@@ -149,3 +152,17 @@ def test_stop_and_length() -> None:
     runs = make((2, 3, 1), (6, 2, 2))
     assert runs.stop.tolist() == [5, 8]
     assert len(runs) == 2
+
+
+@pytest.mark.parametrize("pages", [1, 2, 7, 40, 1000])
+def test_parts_between_cut_points_hold_so_many_pages_and_rebuild_the_runs(pages: int) -> None:
+    values = np.random.default_rng(pages).integers(0, 3, 300).astype(np.uint8)
+    runs = encode_runs(values, first=5)
+    kept = select_runs(runs, runs.value != 0)
+    edges = [0, *cut_points(kept, pages), 305]
+    assert edges == sorted(set(edges))
+    parts = [clip_runs(kept, *part) for part in pairwise(edges)]
+    assert [int(part.pages.sum()) for part in parts[:-1]] == [pages] * (len(parts) - 1)
+    assert 0 < int(parts[-1].pages.sum()) <= pages
+    assert list(concat_runs(parts)) == list(kept)
+    assert cut_points(EMPTY, pages) == []
