@@ -16,6 +16,7 @@ import struct
 from typing import Any, NoReturn
 
 from memlens.errors import AccessDenied, MemlensError, Unsupported
+from memlens.kernel.procfs import read_file
 from memlens.kernel.syscalls import libc
 
 # Of the two, both little-endian, as the blobs are.
@@ -182,14 +183,13 @@ class Skeleton:
     """
 
     def __init__(self, name: str) -> None:
-        # Imported here: most scans need no program, and these take 10 ms.
+        # Imported here: most scans need no program.
         import json
-        from importlib import resources
 
-        blobs = resources.files("memlens.kernel") / "bpf_blobs"
-        record = json.loads((blobs / f"{name}.json").read_bytes())
-        data = (blobs / f"{name}.data").read_bytes()
-        insns = (blobs / f"{name}.insns").read_bytes()
+        # Not importlib.resources: it takes as long as loading the program.
+        blob = os.path.join(os.path.dirname(__file__), "bpf_blobs", name)
+        record = json.loads(read_file(f"{blob}.json"))
+        data, insns = read_file(f"{blob}.data"), read_file(f"{blob}.insns")
         try:
             fds = _run_loader(data, insns, len(record["maps"]), len(record["programs"]))
         except OSError as error:

@@ -144,10 +144,11 @@ class FrameSlotReader:
                 after = _is_cached(flags, numbers[left])
                 found = entries[left] != 0
                 is_denied = (before == after) & (before != found)
-                again = np.union1d(left[is_denied], _doubles(entries))
-                if not len(again):
+                is_open = np.zeros(len(pfns), bool)
+                is_open[left[is_denied]] = is_open[_doubles(entries)] = True
+                if not is_open.any():
                     break
-                left = again
+                left = np.flatnonzero(is_open)
             else:
                 raise FrameSlotsInvalid(f"{len(left)} frames contradict kpageflags")
         return _decode(entries, read_areas(self._proc) if areas is None else areas)

@@ -26,7 +26,8 @@ Line = list[Segment]
 
 def cell_len(text: str) -> int:
     """Return the cells that text takes in a terminal."""
-    if text.isascii():
+    # Names that were cut have an ellipsis, and are no reason to import rich either.
+    if text.replace("…", "").isascii():
         return len(text)
     from rich.cells import cell_len as measure
 
