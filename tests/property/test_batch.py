@@ -4,8 +4,8 @@ A process whose page table is a plain list: every way to read it says the same o
 The page table answers as PAGEMAP_SCAN and pagemap do, the objects as in plainobject.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -162,6 +162,7 @@ class PlainOpener:
         self.states = states
         self.gone = gone
         self.opened: list[int] = []
+        self.on_open: Callable[[], None] = lambda: None
 
     def facts(self, mapping: Mapping) -> ObjectFacts:
         return ObjectFacts("shmem") if mapping.inode else ANONYMOUS
@@ -170,6 +171,7 @@ class PlainOpener:
         if mapping.start in self.gone:
             return VANISHED
         self.opened.append(mapping.inode)
+        self.on_open()
         item = PlainObject("shmem", self.states[mapping.inode - 1])
         item.close = lambda: None
         return item
@@ -232,6 +234,28 @@ def test_a_batch_equals_one_page_at_a_time(
         assert list(alone.runs) == list(verdicts.runs)
 
 
+@given(plain=mappings_of(few_words), states=objects, data=st.data())
+def test_a_page_that_was_mapped_meanwhile_is_present(
+    plain: list[Plain], states: list[list[str]], data: st.DataObject
+) -> None:
+    """The page table changes while the objects are asked."""
+    pagemap, spans = build(plain)
+    later = [[data.draw(st.sampled_from(["empty", "written"])) for _ in p.words] for p in plain]
+    opener = PlainOpener(states)
+    reader = reader_of(pagemap, opener, use_scan=True)
+    after, _ = build(
+        [replace(one, words=words) for one, words in zip(plain, later, strict=True)]
+    )
+    opener.on_open = lambda: setattr(pagemap, "pages", after.pages)
+    batch = Batch(reader, spans, [opener.facts(span.mapping) for span in spans])
+    for one, words, verdicts in zip(plain, later, batch.read(), strict=True):
+        found = decode_runs(verdicts.runs, len(words), fill=255).tolist()
+        for page, (was, now) in enumerate(zip(one.words, words, strict=True)):
+            is_moved = one.object is not None and was == "empty" and now == "written"
+            wanted = PageClass.PRESENT if is_moved else class_of(one, page, states)
+            assert found[page] == wanted
+
+
 @given(plain=mappings_of(few_words), states=objects)
 def test_each_object_is_opened_once(plain: list[Plain], states: list[list[str]]) -> None:
     pagemap, spans = build(plain)
@@ -285,3 +309,51 @@ def test_a_batch_that_is_stopped_says_what_it_has(
             has_stopped |= value == Reason.STOPPED
             assert value in (Reason.STOPPED, class_of(one, page, states))
     assert batch.is_stopped or not has_stopped
+
+
+# Words that change often, over an object of as many pages, some of them past its end.
+crumbs = st.builds(
+    lambda words, times, more: words * times + more,
+    st.lists(st.sampled_from(["empty", "written", "marker"]), min_size=2, max_size=7),
+    st.integers(1, 400),
+    st.lists(st.sampled_from(sorted(WORDS)), max_size=9),
+)
+long_objects = st.lists(
+    st.tuples(st.sampled_from(sorted(SHMEM)), st.integers(1, 700)), max_size=4
+).map(lambda rows: [state for state, pages in rows for _ in range(pages)])
+
+
+@pytest.mark.parametrize("permissions", ["rw-s", "rw-p"])
+@settings(max_examples=40)
+@given(
+    words=crumbs,
+    states=long_objects,
+    use_scan=st.booleans(),
+    is_crumbled=st.booleans(),
+    page=st.integers(0, 50),
+)
+def test_crumbs_equal_one_page_at_a_time(
+    permissions: str,
+    words: list[str],
+    states: list[str],
+    use_scan: bool,
+    is_crumbled: bool,
+    page: int,
+) -> None:
+    """Whether windows are read already, and the object is asked first, or not yet."""
+    pagemap, [span] = build([Plain(0, words, 0, page)])
+    mapping = replace_permissions(span.mapping, permissions)
+    reader = reader_of(pagemap, PlainOpener([states]), use_scan=use_scan)
+    reader.table.is_crumbled = is_crumbled
+    verdicts = reader.read(mapping, 0, len(words))
+    found = decode_runs(verdicts.runs, len(words), fill=255).tolist()
+    for number, word in enumerate(words):
+        expected: int = class_of(Plain(0, words, 0, page), number, [states])
+        if word == "swapped":
+            expected = PageClass.SWAPPED if permissions == "rw-p" else Reason.SHARED_SWAP
+        assert found[number] == expected
+
+
+def replace_permissions(mapping: Mapping, permissions: str) -> Mapping:
+    fields = (mapping.offset_bytes, mapping.device, mapping.inode, mapping.path)
+    return Mapping(mapping.start, mapping.stop, permissions, *fields)

@@ -13,12 +13,7 @@ import numpy as np
 
 from memlens.account.batch import Batch, Span, is_plain
 from memlens.account.cost import Cost
-from memlens.account.mapping import (
-    MappingReader,
-    Verdicts,
-    make_reader,
-    object_label,
-)
+from memlens.account.mapping import MappingReader, make_reader
 from memlens.account.model import (
     Kernel,
     MappingPages,
@@ -30,6 +25,7 @@ from memlens.account.nodes import add_nodes
 from memlens.account.pagetable import Stopped
 from memlens.account.placing import mapping_slots
 from memlens.account.unknown import explain_unknown, without_object
+from memlens.account.verdicts import Verdicts, object_label
 from memlens.errors import ProcessGone
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping, parse_maps

@@ -12,7 +12,6 @@ import numpy as np
 from memlens.account import meanings
 from memlens.account.holders import Holder, Holders, find_holders
 from memlens.account.look import PageLook, look_until_steady
-from memlens.account.mapping import object_label
 from memlens.account.model import Process
 from memlens.account.pageplace import (
     Folio,
@@ -22,6 +21,7 @@ from memlens.account.pageplace import (
     walked_meaning,
     word_place,
 )
+from memlens.account.verdicts import object_label
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.kpage import read_kpageflags

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from memlens.account.mapping import Verdicts, make_reader
+from memlens.account.mapping import make_reader
 from memlens.account.meanings import CATEGORIES
 from memlens.account.pageplace import WalkedPage, is_private_copy, walk_page
 from memlens.account.settle import Settler
 from memlens.account.trace import Trace, TracedOpener
+from memlens.account.verdicts import Verdicts
 from memlens.account.walking import Walking
 from memlens.errors import MemlensError, ProcessGone, Unsupported
 from memlens.kernel import features

@@ -8,29 +8,29 @@ from numpy.typing import NDArray
 
 from memlens.account.objects import TRIES, ObjectReader
 from memlens.account.overlaywalk import OverlayWalk
-from memlens.account.pagetable import PageTable
+from memlens.account.pagetable import WINDOW_PAGES, PageTable
 from memlens.account.settle import Settler
+from memlens.account.verdicts import (
+    VERDICT_OF,
+    Verdicts,
+    judge_crumbs,
+    judge_entries,
+    mapping_kind,
+    replace_value,
+)
 from memlens.account.walking import Walking
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
-from memlens.kernel.opening import KERNEL_NAMES, REPLACED, ObjectFacts, Opener
+from memlens.kernel.opening import REPLACED, ObjectFacts, Opener
 from memlens.kernel.overlay import is_maybe_copied_up
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.pages.classes import (
-    Entry,
-    PageClass,
-    Reason,
-    Verdict,
-    entry_verdicts,
-)
+from memlens.pages.classes import Entry, Reason, Verdict
+from memlens.pages.dense import blend, look_up
 from memlens.pages.runs import (
     Runs,
-    clip_runs,
     concat_runs,
     encode_runs,
-    fill_runs,
-    merge_runs,
     one_run,
     replace_runs,
     restrict_runs,
@@ -52,30 +52,8 @@ KERNEL_HALF = 1 << 63
 # Open pages closer than this are asked about together: a call costs as much as asking about
 # some thousand pages more.
 JOIN_PAGES = 4096
-KINDS = ("anonymous", "private", "shared", "special", "kernel")
-# Verdicts by kind of mapping and entry.
-VERDICTS = np.stack([entry_verdicts(kind) for kind in KINDS])
-_VERDICTS = dict(zip(KINDS, VERDICTS, strict=True))
 # Members of enumerations are slow to come by.
-_ASK, _AGAIN, _EMPTY = int(Verdict.ASK), int(Verdict.AGAIN), int(Entry.EMPTY)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdicts:
-    """
-    What a mapping's pages are.
-
-    :param facts: what backs the mapping.
-    :param runs: runs of verdicts, page numbers from the start of the mapping.
-    :param refusal: why the object could not be asked, "" if it could.
-    :param slots: where the object has swapped pages, if slots are wanted; page numbers
-        from the start of the mapping.
-    """
-
-    facts: ObjectFacts
-    runs: Runs
-    refusal: str = ""
-    slots: SlotRuns = NO_SLOTS
+_ASK, _AGAIN = int(Verdict.ASK), int(Verdict.AGAIN)
 
 
 @dataclass(slots=True)
@@ -128,12 +106,16 @@ class MappingReader:
         kind = mapping_kind(mapping, facts)
         self._slots = NO_SLOTS
         if mapping.start >= KERNEL_HALF:
-            verdict = int(_VERDICTS[kind][Entry.OUTSIDE])
+            verdict = int(VERDICT_OF[kind][Entry.OUTSIDE])
             return Verdicts(facts, one_run(first, stop - first, verdict))
         base = mapping.start // self._size
+        if self.table.is_crumbled and kind == "shared" and not self._is_asked_by_runs(facts):
+            verdicts = self._read_object_first(mapping, facts, first, stop)
+            if verdicts is not None:
+                return verdicts
         entries, end = self.table.read_some(base + first, base + stop)
         if isinstance(entries, Runs):
-            runs = _entry_verdicts(kind, shift_runs(entries, -base), first, end - base)
+            runs = judge_entries(kind, shift_runs(entries, -base), first, end - base)
             runs, refusal = self._ask_object(mapping, facts, kind, runs)
         else:
             runs, refusal = self._ask_densely(mapping, facts, kind, first, entries)
@@ -147,7 +129,7 @@ class MappingReader:
             if not len(again):
                 return runs
             runs = self._read_again(mapping, facts, kind, runs, again)
-        return _replace_value(runs, _AGAIN, Reason.TRANSIT)
+        return replace_value(runs, _AGAIN, Reason.TRANSIT)
 
     def settle(self, mapping: Mapping, verdicts: Verdicts) -> Runs:
         """
@@ -192,7 +174,7 @@ class MappingReader:
         """Return the verdicts of what the page table says now."""
         base = mapping.start // self._size
         entries = self.table.read_entries(base + first, base + stop)
-        return _entry_verdicts(kind, shift_runs(entries, -base), first, stop)
+        return judge_entries(kind, shift_runs(entries, -base), first, stop)
 
     def _read_again(
         self, mapping: Mapping, facts: ObjectFacts, kind: str, runs: Runs, again: Runs
@@ -212,15 +194,15 @@ class MappingReader:
             return runs, ""
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
             runs = replace_runs(runs, self._overlay_walk().verdicts(mapping, asked))
-            return _replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
+            return replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
         reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
-            return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), reader
+            return replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), reader
         try:
             answered = self._ask_windows(mapping, kind, reader, runs, asked)
         except OSError as error:
             refusal = f"asking the object: {error.strerror}"
-            return _replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), refusal
+            return replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), refusal
         if reader.walk is not None:
             again = without_pages(self._slots, asked)
             pgoff = mapping.offset_bytes // self._size
@@ -285,6 +267,9 @@ class MappingReader:
         moved = select_runs(now, now.value != _ASK)
         return replace_runs(runs, restrict_runs(moved, asked))
 
+    def _is_asked_by_runs(self, facts: ObjectFacts) -> bool:
+        return facts.kind == "overlay" or self.walking.is_eager
+
     def _ask_densely(
         self,
         mapping: Mapping,
@@ -294,12 +279,12 @@ class MappingReader:
         entries: NDArray[np.uint8],
     ) -> tuple[Runs, str]:
         """Do all of the above page by page, where runs are so short that they do not pay."""
-        table = _VERDICTS[kind]
-        verdicts = table[entries]
+        verdicts = look_up(VERDICT_OF[kind], entries)
         is_asked = verdicts == _ASK
-        if facts.kind == "overlay" or self.walking.is_eager or not is_asked.any():
+        if self._is_asked_by_runs(facts) or not is_asked.any():
             return self._ask_object(mapping, facts, kind, encode_runs(verdicts, first))
-        answers, refusal = np.full(len(entries), Reason.NOT_OPENED, np.uint8), ""
+        answers: int | NDArray[np.uint8] = int(Reason.NOT_OPENED)
+        later, refusal = entries, ""
         reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
             refusal = reader
@@ -307,13 +292,37 @@ class MappingReader:
             pgoff = mapping.offset_bytes // self._size + first
             base = mapping.start // self._size + first
             try:
-                found = reader.settle(reader.dense_verdicts(pgoff, pgoff + len(entries)))
-                later = table[self.table.read_densely(base, base + len(entries))]
-                answers = np.where(later == _ASK, found, later)
+                answers = reader.dense_verdicts(pgoff, pgoff + len(entries))
+                later = self.table.read_densely(base, base + len(entries))
             except OSError as error:
                 refusal = f"asking the object: {error.strerror}"
-        np.copyto(verdicts, answers, where=is_asked)
-        return encode_runs(verdicts, first), refusal
+        answered = judge_crumbs(kind, later, answers)
+        return encode_runs(blend(is_asked, answered, verdicts), first), refusal
+
+    def _read_object_first(
+        self, mapping: Mapping, facts: ObjectFacts, first: int, stop: int
+    ) -> Verdicts | None:
+        """
+        Ask the object about crumbs that a shared mapping has left open before, then read on.
+
+        The page table need not be read before as well: of these classes only a page in the
+        page cache can be mapped, and one that was and is not any more was in the page cache
+        and not mapped when it was taken away.  A private copy would be another page.
+        """
+        reader = self.open_object(mapping, facts)
+        if isinstance(reader, str):
+            return None
+        stop = min(stop, first + WINDOW_PAGES)
+        pgoff = mapping.offset_bytes // self._size
+        base = mapping.start // self._size
+        try:
+            answers = reader.dense_verdicts(pgoff + first, pgoff + stop)
+        except OSError:
+            return None
+        entries = self.table.read_window(base + first, base + stop)
+        found = judge_crumbs("shared", entries, answers)
+        runs = self.until_steady(mapping, facts, encode_runs(found, first))
+        return Verdicts(facts, runs)
 
 
 def make_reader(
@@ -348,44 +357,4 @@ def make_reader(
         disabled=disabled,
         has_cachestat="cachestat" not in disabled and features.has_cachestat(),
         walking=Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc),
-    )
-
-
-def _entry_verdicts(kind: str, entries: Runs, first: int, stop: int) -> Runs:
-    """Return the verdict of every page of a range; pages in no run are empty."""
-    filled = fill_runs(clip_runs(entries, first, stop), first, stop, _EMPTY)
-    return merge_runs(Runs(filled.first, filled.pages, _VERDICTS[kind][filled.value]))
-
-
-def mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
-    """Return which column of ``ENTRY_TABLE`` holds for a mapping."""
-    if facts.kind == "anonymous":
-        return "anonymous"
-    if facts.kind in ("special", "device"):
-        return "kernel" if mapping.path in KERNEL_NAMES else "special"
-    return "shared" if mapping.is_shared else "private"
-
-
-def _replace_value(runs: Runs, old: int, new: int) -> Runs:
-    if not (runs.value == old).any():
-        return runs
-    value = np.where(runs.value == old, np.uint8(new), runs.value)
-    return merge_runs(Runs(runs.first, runs.pages, value))
-
-
-def object_label(facts: ObjectFacts) -> str:
-    """Return the kind of object as results name it."""
-    if facts.kind in ("ramfs", "overlay", "block"):
-        return "file"
-    return facts.kind
-
-
-def is_object_class(verdict: int) -> bool:
-    """Return whether a verdict can only have come from the object."""
-    return verdict in (
-        PageClass.CACHED,
-        PageClass.SWAP_CACHED,
-        PageClass.ON_DISK,
-        PageClass.PREALLOCATED,
-        PageClass.BEYOND_END,
     )

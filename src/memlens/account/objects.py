@@ -11,6 +11,7 @@ from memlens.account.settle import settle_preallocated
 from memlens.account.walking import ObjectWalk, Walking
 from memlens.kernel.backing import Backing
 from memlens.pages.classes import Evidence, Reason, object_verdicts
+from memlens.pages.dense import look_up
 from memlens.pages.evidence import (
     guess_evidence,
     seek_alike,
@@ -43,6 +44,7 @@ _DATA, _HOLE = int(Evidence.DATA), int(Evidence.HOLE)
 _RESIDENT, _ABSENT = int(Evidence.RESIDENT), int(Evidence.ABSENT)
 _CACHE, _EVICTED = int(Evidence.CACHE), int(Evidence.EVICTED)
 _NEITHER = int(Evidence.NEITHER)
+_OPEN_HOLE = int(Reason.NONE_OR_PREALLOCATED)
 _CACHED_HOLE = np.uint8(_CACHE | _HOLE)
 
 
@@ -109,11 +111,11 @@ class ObjectReader:
             found, Runs(odd.first, odd.pages, np.full(len(odd), Reason.CHANGING, np.uint8))
         )
 
-    def dense_verdicts(self, first: int, stop: int) -> NDArray[np.uint8]:
+    def dense_verdicts(self, first: int, stop: int) -> int | NDArray[np.uint8]:
         """
-        Return a verdict for every page of a range, ``(stop - first,)`` uint8.
+        Return the verdict of all pages of a range if they are alike, else that of each.
 
-        Meant for ranges of at most ``PIECE`` pages in which verdicts change often.
+        Meant for ranges of at most ``PIECE`` pages in which page tables change often.
 
         :raises OSError: if the object cannot be asked at all.
         """
@@ -121,22 +123,24 @@ class ObjectReader:
         is_walked = self.walking is not None and (self.walking.is_eager or self._has_parts)
         is_dense = is_inside and self.is_honest and not is_walked
         if not is_dense or self.backing.kind == "hugetlb":
-            return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
+            return self.settle(self._verdicts_of_each(first, stop))
         verdicts, is_odd = object_verdicts(self.backing.kind)
         evidence = self._look_piece(first, stop, self._extents(first, stop))
         if isinstance(evidence, int):
+            if not is_odd[evidence] and verdicts[evidence] != _OPEN_HOLE:
+                return int(verdicts[evidence])
             evidence = np.full(stop - first, evidence, np.uint8)
-        found = verdicts[evidence]
+        found = look_up(verdicts, evidence)
         where = is_odd[evidence]
         if where.any():
             runs = encode_runs(evidence)
             odd = select_runs(runs, is_odd[runs.value])
             for begin, end in window_runs(odd, gap=_BLOCK):
-                found[begin:end] = decode_runs(
-                    shift_runs(self.verdicts(first + begin, first + end), -first - begin),
-                    end - begin,
-                )
-        return found
+                found[begin:end] = self._verdicts_of_each(first + begin, first + end)
+        return self.settle(found)
+
+    def _verdicts_of_each(self, first: int, stop: int) -> NDArray[np.uint8]:
+        return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
 
     def settle(self, values: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return verdicts with those settled that the object as a whole decides."""

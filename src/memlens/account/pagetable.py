@@ -34,7 +34,7 @@ _WANTED = _ANY_OF | PAGE_IS_PFNZERO
 # A call of PAGEMAP_SCAN that is full after so few pages has found crumbs: their words are
 # read faster, window by window, until a window has fewer runs than one in so many pages.
 _CRUMBLED_PAGES = SCAN_REGIONS * 32
-_WINDOW_PAGES = 1 << 16
+WINDOW_PAGES = 1 << 16
 _CRUMB_PAGES = 16
 # Regions turned into runs at a time.
 _REGIONS_AT_ONCE = SCAN_REGIONS * 8
@@ -63,6 +63,7 @@ class PageTable:
     :param keep_words: whether to keep the raw words.
     :param should_stop: asked between pieces.
     :param words: raw words read so far, page numbers of the address space.
+    :param is_crumbled: whether runs were so short lately that windows are read instead.
     """
 
     pagemap: Pagemap
@@ -71,7 +72,7 @@ class PageTable:
     keep_words: bool = False
     should_stop: Callable[[], bool] | None = None
     words: list[Words] = field(default_factory=list)
-    _is_crumbled: bool = False
+    is_crumbled: bool = False
 
     def read_entries(self, first: int, stop: int) -> Runs:
         """
@@ -97,15 +98,19 @@ class PageTable:
         :return: runs as of ``read_entries``, some ten thousand at most; or, where these
             would be crumbs, an ``Entry`` for each page, some ten thousand too.
         """
-        if not self._is_crumbled:
+        if not self.is_crumbled:
             runs, end = (self._scan if self.use_scan else self._scan_words)(first, stop)
             if end > first:
                 return runs, end
-        end = min(first + _WINDOW_PAGES, stop)
-        entries = self.read_densely(first, end)
+        end = min(first + WINDOW_PAGES, stop)
+        return self.read_window(first, end), end
+
+    def read_window(self, first: int, stop: int) -> NDArray[np.uint8]:
+        """Do as ``read_densely``, and see whether that is still the way to read on."""
+        entries = self.read_densely(first, stop)
         changes = int(np.count_nonzero(entries[1:] != entries[:-1]))
-        self._is_crumbled = changes * _CRUMB_PAGES > len(entries)
-        return entries, end
+        self.is_crumbled = changes * _CRUMB_PAGES > len(entries)
+        return entries
 
     def read_densely(self, first: int, stop: int) -> NDArray[np.uint8]:
         """Return the ``Entry`` of each page of a range, ``(stop - first,)`` uint8."""
@@ -140,7 +145,7 @@ class PageTable:
             found, end = self.pagemap.scan_once(page, stop, _ANY_OF, _WANTED)
             is_full = len(found) == SCAN_REGIONS
             if is_full and end - page < _CRUMBLED_PAGES and self.zero_pfn:
-                self._is_crumbled = True
+                self.is_crumbled = True
                 break
             page = end
             if len(found):
@@ -193,8 +198,8 @@ class PageTable:
             runs = encode_runs(self._decode(page, words), page)
             parts.append(runs)
             count += len(runs)
-            self._is_crumbled = len(runs) * _CRUMB_PAGES > len(words)
-            if self._is_crumbled or count >= _MOST_RUNS:
+            self.is_crumbled = len(runs) * _CRUMB_PAGES > len(words)
+            if self.is_crumbled or count >= _MOST_RUNS:
                 break
         return concat_runs(parts), done
 

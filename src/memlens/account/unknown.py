@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from memlens.account.mapping import is_object_class
 from memlens.account.model import MappingPages, UnknownRun
 from memlens.account.settle import Settler
+from memlens.account.verdicts import is_object_class
 from memlens.kernel.maps import Mapping
 from memlens.pages.classes import REASONS, PageClass, Reason, Verdict
 from memlens.pages.runs import Runs, merge_runs, select_runs

@@ -22,6 +22,7 @@ from memlens.pages.bits import (
     SWAP_MARKER,
 )
 from memlens.pages.classes import Entry
+from memlens.pages.dense import look_up
 
 
 class SwapEntries(NamedTuple):
@@ -90,7 +91,7 @@ def decode_entries(words: NDArray[np.uint64]) -> NDArray[np.uint8]:
 
     The zero page of 4 KiB looks like any page here: only its PFN or PAGEMAP_SCAN tells.
     """
-    entries = _ENTRY_OF_HIGH_BYTE[_high_bytes(words)]
+    entries = look_up(_ENTRY_OF_HIGH_BYTE, _high_bytes(words))
     is_swap = entries == _SWAP_LIKE
     if is_swap.any():
         entries[is_swap] = _decode_swap_like(words[is_swap])
