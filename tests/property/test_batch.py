@@ -6,6 +6,7 @@ The page table answers as PAGEMAP_SCAN and pagemap do, the objects as in plainob
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plainobject import SHMEM, PlainObject
 
-from memlens.account.batch import Batch, Span
+from memlens.account.batch import Batch, Span, batches
 from memlens.account.mapping import MappingReader
 from memlens.account.pagetable import PageTable
 from memlens.account.settle import Settler
@@ -357,3 +358,17 @@ def test_crumbs_equal_one_page_at_a_time(
 def replace_permissions(mapping: Mapping, permissions: str) -> Mapping:
     fields = (mapping.offset_bytes, mapping.device, mapping.inode, mapping.path)
     return Mapping(mapping.start, mapping.stop, permissions, *fields)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 1 << 17)), max_size=20))
+def test_lines_that_overlap_are_in_batches_of_their_own(rows: list[tuple[int, int]]) -> None:
+    """Mappings that are joined while maps is read come twice, as they were and as they are."""
+    spans = [
+        Span(Mapping(start * SIZE, (start + pages) * SIZE, "rw-p", 0, "00:00", 0, ""), 0, pages)
+        for start, pages in rows
+    ]
+    found = list(batches(spans))
+    assert [span for batch in found for span in batch] == spans
+    for batch in found:
+        assert all(one.mapping.stop <= other.mapping.start for one, other in pairwise(batch))
+        assert len(batch) == 1 or sum(span.stop for span in batch) <= 1 << 18

@@ -6,7 +6,7 @@ costs is calls and calculations on a handful of numbers; asked together, the pag
 read in few calls, and each object answers once for all mappings of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -38,6 +38,9 @@ from memlens.pages.runs import (
     window_runs,
 )
 
+# A batch goes through all reads before the next begins: mappings up to so many pages together.
+_BATCH_PAGES = 1 << 18
+_BATCH_MAPPINGS = 2000
 # A gap between mappings up to this is cheaper to scan over than to skip by another call;
 # where words are read, each page of a gap costs.
 _GAP_PAGES = 1 << 18
@@ -53,6 +56,27 @@ class Span(NamedTuple):
     mapping: Mapping
     first: int
     stop: int
+
+
+def batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
+    """
+    Yield spans that are to be read together: in the order of their addresses, and apart.
+
+    The kernel lets go of the mappings every 4 KiB of maps, so that a line may overlap those
+    before it when mappings were joined meanwhile.
+    """
+    batch: list[Span] = []
+    pages = 0
+    for span in spans:
+        length = span.stop - span.first
+        is_full = pages + length > _BATCH_PAGES or len(batch) >= _BATCH_MAPPINGS
+        if batch and (is_full or span.mapping.start < batch[-1].mapping.stop):
+            yield batch
+            batch, pages = [], 0
+        batch.append(span)
+        pages += length
+    if batch:
+        yield batch
 
 
 def is_plain(reader: MappingReader, span: Span, facts: ObjectFacts) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from memlens.account.batch import Batch, Span, is_plain
+from memlens.account.batch import Batch, Span, batches, is_plain
 from memlens.account.cost import Cost
 from memlens.account.mapping import MappingReader, make_reader
 from memlens.account.model import (
@@ -38,10 +38,7 @@ from memlens.pages.classes import PageClass, Reason
 from memlens.pages.runs import RunJoiner, Runs, merge_runs, one_run
 from memlens.pages.slotruns import concat_slots
 
-# A batch goes through all reads before the next begins: mappings up to so many pages
-# together; a larger one by itself, at first so many pages at a time.
-_BATCH_PAGES = 1 << 18
-_BATCH_MAPPINGS = 2000
+# A large mapping is read by itself, at first so many pages at a time.
 _PART_LEAST = 1 << 18
 _PART_MOST = 1 << 24
 # Times that mappings which changed under the scan are read anew.
@@ -229,7 +226,7 @@ class _Capture:
     def _read_spans(
         self, reader: MappingReader, spans: list[Span]
     ) -> Iterator[tuple[MappingPages, Mapping]]:
-        for several in _batches(spans):
+        for several in batches(spans):
             facts = [reader.opener.facts(span.mapping) for span in several]
             plain: list[tuple[Span, ObjectFacts]] = []
             others: list[tuple[Span, ObjectFacts]] = []
@@ -321,17 +318,3 @@ class _Capture:
             words=words,
             slots=slots,
         )
-
-
-def _batches(spans: list[Span]) -> Iterator[list[Span]]:
-    batch: list[Span] = []
-    pages = 0
-    for span in spans:
-        length = span.stop - span.first
-        if batch and (pages + length > _BATCH_PAGES or len(batch) >= _BATCH_MAPPINGS):
-            yield batch
-            batch, pages = [], 0
-        batch.append(span)
-        pages += length
-    if batch:
-        yield batch
