@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from driver import CLONE_NEWPID, MAP_SHARED, PAGE, Target, target
-from shm_made import Builder, Made, Mix
+from shm_made import Builder, Made, Mix, maps_line
+from shm_mix import CLONE_NEWIPC
 from shm_odd import CLONE_FILES, ODD, start_thread
 from standstill import again_if_moved
 from swapareas import Squeeze
@@ -16,6 +17,7 @@ from memlens import (
     PageClass,
     SharedObject,
     SwapLedger,
+    explain_page,
     list_shared_memory,
     read_swap_ledger,
 )
@@ -88,6 +90,25 @@ def test_most_on_swap_comes_first(
     """Even before objects that have more in RAM."""
     on_swap = [item.swap_pages for item in looked[2].objects]
     assert on_swap == sorted(on_swap, reverse=True)
+
+
+def test_holders_of_a_page_are_not_those_of_another_namespace(
+    machine: None,
+) -> None:
+    """The first segment of each IPC namespace has the same device, inode and name."""
+    with ExitStack() as stack:
+        first, second = stack.enter_context(target()), stack.enter_context(target())
+        starts = []
+        for driven in (first, second):
+            driven.libc("unshare", CLONE_NEWIPC)
+            shmid = driven.libc("shmget", 0, 5 * PAGE, 0o1600)
+            starts.append(driven.libc("shmat", shmid, None, 0))
+            driven.poke(starts[-1], range(5))
+        lines = [maps_line(d.pid, s) for d, s in zip((first, second), starts, strict=True)]
+        assert lines[0][3:] == lines[1][3:]
+        child = first.fork()
+        found = explain_page(first.pid, starts[0])
+        assert {holder.pid for holder in found.holders} == {first.pid, child.pid}
 
 
 def test_a_thread_of_a_proc_that_numbers_otherwise(tmp_path: Path) -> None:

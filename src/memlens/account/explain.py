@@ -364,7 +364,7 @@ def _holders(look: PageLook) -> Holders:
     if look.is_anonymous or look.verdicts.facts.kind == "special":
         return Holders()
     address = look.address - look.address % look.size
-    return find_holders(look.mapping, address, look.size, look.process.proc)
+    return find_holders(look.process.pid, look.mapping, address, look.size, look.process.proc)
 
 
 def _notes(look: PageLook) -> tuple[str, ...]:

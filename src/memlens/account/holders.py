@@ -1,9 +1,11 @@
 """Who else maps a page of an object."""
 
+import os
 from dataclasses import dataclass
 
 from memlens.kernel.mappers import Mapper, find_mappers
 from memlens.kernel.maps import Mapping
+from memlens.kernel.syscalls import file_handle
 from memlens.pages.bits import (
     PM_FILE,
     PM_PFN,
@@ -50,11 +52,12 @@ class Holders:
 
 
 def find_holders(
-    mapping: Mapping, address: int, page_size_bytes: int, proc: str = "/proc"
+    pid: int, mapping: Mapping, address: int, page_size_bytes: int, proc: str = "/proc"
 ) -> Holders:
     """
     Return who maps the page of the object that is at an address of a mapping.
 
+    :param pid: whose mapping it is.
     :param mapping: the mapping; without an object nobody else can be found.
     :param address: an address in it.
     :param proc: root of the /proc to read.
@@ -73,7 +76,24 @@ def find_holders(
     mappers, missed = find_mappers(
         mapping.device, mapping.inode, address_in, page_size_bytes, proc
     )
+    if mapping.path.startswith("/SYSV"):
+        mappers = [row for row in mappers if _is_same_segment(pid, mapping, row, proc)]
     return Holders(tuple(_holder(row, address_in(row.mapping) or 0) for row in mappers), missed)
+
+
+def _is_same_segment(pid: int, mapping: Mapping, row: Mapper, proc: str) -> bool:
+    """Return whether it is: every IPC namespace counts identifiers, the inodes, anew."""
+    pairs = (pid, mapping), (row.pid, row.mapping)
+    try:
+        own, other = [file_handle(f"{proc}/{p}/map_files/{m.name}") for p, m in pairs]
+        return own == other
+    except OSError:
+        pass
+    try:
+        # Not to be seen: at least it is likely to be of the namespace that they are in.
+        return os.path.samefile(*[f"{proc}/{p}/ns/ipc" for p, _ in pairs])
+    except OSError:
+        return False
 
 
 def _holder(row: Mapper, address: int) -> Holder:
