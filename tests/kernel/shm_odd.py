@@ -44,8 +44,11 @@ from workloads.base import page_out
 
 CLONE_FILES = 0x400
 MS_BIND = 4096
+IORING_REGISTER_FILES = 2
 # System calls that libc has no function for.
 NR_EXIT = {"x86_64": 60}.get(platform.machine(), 93)
+# One number on all architectures but alpha.
+NR_IO_URING_SETUP, NR_IO_URING_REGISTER = 425, 427
 NR_PIVOT_ROOT = {"x86_64": 155}.get(platform.machine(), 41)
 
 
@@ -298,4 +301,57 @@ ODD = (
     *(open_in_a_thread, open_below_a_zombie, only_a_path, received, mapped_twice),
     *(copied_and_swapped, huge_in_part, attached_elsewhere, attached_before_leaving),
     *(file_over_a_file, of_a_user_namespace, named_as_others_are, below_an_overlay),
+)
+
+
+# What nothing that the kernel lists leads to
+
+
+def registered_with_io_uring(builder: Builder) -> Made:
+    """A memfd that only a ring holds, as a file registered with it."""
+    driven = builder.target()
+    fd, start = make_memfd(driven, "registered", 25)
+    builder.out(driven, start, 22)
+    made = builder.add(driven, start, "registered with io_uring", "memfd", out=22)
+    ring = driven.libc("syscall", NR_IO_URING_SETUP, 4, bytes(120))
+    files = fd.to_bytes(4, "little")
+    driven.libc("syscall", NR_IO_URING_REGISTER, ring, IORING_REGISTER_FILES, files, 1)
+    driven.os("close", fd)
+    driven.libc("munmap", start, 25 * PAGE)
+    return made
+
+
+def file_of_a_namespace_without_processes(builder: Builder) -> Made:
+    """A file in a mount namespace that is only open."""
+    driven, keeper = builder.target(), builder.target()
+    driven.isolate_mounts()
+    where = builder.mix.directory / fresh("without processes")
+    driven.mount("tmpfs", where)
+    made = make_file(builder, driven, where / "file", 24, 16)
+    unmap(driven, made)
+    _end(driven, keeper, "mnt")
+    return made
+
+
+def segment_of_a_namespace_without_processes(builder: Builder) -> Made:
+    """A segment in an IPC namespace that is only open."""
+    driven, keeper = builder.target(), builder.target()
+    driven.libc("unshare", CLONE_NEWIPC)
+    _, start, made = make_segment(builder, driven, 35, 34)
+    driven.libc("shmdt", start)
+    _end(driven, keeper, "ipc")
+    return made
+
+
+def _end(driven: Target, keeper: Target, name: str) -> None:
+    """End a target, and have another keep its namespace."""
+    keeper.os("open", f"/proc/{driven.pid}/ns/{name}", os.O_RDONLY)
+    driven.end()
+    os.waitid(os.P_PID, driven.pid, os.WEXITED | os.WNOWAIT)
+
+
+UNREACHABLE = (
+    registered_with_io_uring,
+    file_of_a_namespace_without_processes,
+    segment_of_a_namespace_without_processes,
 )

@@ -1,6 +1,6 @@
 """Shared memory in hands that are easily overlooked: in the inventory and the ledger once."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -8,8 +8,8 @@ import pytest
 from driver import CLONE_NEWPID, MAP_SHARED, PAGE, Target, target
 from shm_made import Builder, Made, Mix, maps_line
 from shm_mix import CLONE_NEWIPC
-from shm_odd import CLONE_FILES, ODD, start_thread
-from standstill import again_if_moved
+from shm_odd import CLONE_FILES, ODD, UNREACHABLE, start_thread
+from standstill import again_if_moved, read_still_ledger
 from swapareas import Squeeze
 
 from memlens import (
@@ -90,6 +90,23 @@ def test_most_on_swap_comes_first(
     """Even before objects that have more in RAM."""
     on_swap = [item.swap_pages for item in looked[2].objects]
     assert on_swap == sorted(on_swap, reverse=True)
+
+
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+@pytest.mark.parametrize("make", UNREACHABLE, ids=lambda make: make.__name__)
+def test_what_is_out_of_reach_is_in_the_remainder_and_named(
+    swap: str, make: Callable[[Builder], Made], squeeze: Squeeze, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        before = read_still_ledger()
+        made = make(Builder(stack, squeeze, swap, Mix(tmp_path)))
+        after = read_still_ledger()
+    lost = after.unreadable - before.unreadable
+    rise = after.ledger.remainder_pages - before.ledger.remainder_pages
+    assert rise == made.out + lost
+    notes = " ".join(after.ledger.notes)
+    for kind in ("registered with io_uring", "namespaces that no process is in"):
+        assert kind in notes
 
 
 def test_holders_of_a_page_are_not_those_of_another_namespace(
