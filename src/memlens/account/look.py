@@ -142,7 +142,13 @@ class PageLook:
             return None
         is_allowed = "cachewalk" not in self.disabled
         walking = Walking(self.process.meter, is_allowed, proc=self.process.proc)
-        return walk_page(walking, self.process.pid, self.mapping, self.object_page)
+        return walk_page(
+            walking,
+            self.process.pid,
+            self.mapping,
+            self.object_page,
+            is_of_layer=self.verdicts.facts.kind == "overlay",
+        )
 
     def _has_scan(self) -> bool:
         return "pagemap_scan" not in self.disabled and features.has_pagemap_scan()

@@ -150,13 +150,15 @@ class MappingReader:
         on_swap_perhaps = select_runs(runs, runs.value == Reason.OVERLAY_SWAP)
         if not len(on_swap_perhaps):
             return runs
-        found = self._overlay_walk().verdicts(mapping, on_swap_perhaps, is_absent=True)
+        found = self._overlay_walk(verdicts.facts).verdicts(
+            mapping, on_swap_perhaps, is_absent=True
+        )
         return replace_runs(runs, found)
 
     def _walk_refused(
         self, mapping: Mapping, facts: ObjectFacts, runs: Runs, refused: Runs
     ) -> Runs:
-        found = self._overlay_walk().verdicts(mapping, refused)
+        found = self._overlay_walk(facts).verdicts(mapping, refused)
         if not len(found):
             return runs
         kind = mapping_kind(mapping, facts)
@@ -193,7 +195,7 @@ class MappingReader:
         if not len(asked):
             return runs, ""
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
-            runs = replace_runs(runs, self._overlay_walk().verdicts(mapping, asked))
+            runs = replace_runs(runs, self._overlay_walk(facts).verdicts(mapping, asked))
             return replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
         reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
@@ -210,8 +212,9 @@ class MappingReader:
             self._slots = concat_slots([again, found])
         return answered, ""
 
-    def _overlay_walk(self) -> OverlayWalk:
-        return OverlayWalk(self.walking, self.opener.process.pid, self._size)
+    def _overlay_walk(self, facts: ObjectFacts) -> OverlayWalk:
+        is_overlay = facts.kind == "overlay"
+        return OverlayWalk(self.walking, self.opener.process.pid, self._size, is_overlay)
 
     def open_object(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
         """Open an object, or go on with the last one if it is the same; or say why not."""

@@ -42,11 +42,13 @@ class OverlayWalk:
     :param walking: of the scan.
     :param pid: whose mappings they are.
     :param page_size_bytes: size of a page.
+    :param is_overlay: whether the mappings are of overlays.
     """
 
     walking: Walking
     pid: int
     page_size_bytes: int
+    is_overlay: bool
 
     def verdicts(self, mapping: Mapping, asked: Runs, is_absent: bool = False) -> Runs:
         """
@@ -57,7 +59,9 @@ class OverlayWalk:
         """
         pgoff = mapping.offset_bytes // self.page_size_bytes
         first, stop = pgoff + int(asked.first[0]), pgoff + int(asked.stop[-1])
-        records = self.walking.walk_mapping(self.pid, mapping, first, stop)
+        records = self.walking.walk_mapping(
+            self.pid, mapping, first, stop, is_of_layer=self.is_overlay
+        )
         if records is None:
             return EMPTY
         kind = _KINDS.get(records.object.magic, "file")

@@ -88,13 +88,16 @@ def word_place(word: int) -> tuple[int, int] | None:
     return (area, slot) if word & int(PM_SWAP) and slot and area < SWAP_AREAS else None
 
 
-def walk_page(walking: Walking, pid: int, mapping: Mapping, page: int) -> WalkedPage | None:
+def walk_page(
+    walking: Walking, pid: int, mapping: Mapping, page: int, *, is_of_layer: bool = False
+) -> WalkedPage | None:
     """
     Return what the object's page cache holds for a page, None if that cannot be known.
 
     :param page: page of the object.
+    :param is_of_layer: whether an overlay is mapped.
     """
-    records = walking.walk_mapping(pid, mapping, page, page + 1)
+    records = walking.walk_mapping(pid, mapping, page, page + 1, is_of_layer=is_of_layer)
     if records is None:
         return None
     if not len(records):

@@ -17,6 +17,7 @@ from memlens.errors import MemlensError
 from memlens.kernel import bpf
 from memlens.kernel.backing import Backing
 from memlens.kernel.maps import Mapping
+from memlens.kernel.opening import device_number
 from memlens.kernel.procfs import Meter, read_file
 from memlens.kernel.swapcache import is_swap_cache_empty
 from memlens.pages.classes import Evidence
@@ -94,7 +95,7 @@ class Walking:
         return self._walk(lambda found: found.walk_fd(fd, first, stop), name)
 
     def walk_mapping(
-        self, pid: int, mapping: Mapping, first: int, stop: int
+        self, pid: int, mapping: Mapping, first: int, stop: int, *, is_of_layer: bool = False
     ) -> "CacheRecords | None":
         """
         Return the records of what is mapped, None if there is no valid answer.
@@ -102,6 +103,8 @@ class Walking:
         :param pid: whose mapping it is, as ``proc`` numbers it.
         :param first: first page of the object.
         :param stop: page of the object to stop before.
+        :param is_of_layer: whether an overlay is mapped: what is walked is then the file of a
+            layer, which has another number.
         """
         if not self._is_own_proc():
             return None  # the PID may be another process's here
@@ -113,7 +116,12 @@ class Walking:
             mapping.path,
         )
         place = mapping.start, mapping.stop, mapping.offset_bytes
-        return records if records is not None and records.object.vma == place else None
+        if records is None or records.object.vma != place:
+            return None
+        # Another object may have come to be mapped at just this place.
+        walked = records.object.device, records.object.inode
+        named = device_number(mapping.device), mapping.inode
+        return records if is_of_layer or walked == named else None
 
     def _is_own_proc(self) -> bool:
         try:
