@@ -56,12 +56,14 @@ class Finder:
     layers: dict[int, str] = field(default_factory=dict)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
     _leases: Leases = field(init=False)
+    _may_miss_holders: bool = True
 
     def __post_init__(self) -> None:
         self._leases = Leases(self.sweep.proc)
 
     def find(self) -> list[FoundObject]:
         """Return every object once."""
+        self._may_miss_holders = self.sweep.may_miss_holders()
         for facts in self.sweep.processes:
             for use in facts.uses:
                 self._add_use(facts, use)
@@ -114,7 +116,7 @@ class Finder:
         if item.kind == "tmpfs":
             is_deleted = item.links == 0 if item.links is not None else item.file is None
         is_attached = segment is not None and segment.attached > 0
-        may_miss = item.key[0] in self.layers or self.sweep.may_miss_holders()
+        may_miss = self._may_miss_holders or item.key[0] in self.layers
         marks = {
             "deleted": is_deleted,
             "no_holder": not (item.uses or is_attached or may_miss),
