@@ -12,7 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlens.account.walking import Walking, record_evidence
-from memlens.kernel.filesystems import HUGETLBFS_MAGIC, RAMFS_MAGIC, TMPFS_MAGIC
+from memlens.kernel.filesystems import (
+    HUGETLBFS_MAGIC,
+    KERNEL_MAGICS,
+    RAMFS_MAGIC,
+    TMPFS_MAGIC,
+)
 from memlens.kernel.maps import Mapping
 from memlens.kernel.swapcache import is_swap_cache_empty
 from memlens.pages.classes import Evidence, PageClass, Reason, object_verdicts
@@ -62,7 +67,7 @@ class OverlayWalk:
         records = self.walking.walk_mapping(
             self.pid, mapping, first, stop, is_of_layer=self.is_overlay
         )
-        if records is None:
+        if records is None or records.object.magic in KERNEL_MAGICS:
             return EMPTY
         kind = _KINDS.get(records.object.magic, "file")
         evidence = record_evidence(records, kind, first, stop)

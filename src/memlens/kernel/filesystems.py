@@ -15,6 +15,7 @@ KERNEL_MAGICS = {
     0x63677270: "cgroup2",
     0x09041934: "anon_inode",
     0x5345434D: "secretmem",
+    0xA10A10A1: "aio",
 }
 
 # Asking these runs a daemon or waits for a server, which may never answer.
