@@ -51,6 +51,16 @@ def parse_range(text: str) -> tuple[int, int]:
     return start, stop
 
 
+def count_of(number: int, one: str, many: str) -> str:
+    """
+    Return a number with its noun.
+
+    >>> count_of(1, "process", "processes")
+    '1 process'
+    """
+    return f"{number} {one if number == 1 else many}"
+
+
 def format_size(size_bytes: float) -> str:
     """
     Return a size in at most five characters, in powers of 1024.

@@ -29,6 +29,7 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter, read_file
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
+from memlens.units import count_of
 
 # Kinds of objects whose pages are in the page cache.
 _KINDS = frozenset({"file", "shmem", "ramfs", "overlay", "hugetlb"})
@@ -102,7 +103,8 @@ class HeldFiles:
         """Return what was missed, one line each."""
         lines = []
         if self.denied:
-            lines.append(f"the files of {self.denied} processes may not be seen by this user")
+            denied = count_of(self.denied, "process", "processes")
+            lines.append(f"the files of {denied} may not be seen by this user")
         if self.refused:
             lines.append(f"{self.refused} files that processes hold could not be opened")
         return lines

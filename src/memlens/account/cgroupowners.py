@@ -23,6 +23,7 @@ from memlens.kernel.opening import device_number
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
+from memlens.units import count_of
 
 FileKey = tuple[int, int]
 _INSIDE, _OUTSIDE = np.uint8(1), np.uint8(2)
@@ -83,7 +84,9 @@ class OwnerTable:
             except (MemlensError, EOFError):
                 continue
         if denied:
-            self.missed.append(Missed(f"{denied} processes", "may not be read by this user"))
+            self.missed.append(
+                Missed(count_of(denied, "process", "processes"), "may not be read by this user")
+            )
 
     def rows(
         self, pfns: NDArray[np.int64], walked: dict[FileKey, tuple[str, int]]
@@ -133,7 +136,7 @@ class OwnerTable:
             pagemap = Pagemap(process.open("pagemap"), self._size, Meter(), process.path)
             try:
                 table = MappingTable(process, self._size)
-                owner = _Owner(process.stat.name, pid, cgroup)
+                owner = _Owner(process.title(pagemap), pid, cgroup)
                 self._owners.append(owner)
                 number = len(self._owners) - 1
                 names = self._file_numbers(table)

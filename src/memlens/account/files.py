@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from memlens.kernel.filecache import UNKNOWN, CacheReader, is_quiet, open_quietly
 from memlens.kernel.filemaps import FileMappers
 from memlens.kernel.filewalk import FileWalk, OpenFile
+from memlens.units import count_of
 
 if TYPE_CHECKING:
     from memlens.account.filemapped import MappedPages
@@ -221,9 +222,8 @@ class FileScan:
             lines.append(f"{walk.special} devices, pipes and sockets were not opened")
         denied = self.mappers.denied + (self._mapped.denied if self._mapped else 0)
         if denied:
-            lines.append(
-                f"mapped: the page tables of {denied} processes may not be read by this user"
-            )
+            processes = count_of(denied, "process", "processes")
+            lines.append(f"mapped: the page tables of {processes} may not be read by this user")
         if totals.shmem_evicted_pages:
             lines.append("evicted pages of shared memory are on swap")
         if not self.reader.has_cachestat:

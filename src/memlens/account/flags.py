@@ -75,7 +75,7 @@ def _count_process(
     pid: int, addresses: tuple[int, int] | None, proc: str, watch: Watch
 ) -> Part:
     part = Part(proc, watch)
-    part.is_hidden = not features.is_pfn_visible() or _is_refused(part)
+    part.is_hidden = _is_refused(part)
     _prepare_frames(part, proc)
     with ProcessDir(pid, proc) as directory:
         part.directory = directory
@@ -92,7 +92,12 @@ def _count_process(
 
 
 def _is_refused(part: Part) -> bool:
-    """Return whether kpageflags cannot be read, or may not be."""
+    """Return whether frames or kpageflags cannot be read; the notes say why."""
+    if not features.is_pfn_visible():
+        part.notes.append(
+            "page frames are hidden, so that kpageflags cannot be asked: needs CAP_SYS_ADMIN"
+        )
+        return True
     if "kpageflags" in features.read_disabled():
         return True
     try:

@@ -29,6 +29,12 @@ class FoundPages:
     pfn: NDArray[np.int64]
     is_file: NDArray[np.bool_]
 
+    def select(self, is_kept: NDArray[np.bool_]) -> "FoundPages":
+        """Return some of them."""
+        return FoundPages(
+            self.index[is_kept], self.place[is_kept], self.pfn[is_kept], self.is_file[is_kept]
+        )
+
 
 class MappingTable:
     """

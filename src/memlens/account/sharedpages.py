@@ -18,7 +18,7 @@ from memlens.account.cost import Cost
 from memlens.account.facts import Missed
 from memlens.account.flagpages import Window, list_windows, read_windows
 from memlens.account.framesets import FrameRanks, FrameSet
-from memlens.account.mappingtable import MappingTable
+from memlens.account.mappingtable import FoundPages, MappingTable
 from memlens.account.sharingmodel import (
     MappingShare,
     PairShare,
@@ -64,9 +64,10 @@ def read_sharing(
     :param on_progress: called with reads of page tables done and to be done.
     :param should_stop: polled between pieces; True ends the scan.
     :raises ProcessGone: if a named process does not exist or ends meanwhile.
-    :raises AccessDenied: if a named process, or kpagecount, may not be read.
+    :raises AccessDenied: if a named process may not be read.
 
-    Who may not see page frames gets what smaps sums up, and no pairs.
+    Who may not see page frames, or how often they are mapped, gets what smaps sums up, and
+    no pairs.
     """
     parents = read_parents(proc)
     chosen = list(dict.fromkeys(pids))
@@ -75,13 +76,24 @@ def read_sharing(
     run = _Run(proc, frozenset(pids), on_progress, should_stop)
     try:
         run.open(chosen, parents)
-        if not features.is_pfn_visible():
+        if reason := _find_obstacle(proc):
             from memlens.account.smapssharing import read_smaps_sharing
 
-            return read_smaps_sharing(run.found(), run.missed, run.meter)
+            return read_smaps_sharing(run.found(), run.missed, run.meter, reason)
         return run.read()
     finally:
         run.close()
+
+
+def _find_obstacle(proc: str) -> str:
+    """Return why frames and their map counts cannot be read, "" if they can."""
+    if not features.is_pfn_visible():
+        return "page frames are hidden from this user (needs CAP_SYS_ADMIN)"
+    try:
+        KpageFile("kpagecount", proc).close()
+    except MemlensError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(slots=True)
@@ -211,32 +223,31 @@ class _Run:
             ranks = self.ranks.find(found.pfn)
             is_same = member.before.has(ranks)
             moved += int((~is_same).sum())
-            ranks, place, is_file = ranks[is_same], found.place[is_same], found.is_file[is_same]
+            ranks, found = ranks[is_same], found.select(is_same)
             member.after.add(ranks)
             times = self.ranks.counts(ranks)
-            counts.add(place, times)
-            private += int(((times == 1) & ~is_file).sum())
+            counts.add(found.place, times)
+            private += int(((times == 1) & ~found.is_file).sum())
             if member.parent is not None:
-                self._compare(member.parent, job, found.index[is_same], ranks, place, counts)
+                self._compare(member.parent, job, found, ranks, counts)
         member.share = _share(member, table, counts, private, moved, swapped)
 
     def _compare(
         self,
         parent: _Member,
         job: list[Window],
-        index: NDArray[np.int64],
+        found: FoundPages,
         ranks: NDArray[np.int64],
-        place: NDArray[np.int64],
         counts: ShareCounts,
     ) -> None:
         """Tell pages apart that a child shares with its parent, has copied, or made."""
         try:
-            there = read_windows(parent.pagemap, job)[index]
+            there = read_windows(parent.pagemap, job)[found.index]
         except EOFError:
             return
         is_shared = parent.after.has(ranks)
         has_own = ((there & (PM_PRESENT | PM_SWAP)) != 0) & ~is_shared
-        counts.add_fork(place, is_shared, has_own)
+        counts.add_fork(found.place, is_shared, has_own, found.is_file)
 
     def _result(self, is_complete: bool) -> Sharing:
         members = [member for member in self.members if member.share is not None]
@@ -326,7 +337,7 @@ def _share(
     ]
     return ProcessShare(
         pid=member.pid,
-        name=member.directory.stat.name,
+        name=member.directory.title(member.pagemap),
         parent=member.parent.pid if member.parent is not None else None,
         rss_pages=int(counts.rss.sum()),
         pss_pages=float(counts.pss.sum()),
@@ -337,6 +348,7 @@ def _share(
         shared_with_parent_pages=int(counts.shared.sum()) if is_fork else None,
         copied_pages=int(counts.copied.sum()) if is_fork else None,
         new_pages=int(counts.fresh.sum()) if is_fork else None,
+        new_object_pages=int(counts.fresh_objects.sum()) if is_fork else None,
         mappings=tuple(rows),
     )
 

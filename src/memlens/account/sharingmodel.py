@@ -20,6 +20,8 @@ class MappingShare:
     :param copied_pages: of RSS, where the parent has another page at the same address: one
         of the two has written since the fork.
     :param new_pages: of RSS, where the parent has none.
+    :param new_object_pages: of these, pages of files and shared memory: mapped since the fork,
+        not made by it.
     """
 
     start: int
@@ -32,6 +34,7 @@ class MappingShare:
     shared_with_parent_pages: int | None
     copied_pages: int | None
     new_pages: int | None
+    new_object_pages: int | None
 
     @classmethod
     def of(
@@ -49,6 +52,7 @@ class MappingShare:
             shared_with_parent_pages=int(counts.shared[number]) if is_fork else None,
             copied_pages=int(counts.copied[number]) if is_fork else None,
             new_pages=int(counts.fresh[number]) if is_fork else None,
+            new_object_pages=int(counts.fresh_objects[number]) if is_fork else None,
         )
 
 
@@ -80,6 +84,7 @@ class ProcessShare:
     shared_with_parent_pages: int | None
     copied_pages: int | None
     new_pages: int | None
+    new_object_pages: int | None
     mappings: tuple[MappingShare, ...]
 
     def with_freed(self, pages: int) -> "ProcessShare":
@@ -130,11 +135,12 @@ class ShareCounts:
     shared: NDArray[np.int64]
     copied: NDArray[np.int64]
     fresh: NDArray[np.int64]
+    fresh_objects: NDArray[np.int64]
 
     @classmethod
     def zeros(cls, mappings: int) -> "ShareCounts":
         """Return sums of nothing."""
-        zeros = [np.zeros(mappings, np.int64) for _ in range(5)]
+        zeros = [np.zeros(mappings, np.int64) for _ in range(6)]
         return cls(zeros[0], np.zeros(mappings), *zeros[1:])
 
     def add(self, place: NDArray[np.int64], times: NDArray[np.uint32]) -> None:
@@ -149,9 +155,19 @@ class ShareCounts:
         place: NDArray[np.int64],
         is_shared: NDArray[np.bool_],
         has_own: NDArray[np.bool_],
+        is_file: NDArray[np.bool_],
     ) -> None:
-        """Add pages: the mapping of each, if shared, and if the parent has another there."""
+        """
+        Add pages.
+
+        :param place: the mapping of each.
+        :param is_shared: whether the parent maps the same frame.
+        :param has_own: whether it has another there.
+        :param is_file: whether the page is of a file or of shared memory.
+        """
         many = len(self.rss)
         self.shared[:] += np.bincount(place[is_shared], minlength=many)
         self.copied[:] += np.bincount(place[has_own], minlength=many)
-        self.fresh[:] += np.bincount(place[~is_shared & ~has_own], minlength=many)
+        is_fresh = ~is_shared & ~has_own
+        self.fresh[:] += np.bincount(place[is_fresh], minlength=many)
+        self.fresh_objects[:] += np.bincount(place[is_fresh & is_file], minlength=many)

@@ -10,19 +10,23 @@ from memlens.kernel.maps import MappingFigures
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 
-HIDDEN = (
-    "page frames are hidden from this user (needs CAP_SYS_ADMIN): RSS, PSS and USS are what "
-    "smaps says; what pairs share, was copied since a fork, or is freed on exit is not known"
+_HIDDEN = (
+    "RSS, PSS and USS are what smaps says; what pairs share, was copied since a fork, or is "
+    "freed on exit is not known"
 )
 
 
 def read_smaps_sharing(
-    found: list[tuple[ProcessDir, int | None]], missed: list[Missed], meter: Meter
+    found: list[tuple[ProcessDir, int | None]],
+    missed: list[Missed],
+    meter: Meter,
+    reason: str,
 ) -> Sharing:
     """
     Return what smaps says of processes.
 
     :param found: processes, and the parent of each that was forked from another of them.
+    :param reason: why page frames cannot be looked at.
     """
     return Sharing(
         page_size_bytes=features.page_size_bytes(),
@@ -32,7 +36,7 @@ def read_smaps_sharing(
         is_hidden=True,
         is_complete=True,
         missed=tuple(missed),
-        notes=(HIDDEN,),
+        notes=(f"{reason}: {_HIDDEN}",),
         cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
     )
 
@@ -57,6 +61,7 @@ def _process(directory: ProcessDir, parent: int | None) -> ProcessShare:
         shared_with_parent_pages=None,
         copied_pages=None,
         new_pages=None,
+        new_object_pages=None,
         mappings=tuple(
             MappingShare.of(row.mapping, counts, number, False)
             for number, row in enumerate(figures)

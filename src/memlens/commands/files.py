@@ -164,7 +164,10 @@ class _Work:
     def _print_cache(self) -> None:
         from memlens.views.files import render_cache
 
-        common.write_pieces(render_cache(_cache_json(self._cache()), self.scan.page_size_bytes))
+        is_partial = bool(self.scan.totals.unknown or (self.held and self.held.denied))
+        common.write_pieces(
+            render_cache(_cache_json(self._cache()), self.scan.page_size_bytes, is_partial)
+        )
 
     def _finish(self) -> dict[str, Any]:
         from memlens.views.files import totals_json

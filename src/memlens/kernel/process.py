@@ -180,6 +180,16 @@ class ProcessDir:
             start_ticks=self.stat.start_ticks,
         )
 
+    def title(self, pagemap: Pagemap) -> str:
+        """
+        Return its name, or what it calls itself if that begins so: ``postgres: checkpointer``.
+
+        :param pagemap: its page table, see ``identity``.
+        """
+        identity = self.identity(pagemap)
+        first = identity.cmdline[0].strip() if identity.cmdline else ""
+        return first if first.startswith(f"{identity.name}:") else identity.name
+
     def gone_error(self) -> ProcessGone:
         """Return the error for a page table that has vanished under the reader."""
         try:

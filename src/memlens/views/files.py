@@ -86,6 +86,7 @@ def render_text(
     room = max(width - len(head) - 4, _STRIP_LEAST + _NAME_LEAST)
     strip = min(_STRIP_MOST, max(_STRIP_LEAST, room * 2 // 5))
     name = room - strip
+    reasons: set[str] = set()
     yield f"{head}  {'where':<{strip}}  file\n"
     for row in rows:
         figures = _figures(row, page_size_bytes, has_writeback)
@@ -93,8 +94,9 @@ def render_text(
         shown = _strip(cells(row.path, strip), is_unicode) if row.cached_pages else ""
         path = cut_path(escape_text(row.path), name, "…" if is_unicode else "~")
         yield f"{line}  {shown:<{strip}}  {path}\n"
-        if row.reason:
-            yield f"{'':>{len(head)}}  {row.reason}\n"
+        if row.reason and row.reason not in reasons:
+            reasons.add(row.reason)
+            yield f"     ? {row.reason}\n"
     if totals.files != 1:
         yield from _total_lines(top, totals, page_size_bytes, widths, has_writeback)
     yield f"\n{_key(is_unicode)}\n"
@@ -110,8 +112,14 @@ def render_notes(skipped: Skipped) -> Iterator[str]:
         yield f"note: {note}\n"
 
 
-def render_cache(figures: dict[str, int], page_size_bytes: int) -> Iterator[str]:
-    """Yield how much of the machine's page cache the files account for."""
+def render_cache(
+    figures: dict[str, int], page_size_bytes: int, is_partial: bool = False
+) -> Iterator[str]:
+    """
+    Yield how much of the machine's page cache the files account for.
+
+    :param is_partial: whether there are files or processes that could not be asked.
+    """
 
     def size(name: str) -> str:
         return format_size(figures[name] * page_size_bytes)
@@ -124,7 +132,8 @@ def render_cache(figures: dict[str, int], page_size_bytes: int) -> Iterator[str]
     if rest > 0:
         yield (
             f"not attributable: {size('remainder_pages')}: files that no process maps or has "
-            "open;\n  name the directories they may be in to find them\n"
+            f"open{', or that this user may not ask about' if is_partial else ''};\n"
+            "  name the directories they may be in to find them\n"
         )
     elif rest < 0:
         yield f"it changed by {format_size(-rest * page_size_bytes)} meanwhile\n"
@@ -210,7 +219,9 @@ def _percent(part: int, whole: int) -> str:
 def _total_lines(
     top: TopFiles, totals: FileTotals, size: int, widths: list[int], has_writeback: bool
 ) -> Iterator[str]:
-    sums = totals.sums
+    sums: dict[str, int | None] = dict(totals.sums)
+    if totals.unknown == totals.files:
+        sums |= dict.fromkeys(name for name in sums if name != "mapped_pages")
     row = FileCache(
         path="",
         kind="",
@@ -218,10 +229,12 @@ def _total_lines(
         **sums,  # type: ignore[arg-type]
     )
     figures = _figures(row, size, has_writeback)
-    figures[1] = _percent(sums["cached_pages"], totals.pages)
+    cached = row.cached_pages
+    figures[1] = "" if cached is None else _percent(cached, totals.pages)
     line = " ".join(f"{text:>{n}}" for text, n in zip(figures, widths, strict=True))
     more = f", {top.left_out} not shown (--top)" if top.left_out else ""
-    yield f"{line}  {totals.files} files{more}\n"
+    unknown = f", {totals.unknown} not known" if totals.unknown else ""
+    yield f"{line}  {totals.files} files{unknown}{more}\n"
 
 
 def _strip(cells: list[StripCell], is_unicode: bool) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,6 +52,7 @@ def combinations(counts: "FlagCounts", options: FlagOptions) -> list[tuple[int, 
 
 def render_json(counts: "FlagCounts", options: FlagOptions, subject: dict[str, Any]) -> str:
     """Return one JSON object."""
+    options = _shown_options(counts, options)
     rows = combinations(counts, options)
     document = {
         "schema": SCHEMA,
@@ -75,6 +76,7 @@ def render_json(counts: "FlagCounts", options: FlagOptions, subject: dict[str, A
 
 def render_text(counts: "FlagCounts", options: FlagOptions, title: str) -> Iterator[str]:
     """Yield the lines of a table."""
+    options = _shown_options(counts, options)
     rows = combinations(counts, options)
     total = sum(pages for _, pages in rows)
     yield f"{escape_text(title)}\n\n"
@@ -107,12 +109,17 @@ def find_notes(counts: "FlagCounts") -> Iterator[str]:
         yield f"{counts.moved_pages} pages changed at every look and are left out"
     if counts.hidden_pages:
         yield (
-            f"the frames or slots of {counts.hidden_pages} pages are hidden: kpageflags needs "
-            "CAP_SYS_ADMIN for the frames and root to be read; only what pagemap says is shown"
+            f"the flags or slots of {counts.hidden_pages} pages are not known; what pagemap "
+            "says of them is shown"
         )
     if not counts.is_complete:
         yield "stopped early: these are the pages that were read"
     yield from counts.notes
+
+
+def _shown_options(counts: "FlagCounts", options: FlagOptions) -> FlagOptions:
+    """Return how to show: what pagemap says, where that is all there is."""
+    return replace(options, is_raw=True) if counts.hidden_pages else options
 
 
 def _mapped(counts: "FlagCounts") -> int:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from memlens.account.hugemodel import HugeFigures, HugeProcess, HugeResult
 from memlens.pages.folios import FITS, KINDS
-from memlens.units import escape_text, format_size
+from memlens.units import count_of, escape_text, format_size
 
 SCHEMA = "memlens.huge/1"
 # Below, there is no transparent huge page of anonymous memory, and thpmaps shows none.
@@ -125,7 +125,7 @@ def render_text(result: HugeResult, has_mappings: bool) -> Iterator[str]:
                 yield f"  {mapping.start:x}-{mapping.stop:x} {mapping.permissions} {name}\n"
                 yield from _figure_lines(mapping.figures, result, "    ")
         yield "\n"
-    yield f"Total of {len(result.processes)} processes\n"
+    yield f"Total of {count_of(len(result.processes), 'process', 'processes')}\n"
     yield from _figure_lines(result.figures, result, "  ")
     if not _has_anything(result.figures, result):
         yield "  no huge, merged or zero pages\n"

@@ -6,14 +6,13 @@ from dataclasses import asdict
 from typing import Any
 
 from memlens.account.sharingmodel import MappingShare, ProcessShare, Sharing
-from memlens.units import escape_text, format_size
+from memlens.units import count_of, escape_text, format_size
 
 SCHEMA = "memlens.sharing/1"
 _MAPPINGS_SHOWN = 8
 _MISSED_SHOWN = 5
-_CELL = 7
-# Below this many columns of the matrix the rest are left to a wider terminal.
-_LABEL = 9
+# Cells of the matrix hold a size or a PID.
+_CELL_LEAST = 5
 
 
 def render_json(result: Sharing) -> str:
@@ -75,10 +74,11 @@ def _headline(result: Sharing, size: _Sizes) -> Iterator[str]:
     if forks:
         shared = sum(process.shared_with_parent_pages or 0 for process in forks)
         copied = sum(process.copied_pages or 0 for process in forks)
-        fresh = sum(process.new_pages or 0 for process in forks)
+        fresh = sum(_made(process) for process in forks)
+        children = count_of(len(forks), "child", "children")
         yield (
-            f"since the fork, {_many(len(forks), 'child', 'children')}: {size(shared)} still "
-            f"shared, {size(copied)} copied, {size(fresh)} new\n"
+            f"since the fork, {children}: {size(shared)} still shared, {size(copied)} copied, "
+            f"{size(fresh)} new\n"
         )
     if result.processes and (forks or count > 1):
         yield "\n"
@@ -87,12 +87,15 @@ def _headline(result: Sharing, size: _Sizes) -> Iterator[str]:
 def _process_lines(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
     has_forks = any(process.copied_pages is not None for process in result.processes)
     has_swap = any(process.swapped_pages for process in result.processes)
+    has_mapped = any(process.new_object_pages for process in result.processes)
     titles = ["PID", "RSS", "PSS", "USS", "freed"]
-    titles += ["swap"] * has_swap + ["shared", "copied", "new"] * has_forks
+    fork_titles = ["shared", "copied", "new", *["mapped"] * has_mapped] if has_forks else []
+    titles += ["swap"] * has_swap + fork_titles
     widths = [8, *[6] * (len(titles) - 1)]
     if has_forks:
-        before = sum(widths[:-3]) + len(widths) - 4
-        yield f"{'':{before}} {'of parent since fork':^20}\n"
+        before = sum(widths[: -len(fork_titles)]) + len(widths) - len(fork_titles) - 1
+        head = f"{'of parent since fork':^{7 * len(fork_titles) - 1}}"
+        yield f"{'':{before}} {head}".rstrip() + "\n"
     yield f"{_join(titles, widths)}  name\n"
     depths = _depths(result.processes)
     room = max(width - sum(widths) - len(widths) - 1, 8)
@@ -100,15 +103,25 @@ def _process_lines(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
         cells = [str(process.pid), size(process.rss_pages), size(process.pss_pages)]
         cells += [size(process.uss_pages), size(process.freed_on_exit_pages)]
         cells += [size(process.swapped_pages)] * has_swap
-        if has_forks:
-            figures = (process.shared_with_parent_pages, process.copied_pages)
-            cells += ["" if n is None else size(n) for n in (*figures, process.new_pages)]
-        name = "  " * min(depths[process.pid], room // 4) + escape_text(process.name)
+        if process.copied_pages is None:
+            cells += [""] * len(fork_titles)
+        else:
+            cells += [size(process.shared_with_parent_pages), size(process.copied_pages)]
+            cells += [size(_made(process)), *[size(process.new_object_pages)] * has_mapped]
+        indent = "  " * min(depths[process.pid], room // 4)
+        name = indent + _short_title(escape_text(process.name), room - len(indent))
         yield f"{_join(cells, widths)}  {name[:room]}\n"
 
 
-def _many(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
+def _short_title(title: str, room: int) -> str:
+    """Return what tells processes of one name apart, where not all of it has room."""
+    _, colon, rest = title.partition(": ")
+    return rest if colon and len(title) > room else title
+
+
+def _made(row: ProcessShare | MappingShare) -> int:
+    """Return the pages that are new and the process's own."""
+    return (row.new_pages or 0) - (row.new_object_pages or 0)
 
 
 def _depths(processes: tuple[ProcessShare, ...]) -> dict[int, int]:
@@ -124,13 +137,15 @@ def _matrix(result: Sharing, size: _Sizes, width: int, is_unicode: bool) -> Iter
         return
     shared = {(pair.a, pair.b): pair.shared_pages for pair in result.pairs}
     shared |= {(b, a): pages for (a, b), pages in shared.items()}
-    columns = pids[: max((width - _LABEL) // (_CELL + 1), 1)]
+    cell = max(_CELL_LEAST, len(str(max(pids))))
+    # Below this width the rest of the columns are left to a wider terminal.
+    columns = pids[: max((width - cell) // (cell + 1), 1)]
     yield "\nshared by each pair\n"
-    yield f"{'':{_LABEL}}{''.join(f' {pid:>{_CELL}}' for pid in columns)}\n"
+    yield f"{'':{cell}}{''.join(f' {pid:>{cell}}' for pid in columns)}\n"
     itself = "·" if is_unicode else "."
     for pid in pids:
         cells = [itself if pid == other else size(shared[pid, other]) for other in columns]
-        yield f"{pid:>{_LABEL}}{''.join(f' {cell:>{_CELL}}' for cell in cells)}\n"
+        yield f"{pid:>{cell}}{''.join(f' {text:>{cell}}' for text in cells)}\n"
     if len(columns) < len(pids):
         rest = len(pids) - len(columns)
         yield f"({rest} more columns: a wider terminal, or --json)\n"
@@ -163,15 +178,18 @@ def _fork_mappings(forks: list[ProcessShare], size: _Sizes, width: int) -> Itera
     def figures(mappings: list[MappingShare]) -> list[int]:
         return [
             sum(m.copied_pages or 0 for m in mappings),
-            sum(m.new_pages or 0 for m in mappings),
+            sum(map(_made, mappings)),
             sum(m.shared_with_parent_pages or 0 for m in mappings),
+            sum(m.new_object_pages or 0 for m in mappings),
         ]
 
     rows = sorted(groups.items(), key=lambda item: [-n for n in figures(item[1])])
-    yield f"\n{'copied':>8} {'new':>6} {'shared':>6}  mapping{_summed(tuple(forks))}\n"
+    columns = 3 + any(process.new_object_pages for process in forks)
+    titles, widths = ["copied", "new", "shared", "mapped"][:columns], [8, 6, 6, 6][:columns]
+    yield f"\n{_join(titles, widths)}  mapping{_summed(tuple(forks))}\n"
     for name, mappings in rows[:_MAPPINGS_SHOWN]:
-        cells = [size(pages) for pages in figures(mappings)]
-        yield f"{_join(cells, [8, 6, 6])}  {_cut(name, width - 24)}\n"
+        cells = [size(pages) for pages in figures(mappings)[:columns]]
+        yield f"{_join(cells, widths)}  {_cut(name, width - 7 * columns - 3)}\n"
     yield from _more(rows)
 
 
@@ -195,7 +213,7 @@ def _more(rows: list[Any]) -> Iterator[str]:
 def _all_mappings(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
     for process in result.processes:
         has_fork = process.copied_pages is not None
-        titles = ["RSS", "PSS", "USS", *["shared", "copied", "new"] * has_fork]
+        titles = ["RSS", "PSS", "USS", *["shared", "copied", "new", "mapped"] * has_fork]
         widths = [6] * len(titles)
         yield f"\n{process.pid} {escape_text(process.name)}\n"
         yield f"{'address':>14} {'perm':4} {_join(titles, widths)}  mapping\n"
@@ -206,7 +224,8 @@ def _all_mappings(result: Sharing, size: _Sizes, width: int) -> Iterator[str]:
                 cells += [
                     size(mapping.shared_with_parent_pages),
                     size(mapping.copied_pages),
-                    size(mapping.new_pages),
+                    size(_made(mapping)),
+                    size(mapping.new_object_pages),
                 ]
             name = _cut(mapping.path or "(anonymous)", room)
             start = f"{mapping.start:x}"

@@ -1,6 +1,7 @@
 """Text and JSON of files, sharing and cgroup: widths, sums, names from outside."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -80,10 +81,11 @@ def test_files_json_is_one_object() -> None:
 
 
 def process(pid: int, parent: int | None, copied: int | None) -> ProcessShare:
-    mapping = MappingShare(4096, 8192, "rw-p", EVIL, 60, 30.5, 10, copied, copied, copied)
-    return ProcessShare(
-        pid, f"n\x07{pid}", parent, 60, 30.5, 10, 9, 0, 0, copied, copied, copied, (mapping,)
-    )
+    objects = None if copied is None else 8
+    since_fork = copied, copied, copied, objects
+    mapping = MappingShare(4096, 8192, "rw-p", EVIL, 60, 30.5, 10, *since_fork)
+    name = f"n\x07{pid}"
+    return ProcessShare(pid, name, parent, 60, 30.5, 10, 9, 0, 0, *since_fork, (mapping,))
 
 
 def sharing_of(count: int) -> Sharing:
@@ -120,10 +122,29 @@ def test_sharing_fits(width: int, count: int) -> None:
     assert "note: note" in text
 
 
+def test_new_memory_is_told_from_what_is_mapped_since() -> None:
+    lines = "".join(sharing.render_text(sharing_of(2))).splitlines()
+    assert lines[1].endswith(": 84K still shared, 84K copied, 52K new")
+    child = next(line for line in lines if line.lstrip().startswith("1001"))
+    assert child.split()[5:9] == ["84K", "84K", "52K", "32K"]
+
+
+def test_a_title_is_cut_to_what_tells_processes_apart() -> None:
+    result = sharing_of(2)
+    first, second = result.processes
+    titled = replace(second, name="server: the worker")
+    text = "".join(sharing.render_text(replace(result, processes=(first, titled)), width=80))
+    assert "  the worker" in text
+    assert "server: the worker" not in text
+    text = "".join(sharing.render_text(replace(result, processes=(first, titled)), width=99))
+    assert "  server: the worker" in text
+
+
 def test_sharing_json() -> None:
     found = json.loads(sharing.render_json(sharing_of(3)))
     assert found["pairs"][0] == {"a": 1000, "b": 1001, "shared_pages": 40}
     assert found["processes"][1]["copied_pages"] == 21
+    assert found["processes"][1]["new_object_pages"] == 8
 
 
 def cgroup_pages() -> CgroupPages:
