@@ -143,3 +143,22 @@ def test_no_such_cgroup() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no such cgroup" in done.stderr
+
+
+def test_where_only_one_cgroup_is_mounted(target: Target, cgroup: Cgroup) -> None:
+    """As in a container without a cgroup namespace: paths are those of /proc/PID/cgroup."""
+    root, name = find_hierarchy().root, name_of(cgroup)
+    with cgroup.charging(target.pid):
+        target.poke(target.mmap(PRIVATE), range(PRIVATE))
+    script = f"mount --bind {cgroup.path} {root} && exec {sys.executable} -m memlens cgroup"
+    for path in (name, "/", root):
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", f"{script} {path} --json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+        assert found["path"] == name
+        kinds = {(row["kind"], row["state"]): row["pages"] for row in found["kinds"]}
+        assert kinds["anonymous", "present"] >= PRIVATE

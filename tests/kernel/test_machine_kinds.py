@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import raw
 from driver import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
     HUGE,
     MADV_MERGEABLE,
     MADV_NOHUGEPAGE,
@@ -21,7 +23,7 @@ from driver import (
     Target,
     target,
 )
-from shm_made import Builder, Mix, segment_columns
+from shm_made import Builder, Mix, fill, segment_columns
 from shm_mix import segment_of_nobody
 from slowread import read_private
 from standstill import again_if_moved
@@ -29,7 +31,7 @@ from swapareas import Squeeze, setting, wait_until
 from test_ledger_faults import run
 from test_ps import hold_against_rollup
 
-from memlens import list_processes, list_shared_memory, read_swap_ledger
+from memlens import SharedObject, list_processes, list_shared_memory, read_swap_ledger
 
 ON_ZRAM = pytest.mark.parametrize("swap", ["zram"], indirect=True)
 KSM = Path("/sys/kernel/mm/ksm")
@@ -101,6 +103,33 @@ def test_hugetlb_is_in_no_rss() -> None:
         # Shared hugetlb memory is no tmpfs, so that Shmem does not count it either.
         holders = {h.pid for item in list_shared_memory().objects for h in item.holders}
         assert driven.pid not in holders
+
+
+def test_exit_frees_only_what_nobody_unseen_may_hold(tmp_path: Path) -> None:
+    """From within a PID namespace: a memfd may have been passed to a process outside it."""
+    with target() as driven:
+        driven.libc("unshare", CLONE_NEWPID | CLONE_NEWNS)
+        child = driven.fork()
+        fd = child.os("memfd_create", "perhaps passed on", 1)
+        child.os("ftruncate", fd, 29 * PAGE)
+        fill(child, child.mmap(29, flags=MAP_SHARED, fd=fd), range(29))
+        proc = tmp_path / "proc"
+        child.mount("proc", proc)
+        inside = f"/proc/{child.pid}/root{proc}"
+        (within,) = _named("memfd:perhaps passed on", inside)
+        (without,) = _named("memfd:perhaps passed on", "/proc")
+        freed = list_processes(proc=inside)
+        (from_outside,) = list_processes([child.pid]).processes
+    assert [holder.pid for holder in within.holders] == [1]
+    assert (within.sole_keeper, without.sole_keeper) == (None, child.pid)
+    (from_inside,) = freed.processes
+    assert from_inside.freed_on_exit_pages is not None
+    assert from_outside.freed_on_exit_pages == from_inside.freed_on_exit_pages + 29
+    assert any("leaves out 1 object that" in note for note in freed.notes)
+
+
+def _named(name: str, proc: str) -> list[SharedObject]:
+    return [item for item in list_shared_memory(proc=proc).objects if item.name == name]
 
 
 @ON_ZRAM

@@ -142,7 +142,7 @@ class _Run:
         self.meter = Meter()
         self.hierarchy = find_hierarchy(proc)
         self.directory = directory
-        self.path = directory[len(self.hierarchy.root) :] or "/"
+        self.path = self.hierarchy.path_of(directory)
         every = cgroup_paths_by_inode(self.hierarchy)
         prefix = f"{self.path.rstrip('/')}/"
         own = [n for n, name in every.items() if name == self.path or name.startswith(prefix)]

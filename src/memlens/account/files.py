@@ -197,7 +197,7 @@ class FileScan:
         size = status.st_size
         try:
             kind = self.reader.kind(fd)
-            quiet = self.reader.has_cachestat or is_quiet(status)
+            quiet = self.reader.has_cachestat or is_quiet(fd)
             figures, reason = self.reader.ask(fd, kind, 0, size, quiet)
         except OSError as error:
             kind, reason, figures = "file", os.strerror(error.errno or 0), UNKNOWN
@@ -266,7 +266,7 @@ def cells_of(
     size = reader.page_size_bytes
     pages = -(-status.st_size // size)
     cells = min(cells, pages)
-    kind, quiet = reader.kind(fd), is_quiet(status)
+    kind, quiet = reader.kind(fd), is_quiet(fd)
     found = []
     for number in range(cells):
         first, stop = pages * number // cells, pages * (number + 1) // cells

@@ -116,7 +116,7 @@ class Finder:
         if item.kind == "tmpfs":
             is_deleted = item.links == 0 if item.links is not None else item.file is None
         is_attached = segment is not None and segment.attached > 0
-        may_miss = self._may_miss_holders or item.key[0] in self.layers
+        may_miss = self.may_miss_holders(item)
         marks = {
             "deleted": is_deleted,
             "no_holder": not (item.uses or is_attached or may_miss),
@@ -127,6 +127,12 @@ class Finder:
             "other_ipc_namespace": bool(item.namespace),
         }
         return tuple(name for name, holds in marks.items() if holds)
+
+    def may_miss_holders(self, item: FoundObject) -> bool:
+        """Return whether processes that were not looked at may hold an object."""
+        mappings = sum(use.mapping is not None for _, use in item.uses)
+        is_attached_unseen = item.segment is not None and item.segment.attached > mappings
+        return self._may_miss_holders or item.key[0] in self.layers or is_attached_unseen
 
     def _add_use(self, facts: ProcessFacts, use: ObjectUse) -> None:
         item = self._found.get(use.key)

@@ -78,10 +78,11 @@ def _count_machine_job(worker: Worker, job: list[Window]) -> int:
     for first, stop in job:
         if worker.flags is None:
             break
+        before = done
         for _, words in worker.flags.iter_range(first, stop - first, _MACHINE_FRAMES):
             worker.counts.add(words)
             done += len(words)
-        worker.part.at_end |= done < stop - first
+        worker.part.at_end |= done - before < stop - first
     return done
 
 
@@ -90,12 +91,13 @@ def _count_cgroup_job(worker: Worker, job: list[Window]) -> int:
     for first, stop in job:
         if worker.flags is None or worker.cgroups is None:
             break
+        before = done
         for pfn, owners in worker.cgroups.iter_range(first, stop - first):
             done += len(owners)
             pfns = np.flatnonzero(owners == np.uint64(worker.part.cgroup)) + pfn
             if len(pfns):
                 _count_charged(worker, pfns)
-        worker.part.at_end |= done < stop - first
+        worker.part.at_end |= done - before < stop - first
     return done
 
 

@@ -206,6 +206,7 @@ class Inspector:
             reasons=reasons,
             age_s=_age_s(item, backing),
             cgroup=self._cgroup(item),
+            may_have_more_holders=self.finder.may_miss_holders(item),
         )
 
     def _cgroup(self, item: FoundObject) -> str | None:

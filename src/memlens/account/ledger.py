@@ -22,7 +22,12 @@ from memlens.account.inventory import (
     loop_notes,
     read_objects,
 )
-from memlens.account.sharedobject import UNREACHABLE, SharedObject, split_objects
+from memlens.account.sharedobject import (
+    UNREACHABLE,
+    SharedObject,
+    holder_notes,
+    split_objects,
+)
 from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep
 from memlens.errors import Unsupported
@@ -242,6 +247,8 @@ def _ledger(
     shares, kept = split_objects(objects)
     areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.proc))
     notes = [*_notes(before, used, remainder, cached, sweep)]
+    if features.is_pfn_visible():
+        notes += holder_notes(objects)
     notes += [_NO_NUMBER.format(area.path) for area in areas if area.area is None]
     if remainder > 0:
         notes += [*scan.notes, *loop_notes()]

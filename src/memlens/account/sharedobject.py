@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
+from memlens.units import count_of
 
 # Memory of these kinds is in the remainder: nothing that the kernel lists leads to it.
 UNREACHABLE = (
@@ -57,6 +58,7 @@ class SharedObject:
     :param age_s: since it was made, when it was looked at; None if not known.
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
     :param slots: where its swapped pages are, if that was asked for and can be known.
+    :param may_have_more_holders: whether processes that could not be looked at may hold it.
     """
 
     kind: str
@@ -72,6 +74,7 @@ class SharedObject:
     age_s: float | None = None
     cgroup: str | None = None
     slots: SlotRuns = NO_SLOTS
+    may_have_more_holders: bool = False
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages in each class, ``(len(PageClass),)`` int64."""
@@ -102,11 +105,28 @@ class SharedObject:
 
     @property
     def sole_keeper(self) -> int | None:
-        """Return the PID with whose exit the object goes, None if it would stay."""
+        """Return the PID with whose exit the object goes, None if it would or may stay."""
+        return None if self.may_have_more_holders else self._only_holder
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Return whether it goes with its one holder unless there are others."""
+        return self.may_have_more_holders and self._only_holder is not None
+
+    @property
+    def _only_holder(self) -> int | None:
+        """Return who alone is known to keep it, None if several do or its name does."""
         is_named = self.kind in ("tmpfs", "sysv") and "deleted" not in self.marks
-        if is_named or len(self.holders) != 1:
-            return None
-        return self.holders[0].pid
+        return None if is_named or len(self.holders) != 1 else self.holders[0].pid
+
+
+def holder_notes(objects: Iterable[SharedObject]) -> list[str]:
+    """Return what to know of what exits free, one line each."""
+    doubtful = sum(item.is_doubtful for item in objects)
+    if not doubtful:
+        return []
+    left_out = count_of(doubtful, "object", "objects")
+    return [f"freed on exit leaves out {left_out} that processes not looked at may hold, too"]
 
 
 def kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:

@@ -9,7 +9,12 @@ from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
 from memlens.account.inventory import read_objects
 from memlens.account.mapcounts import count_maps
-from memlens.account.sharedobject import SharedObject, kept_pages, split_objects
+from memlens.account.sharedobject import (
+    SharedObject,
+    holder_notes,
+    kept_pages,
+    split_objects,
+)
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
@@ -186,6 +191,8 @@ def _list(
     kept = kept_pages(objects)
     rows = [_row(facts, shares, kept) for facts in chosen]
     notes = [*notes]
+    if features.is_pfn_visible():
+        notes += holder_notes(objects)
     notes += sweep.notes()
     return ProcessList(
         page_size_bytes=features.page_size_bytes(),

@@ -8,7 +8,6 @@ None of these touches a page: nothing is faulted in, and no accessed bit is set.
 
 import ctypes
 import errno
-import fcntl
 import os
 from array import array
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.kernel.filecache import is_quiet
 from memlens.kernel.procfs import Meter
 from memlens.kernel.syscalls import (
     MAP_FAILED,
@@ -72,14 +72,8 @@ class Backing:
         return os.fstat(self.fd).st_blocks * _BLOCK_BYTES // self.page_size_bytes
 
     def is_quiet(self) -> bool:
-        """
-        Return whether mapping it leaves its access time as it is.
-
-        O_NOATIME is only for the owner and CAP_FOWNER.
-        """
-        if fcntl.fcntl(self.fd, fcntl.F_GETFL) & os.O_NOATIME:
-            return True
-        return bool(os.fstatvfs(self.fd).f_flag & (os.ST_NOATIME | os.ST_RDONLY))
+        """Return whether mapping it leaves its access time as it is."""
+        return is_quiet(self.fd)
 
     def has_part_pages(self) -> bool:
         """

@@ -21,8 +21,7 @@ def find_cgroup(path: str, proc: str = "/proc") -> str:
     :param path: the directory, or a path as /proc/PID/cgroup gives it.
     :raises MemlensError: if there is no such cgroup.
     """
-    inside = f"{find_hierarchy(proc).root}/{path.lstrip('/')}"
-    for directory in (path, inside):
+    for directory in (path, find_hierarchy(proc).directory_of(path)):
         try:
             if os.path.exists(f"{directory}/cgroup.procs"):
                 return directory.rstrip("/")

@@ -7,6 +7,7 @@ Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
 import os
 from typing import NamedTuple
 
+from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.procfs import decode_bytes, read_file
 
 
@@ -36,42 +37,50 @@ class MemoryHierarchy(NamedTuple):
 
     :param root: mount point, "" if it is not mounted.
     :param version: 1 or 2.
+    :param top: path of the cgroup that is mounted there, as /proc/PID/cgroup has it; "" for
+        the uppermost, and not so where a container shows its own alone.
     """
 
     root: str
     version: int
+    top: str = ""
 
-    def swap_bytes(self, path: str) -> int | None:
-        """
-        Return the swap that a cgroup is charged, with those below it, in bytes.
+    def path_of(self, directory: str) -> str:
+        """Return the path of a cgroup, as /proc/PID/cgroup has it, by its directory."""
+        return f"{self.top}{directory[len(self.root) :]}" or "/"
 
-        :return: None if the kernel does not say.
-        """
-        base = f"{self.root}{path}".rstrip("/")
-        if self.version == 2:
-            return _read_number(f"{base}/memory.swap.current")
-        stat = _read_stat(f"{base}/memory.stat")
-        return stat.get("total_swap", stat.get("swap"))
+    def directory_of(self, path: str) -> str:
+        """Return the directory of a cgroup by its path; it need not be there."""
+        inside = path.removeprefix(self.top) if f"{path}/".startswith(f"{self.top}/") else path
+        return f"{self.root}/{inside.lstrip('/')}"
 
 
 def find_hierarchy(proc: str = "/proc") -> MemoryHierarchy:
     """Return where the memory controller is mounted."""
-    unified = ""
     try:
-        mounts = decode_bytes(read_file(f"{proc}/self/mountinfo")).split("\n")
+        return parse_hierarchy(read_file(f"{proc}/self/mountinfo"))
     except OSError:
         return MemoryHierarchy("", 2)
-    for line in mounts:
-        head, _, tail = line.partition(" - ")
-        if not tail:
-            continue
-        kind, _, options = tail.split(" ", 2)
-        point = head.split(" ")[4]
-        if kind == "cgroup" and "memory" in options.split(","):
-            return MemoryHierarchy(point, 1)
-        if kind == "cgroup2" and not unified:
-            unified = point
-    return MemoryHierarchy(unified, 2)
+
+
+def parse_hierarchy(raw: bytes) -> MemoryHierarchy:
+    """
+    Return where mountinfo says that the memory controller is mounted.
+
+    >>> parse_hierarchy(b"30 25 0:26 /web /sys/fs/cgroup rw - cgroup2 none rw")
+    MemoryHierarchy(root='/sys/fs/cgroup', version=2, top='/web')
+
+    With the controller on version 1 that hierarchy counts, else version 2.
+    """
+    unified = MemoryHierarchy("", 2)
+    # Of two at one place the last is seen.
+    for mount in {mount.mount_point: mount for mount in parse_mounts(raw)}.values():
+        top = mount.root.rstrip("/")
+        if mount.kind == "cgroup" and "memory" in mount.options.split(","):
+            return MemoryHierarchy(mount.mount_point, 1, top)
+        if mount.kind == "cgroup2" and not unified.root:
+            unified = MemoryHierarchy(mount.mount_point, 2, top)
+    return unified
 
 
 def cgroup_paths_by_inode(hierarchy: MemoryHierarchy) -> dict[int, str]:
@@ -79,9 +88,8 @@ def cgroup_paths_by_inode(hierarchy: MemoryHierarchy) -> dict[int, str]:
     found = {}
     if hierarchy.root:
         for directory, _, _ in os.walk(hierarchy.root):
-            path = directory[len(hierarchy.root) :] or "/"
             try:
-                found[os.stat(directory).st_ino] = path
+                found[os.stat(directory).st_ino] = hierarchy.path_of(directory)
             except OSError:
                 continue
     return found
@@ -97,7 +105,6 @@ def charged_swap(hierarchy: MemoryHierarchy) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for directory, names, _ in os.walk(hierarchy.root):
-        path = directory[len(hierarchy.root) :] or "/"
         if hierarchy.version == 1:
             figures = _read_stat(f"{directory}/memory.stat")
             own = figures["swap"] + figures.get("swapcached", 0) if "swap" in figures else None
@@ -106,7 +113,7 @@ def charged_swap(hierarchy: MemoryHierarchy) -> dict[str, int]:
             if own is not None:
                 own -= sum(_swap_current(f"{directory}/{name}") for name in names)
         if own is not None:
-            found[path] = max(own, 0)
+            found[hierarchy.path_of(directory)] = max(own, 0)
     return found
 
 

@@ -11,6 +11,7 @@ is touched.
 
 import ctypes
 import errno
+import fcntl
 import os
 import stat
 from typing import NamedTuple
@@ -208,9 +209,15 @@ def open_quietly(name: str | bytes, dir_fd: int | None = None, flags: int = 0) -
         return os.open(name, OPEN_FLAGS | flags, dir_fd=dir_fd)
 
 
-def is_quiet(status: os.stat_result) -> bool:
-    """Return whether ``open_quietly`` could keep the access time of a file."""
-    return os.geteuid() in (0, status.st_uid)
+def is_quiet(fd: int) -> bool:
+    """
+    Return whether mapping an open file leaves its access time as it is.
+
+    O_NOATIME is only for the owner and CAP_FOWNER.
+    """
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME:
+        return True
+    return bool(os.fstatvfs(fd).f_flag & (os.ST_NOATIME | os.ST_RDONLY))
 
 
 def special_kind(mode: int) -> str:
