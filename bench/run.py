@@ -7,6 +7,7 @@ the page.
 """
 
 import argparse
+import compileall
 import importlib
 import pkgutil
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import memlens
 from bench import scenarios
 from bench.harness.build import build_page_types, build_program
 from bench.harness.context import Context, SkipError
@@ -76,6 +78,8 @@ def parse_arguments(arguments: Sequence[str] | None, names: list[str]) -> argpar
 def prepare(is_quick: bool) -> Context:
     """Build what the scenarios need."""
     build = BENCH / "build"
+    # As installed: where Python may not write bytecode, each start would compile memlens anew.
+    compileall.compile_dir(Path(memlens.__file__).parent, quiet=1)
     programs: dict[str, Path | str] = {
         name: build_program(BENCH / f"{name}.c", build) for name in ("floor", "targets")
     }

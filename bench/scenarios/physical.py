@@ -75,14 +75,10 @@ def _timed(call: Callable[[], object]) -> Callable[[], int]:
 
 
 def _timed_program(command: list[str]) -> Callable[[], int]:
-    # As installed: where nothing may be written, Python would compile memlens each time.
-    environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(BUILD / "pycache")}
-    environ.pop("PYTHONDONTWRITEBYTECODE", None)
-
     def run_once() -> int:
         with open(os.devnull, "w") as nowhere:
             began = time.perf_counter_ns()
-            subprocess.run(command, check=True, stdout=nowhere, env=environ)
+            subprocess.run(command, check=True, stdout=nowhere)
             return time.perf_counter_ns() - began
 
     return run_once

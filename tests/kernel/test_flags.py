@@ -28,7 +28,8 @@ from swapareas import Squeeze, wait_until
 from memlens.account.fileflags import count_file_flags
 from memlens.account.flaglist import PageLister
 from memlens.account.flags import count_process_flags
-from memlens.account.flagworkers import FlagCounts, Part, Watch, Worker
+from memlens.account.flagworkers import FlagCounts, Part, Worker
+from memlens.account.follow import Follow
 from memlens.account.frameflags import count_cgroup_flags, count_machine_flags, resolve_cgroup
 from memlens.kernel.physical import NodeRange
 from memlens.pages.flags import expand_words, group_words, known_words, mask_of
@@ -298,7 +299,7 @@ def test_beyond_memory_is_nothing() -> None:
 def test_pages_of_a_node_add_up(many_kinds: Target) -> None:
     """Take the two halves of this machine's memory for nodes."""
     frames = count_machine_flags().total_pages
-    part = Part("/proc", Watch())
+    part = Part("/proc", Follow())
     part.node_ranges = [NodeRange(0, 0, frames // 2), NodeRange(3, frames // 2, 1 << 40)]
     with stopped(many_kinds) as pid:
         words = []

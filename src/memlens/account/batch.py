@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.follow import Stopped
 from memlens.account.mapping import JOIN_PAGES, KERNEL_HALF, MappingReader
 from memlens.account.objects import ObjectReader
-from memlens.account.pagetable import Stopped
 from memlens.account.stretches import join_ranges
 from memlens.account.verdicts import KINDS, VERDICTS, Verdicts, mapping_kind
 from memlens.kernel.maps import Mapping

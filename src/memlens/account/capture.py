@@ -13,16 +13,10 @@ import numpy as np
 
 from memlens.account.batch import Batch, Span, batches, is_plain
 from memlens.account.cost import Cost
+from memlens.account.follow import Progress, Stopped
 from memlens.account.mapping import MappingReader, make_reader
-from memlens.account.model import (
-    Kernel,
-    MappingPages,
-    Process,
-    ProcessMap,
-    UnknownRun,
-)
+from memlens.account.model import Kernel, MappingPages, Process, ProcessMap, UnknownRun
 from memlens.account.nodes import add_nodes
-from memlens.account.pagetable import Stopped
 from memlens.account.placing import mapping_slots
 from memlens.account.unknown import explain_unknown, without_object
 from memlens.account.verdicts import Verdicts, object_label
@@ -44,8 +38,6 @@ _PART_MOST = 1 << 24
 # Times that mappings which changed under the scan are read anew.
 _ROUNDS = 3
 _UNKNOWN = int(PageClass.UNKNOWN)
-
-Progress = Callable[[int, int], None]
 
 
 def map_process(

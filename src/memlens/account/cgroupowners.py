@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from memlens.account.cachedfiles import HeldFiles
 from memlens.account.cgroupmodel import ElsewherePages, OwnerPages
-from memlens.account.chargedframes import ANONYMOUS, FILE, SHMEM, Follow
+from memlens.account.chargedframes import ANONYMOUS, FILE, SHMEM
 from memlens.account.facts import Missed
 from memlens.account.files import FileCache, FileScan
 from memlens.account.flagpages import list_windows, read_windows
+from memlens.account.follow import Follow
 from memlens.account.mappingtable import FoundPages, MappingTable
 from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel import features

@@ -29,14 +29,13 @@ from memlens.account.chargedframes import (
     KERNEL,
     SHMEM,
     Charged,
-    Follow,
     FrameReader,
-    Stopped,
     classify_kinds,
     count_by_owner,
 )
 from memlens.account.cost import Cost
 from memlens.account.facts import Missed
+from memlens.account.follow import Follow, Stopped
 from memlens.kernel import features
 from memlens.kernel.cgroupmembers import find_cgroup
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy

@@ -1,6 +1,6 @@
 """Which page frames are charged to which memory cgroup, and of what kind they are."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.cgroupmodel import KINDS, count_codes
+from memlens.account.follow import Follow
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.kpagebatch import read_sorted
 from memlens.kernel.physical import count_frames
@@ -24,27 +25,6 @@ _HUGE = mask_of("HUGE")
 _KERNELS_OWN = mask_of("SLAB", "PGTABLE", "BUDDY", "OFFLINE", "RESERVED")
 # Pages that were read just now are on no list yet: any of these tells a page of a file.
 _OF_FILE = mask_of("LRU", "UPTODATE", "MMAP", "DIRTY", "WRITEBACK", "REFERENCED", "UNEVICTABLE")
-
-Progress = Callable[[int, int], None]
-
-
-class Stopped(Exception):
-    """The caller wants the scan to end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Follow:
-    """How a caller follows a scan, and ends it."""
-
-    on_progress: Progress | None = None
-    should_stop: Callable[[], bool] | None = None
-
-    def step(self, done: int, total: int) -> None:
-        """Tell how far it is, and end it if the caller wants that."""
-        if self.on_progress is not None:
-            self.on_progress(done, total)
-        if self.should_stop is not None and self.should_stop():
-            raise Stopped
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlens.account import meanings
-from memlens.account.holders import Holder, Holders, find_holders
+from memlens.account.holders import Holders, PageHolder, find_holders
 from memlens.account.look import PageLook, look_until_steady
 from memlens.account.model import Process
 from memlens.account.pageplace import (
@@ -28,11 +28,7 @@ from memlens.kernel.kpage import read_kpageflags
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.pages.bits import (
-    PM_FILE,
-    PM_PFN,
-    PM_PRESENT,
-)
+from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.classes import CLASSES, REASONS, PageClass, Reason, Verdict, verdict_class
 from memlens.pages.decode import bit_names
 from memlens.units import ADDRESS_LIMIT, format_size
@@ -119,7 +115,7 @@ class PageExplanation:
     folio: Folio | None = None
     attributes: tuple[str, ...] = ()
     kpage_flags: tuple[str, ...] = ()
-    holders: tuple[Holder, ...] = ()
+    holders: tuple[PageHolder, ...] = ()
     missed_holders: int = 0
     notes: tuple[str, ...] = ()
 

@@ -14,12 +14,6 @@ from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
 
 ObjectKey = tuple[int, int, int]
-Progress = Callable[[int, int], None]
-Stop = Callable[[], bool]
-
-
-class Stopped(Exception):
-    """The scan is to end now."""
 
 
 class Who(NamedTuple):

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.flagworkers import FlagCounts, Watch
+from memlens.account.flagworkers import FlagCounts
+from memlens.account.follow import Progress, Stop
 from memlens.errors import AccessDenied
 from memlens.kernel import features
 from memlens.kernel.cachedframes import CachedFile
@@ -22,19 +23,21 @@ def count_file_flags(
     *,
     offsets: tuple[int, int] | None = None,
     proc: str = "/proc",
-    watch: Watch | None = None,
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count the pages of files that are in RAM, by their flags.
 
     :param offsets: only this half-open range of offsets, in bytes.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
     :raises MemlensError: if a file cannot be looked at.
     :raises AccessDenied: if frames are hidden from this reader.
 
     Each cached page is mapped here for a moment; see ``kernel.cachedframes``.
     """
     counts, moved = WordCounts(), 0
-    watch = watch or Watch()
     raise_if_hidden(proc)
     is_stopped = False
     with KpageFile("kpageflags", proc) as flags:
@@ -43,9 +46,9 @@ def count_file_flags(
                 for piece in iter_file_flags(file, flags, offsets):
                     counts.add(piece.joined[piece.is_same])
                     moved += int((~piece.is_same).sum())
-                    if watch.on_progress is not None:
-                        watch.on_progress(piece.stop, file.pages)
-                    if watch.should_stop is not None and watch.should_stop():
+                    if on_progress is not None:
+                        on_progress(piece.stop, file.pages)
+                    if should_stop is not None and should_stop():
                         is_stopped = True
                         break
     words, pages = counts.totals()

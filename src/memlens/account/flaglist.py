@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from memlens.account.fileflags import iter_file_flags, raise_if_hidden
 from memlens.account.flagpages import list_windows, read_windows
-from memlens.account.flagworkers import Watch
+from memlens.account.follow import Follow
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cachedframes import CachedFile
@@ -58,20 +58,20 @@ class PageLister:
 
     :param wanted: takes joined words and says which to list.
     :param inode: only pages that are charged to this cgroup, 0 for all.
-    :param watch: told of the pages that were looked at; ends the list between pieces.
+    :param follow: told of the pages that were looked at; ends the list between pieces.
     :raises MemlensError: if kpageflags cannot be read.
 
     ``is_stopped`` tells whether a list was ended early.
     """
 
     def __init__(
-        self, wanted: Filter, proc: str = "/proc", inode: int = 0, watch: Watch | None = None
+        self, wanted: Filter, proc: str = "/proc", inode: int = 0, follow: Follow | None = None
     ) -> None:
         self.proc = proc
         self.wanted = wanted
         self.inode = inode
         self.is_stopped = False
-        self._watch = watch or Watch()
+        self._follow = follow or Follow()
         self._files = ExitStack()
         self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
         self._counts = self._open("kpagecount")
@@ -146,9 +146,9 @@ class PageLister:
 
     def _is_ended(self, done: int, total: int) -> bool:
         """Say how far the list is, and return whether to end it."""
-        if self._watch.on_progress is not None:
-            self._watch.on_progress(min(done, total), total)
-        if self._watch.should_stop is not None and self._watch.should_stop():
+        if self._follow.on_progress is not None:
+            self._follow.on_progress(min(done, total), total)
+        if self._follow.should_stop is not None and self._follow.should_stop():
             self.is_stopped = True
         return self.is_stopped
 

@@ -11,22 +11,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.flagpages import (
-    TRIES,
-    Window,
-    are_same,
-    list_windows,
-    read_windows,
-)
+from memlens.account.flagpages import TRIES, Window, are_same, list_windows, read_windows
 from memlens.account.flagworkers import (
     FlagCounts,
     Part,
-    Watch,
     Worker,
     add_parts,
     open_workers,
     share_calls,
 )
+from memlens.account.follow import Follow, Progress, Stop
 from memlens.account.runflags import RunFlags
 from memlens.errors import MemlensError
 from memlens.kernel import features
@@ -55,26 +49,30 @@ def count_process_flags(
     *,
     addresses: tuple[int, int] | None = None,
     proc: str = "/proc",
-    watch: Watch | None = None,
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count the pages that processes map, by their flags.
 
     :param pids: a page that several of them map counts for each; ``frames`` counts once.
     :param addresses: only this half-open range of addresses, in bytes.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
     :raises ProcessGone: if one does not exist, or ends meanwhile.
     :raises AccessDenied: if one may not be read.
 
     The kernel's ``page-types -p`` gives the same numbers for a process that is stopped.
     """
-    parts = [_count_process(pid, addresses, proc, watch or Watch()) for pid in pids]
+    follow = Follow(on_progress, should_stop)
+    parts = [_count_process(pid, addresses, proc, follow) for pid in pids]
     return add_parts(parts)
 
 
 def _count_process(
-    pid: int, addresses: tuple[int, int] | None, proc: str, watch: Watch
+    pid: int, addresses: tuple[int, int] | None, proc: str, follow: Follow
 ) -> Part:
-    part = Part(proc, watch)
+    part = Part(proc, follow)
     part.is_hidden = _is_refused(part)
     _prepare_frames(part, proc)
     with ProcessDir(pid, proc) as directory:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.flagpages import Window
+from memlens.account.follow import Follow
 from memlens.account.runflags import ReadBuffer, RunReader
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
@@ -69,25 +70,12 @@ class FlagCounts:
         return int(self.pages.sum())
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """
-    How a caller follows a count, and ends it.
-
-    :param on_progress: called with done and all pages; all is 0 if it is not known.
-    :param should_stop: polled between pieces.
-    """
-
-    on_progress: Callable[[int, int], None] | None = None
-    should_stop: Callable[[], bool] | None = None
-
-
 class Part:
     """One process or the machine, shared by the threads that count it."""
 
-    def __init__(self, proc: str, watch: Watch, cgroup: int = 0) -> None:
+    def __init__(self, proc: str, follow: Follow, cgroup: int = 0) -> None:
         self.proc = proc
-        self.watch = watch
+        self.follow = follow
         self.cgroup = cgroup
         self.directory: ProcessDir | None = None
         self.lock = threading.Lock()
@@ -106,9 +94,9 @@ class Part:
         """Say how far it is, and whether to go on."""
         with self.lock:
             self.done += pages
-            if self.watch.on_progress is not None:
-                self.watch.on_progress(min(self.done, self.total or self.done), self.total)
-            if self.watch.should_stop is not None and self.watch.should_stop():
+            if self.follow.on_progress is not None:
+                self.follow.on_progress(min(self.done, self.total or self.done), self.total)
+            if self.follow.should_stop is not None and self.follow.should_stop():
                 self.stopped = True
 
     def add_tally(self, name: str, pages: int) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.account.flagpages import Window
-from memlens.account.flagworkers import FlagCounts, Part, Watch, Worker, add_parts, run_jobs
+from memlens.account.flagworkers import FlagCounts, Part, Worker, add_parts, run_jobs
+from memlens.account.follow import Follow, Progress, Stop
 from memlens.kernel.cgroupmembers import find_cgroup, read_cgroup_inode
 from memlens.kernel.kpagebatch import read_sorted
 from memlens.kernel.physical import count_frames
@@ -18,15 +19,18 @@ def count_machine_flags(
     *,
     addresses: tuple[int, int] | None = None,
     proc: str = "/proc",
-    watch: Watch | None = None,
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count all page frames of the machine, holes between them included as ``nopage``.
 
     :param addresses: only this half-open range of physical addresses, in bytes.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
     :raises AccessDenied: if this user may not read kpageflags.
     """
-    part = Part(proc, watch or Watch())
+    part = Part(proc, Follow(on_progress, should_stop))
     run_jobs(part, _machine_jobs(part, addresses), _count_machine_job)
     return add_parts([part])
 
@@ -36,16 +40,19 @@ def count_cgroup_flags(
     *,
     addresses: tuple[int, int] | None = None,
     proc: str = "/proc",
-    watch: Watch | None = None,
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count the page frames that are charged to one memory cgroup, without those below it.
 
     :param inode: of the directory of the cgroup, as kpagecgroup gives it.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
     :raises AccessDenied: if this user may not read the kpage files.
     :raises Unsupported: if the kernel has no memory cgroups.
     """
-    part = Part(proc, watch or Watch(), cgroup=inode)
+    part = Part(proc, Follow(on_progress, should_stop), cgroup=inode)
     run_jobs(part, _machine_jobs(part, addresses), _count_cgroup_job)
     return add_parts([part])
 

@@ -6,18 +6,11 @@ from dataclasses import dataclass
 from memlens.kernel.mappers import Mapper, find_mappers
 from memlens.kernel.maps import Mapping
 from memlens.kernel.syscalls import file_handle
-from memlens.pages.bits import (
-    PM_FILE,
-    PM_PFN,
-    PM_PRESENT,
-    PM_SWAP,
-    PM_SWAP_AREA,
-    SWAP_AREAS,
-)
+from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class PageHolder:
     """
     A mapping of an object's page.
 
@@ -47,7 +40,7 @@ class Holders:
     :param missed: processes that this reader may not look at.
     """
 
-    rows: tuple[Holder, ...] = ()
+    rows: tuple[PageHolder, ...] = ()
     missed: int = 0
 
 
@@ -96,10 +89,10 @@ def _is_same_segment(pid: int, mapping: Mapping, row: Mapper, proc: str) -> bool
         return False
 
 
-def _holder(row: Mapper, address: int) -> Holder:
+def _holder(row: Mapper, address: int) -> PageHolder:
     word = row.word
     has_own = word is not None and not row.mapping.is_shared and _is_own_copy(word)
-    return Holder(
+    return PageHolder(
         pid=row.pid,
         name=row.name,
         address=address,

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memlens.account.cost import Cost
-from memlens.account.facts import Missed, Progress, Stop, Stopped, Want
+from memlens.account.facts import Missed, Want
 from memlens.account.finding import Finder
+from memlens.account.follow import Progress, Stop, Stopped
 from memlens.account.foundobject import FoundObject
 from memlens.account.inspecting import Inspector
 from memlens.account.naming import no_such_object, resolve_name

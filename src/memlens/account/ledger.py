@@ -16,18 +16,10 @@ from numpy.typing import NDArray
 from memlens.account.areaswap import AreaSwap, area_rows
 from memlens.account.cachedslots import CachedSlots, add_unowned, find_cached_slots
 from memlens.account.cost import Cost
-from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Stopped, Want
-from memlens.account.inventory import (
-    ObjectScan,
-    loop_notes,
-    read_objects,
-)
-from memlens.account.sharedobject import (
-    UNREACHABLE,
-    SharedObject,
-    holder_notes,
-    split_objects,
-)
+from memlens.account.facts import Missed, ProcessFacts, Want
+from memlens.account.follow import Progress, Stop, Stopped
+from memlens.account.inventory import ObjectScan, loop_notes, read_objects
+from memlens.account.sharedobject import UNREACHABLE, SharedObject, holder_notes, split_objects
 from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep
 from memlens.errors import Unsupported
@@ -163,12 +155,12 @@ def read_swap_ledger(
     :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
     :raises Unsupported: if ``proc`` is none.
     """
-    watch = _Watch(proc, budget_s, on_progress, should_stop)
-    found = _read_once(slots, watch)
+    request = _Request(proc, budget_s, on_progress, should_stop)
+    found = _read_once(slots, request)
     for _ in range(_MORE_LOOKS):
         if found.slots is None or not found.slots.twice:
             break
-        again = _read_once(slots, watch)
+        again = _read_once(slots, request)
         if again.slots is None or not again.is_complete:
             break
         confirmed = confirm_claims(found.slots, again.slots)
@@ -177,7 +169,7 @@ def read_swap_ledger(
 
 
 @dataclass(slots=True)
-class _Watch:
+class _Request:
     """What a caller of ``read_swap_ledger`` wants of the scan."""
 
     proc: str
@@ -194,13 +186,13 @@ class _Watch:
         return Sweep(self.proc, want, left, self.on_progress, self.should_stop)
 
 
-def _read_once(slots: bool, watch: _Watch) -> SwapLedger:
-    size, proc = features.page_size_bytes(), watch.proc
+def _read_once(slots: bool, request: _Request) -> SwapLedger:
+    size, proc = features.page_size_bytes(), request.proc
     before = _read_swap(size, proc)
     # Pages in RAM that keep a slot cost a look at the flags of every private page, so look
     # only if there may be any.
     has_cache = bool(before.areas) and not is_swap_cache_empty(proc)
-    sweep = watch.sweep(Want(swap=True, objects=True, cached=has_cache))
+    sweep = request.sweep(Want(swap=True, objects=True, cached=has_cache))
     scan, cached = ObjectScan((), ()), CachedSlots()
     if before.areas:
         sweep.run()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.mappingwalk import MappingWalk
 from memlens.account.objects import TRIES, ObjectReader
-from memlens.account.overlaywalk import OverlayWalk
 from memlens.account.pagetable import WINDOW_PAGES, PageTable
 from memlens.account.settle import Settler
 from memlens.account.verdicts import (
@@ -150,7 +150,7 @@ class MappingReader:
         on_swap_perhaps = select_runs(runs, runs.value == Reason.OVERLAY_SWAP)
         if not len(on_swap_perhaps):
             return runs
-        found = self._overlay_walk(verdicts.facts).verdicts(
+        found = self._mapping_walk(verdicts.facts).verdicts(
             mapping, on_swap_perhaps, is_absent=True
         )
         return replace_runs(runs, found)
@@ -158,7 +158,7 @@ class MappingReader:
     def _walk_refused(
         self, mapping: Mapping, facts: ObjectFacts, runs: Runs, refused: Runs
     ) -> Runs:
-        found = self._overlay_walk(facts).verdicts(mapping, refused)
+        found = self._mapping_walk(facts).verdicts(mapping, refused)
         if not len(found):
             return runs
         kind = mapping_kind(mapping, facts)
@@ -195,7 +195,7 @@ class MappingReader:
         if not len(asked):
             return runs, ""
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
-            runs = replace_runs(runs, self._overlay_walk(facts).verdicts(mapping, asked))
+            runs = replace_runs(runs, self._mapping_walk(facts).verdicts(mapping, asked))
             return replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
         reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
@@ -212,9 +212,9 @@ class MappingReader:
             self._slots = concat_slots([again, found])
         return answered, ""
 
-    def _overlay_walk(self, facts: ObjectFacts) -> OverlayWalk:
+    def _mapping_walk(self, facts: ObjectFacts) -> MappingWalk:
         is_overlay = facts.kind == "overlay"
-        return OverlayWalk(self.walking, self.opener.process.pid, self._size, is_overlay)
+        return MappingWalk(self.walking, self.opener.process.pid, self._size, is_overlay)
 
     def open_object(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
         """Open an object, or go on with the last one if it is the same; or say why not."""

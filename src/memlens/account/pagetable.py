@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.follow import Stopped
 from memlens.account.model import Words
 from memlens.kernel.pagemap import (
     PAGE_IS_PFNZERO,
@@ -46,10 +47,6 @@ _MAYBE_ZERO = int(Entry.MAYBE_ZERO)
 # What an entry is now that was swapped a moment ago: to be looked at again.
 _IS_MOVED = np.zeros(256, bool)
 _IS_MOVED[[Entry.PRESENT, Entry.FILE_PAGE, Entry.EMPTY]] = True
-
-
-class Stopped(Exception):
-    """The caller wants the scan to end here."""
 
 
 @dataclass(slots=True)

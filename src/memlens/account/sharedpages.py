@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from memlens.account.cost import Cost
 from memlens.account.facts import Missed
 from memlens.account.flagpages import Window, list_windows, read_windows
+from memlens.account.follow import Progress, Stopped
 from memlens.account.framesets import FrameRanks, FrameSet
 from memlens.account.mappingtable import FoundPages, MappingTable
 from memlens.account.sharingmodel import (
@@ -37,15 +38,10 @@ from memlens.kernel.processtree import add_descendants, read_parents
 from memlens.kernel.procfs import Meter
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 
-Progress = Callable[[int, int], None]
 AVERAGES = (
     "this kernel keeps map counts of large folios as averages (CONFIG_NO_PAGE_MAPCOUNT): "
     "PSS, USS and what exit frees are estimates"
 )
-
-
-class _Stopped(Exception):
-    """The caller wants the scan to end."""
 
 
 def read_sharing(
@@ -170,7 +166,7 @@ class _Run:
             with KpageFile("kpagecount", self.proc, self.meter) as file:
                 self.ranks.read_counts(file)
             self._each(self._read_second)
-        except _Stopped:
+        except Stopped:
             is_complete = False
         return self._result(is_complete)
 
@@ -203,7 +199,7 @@ class _Run:
     def _windows(self, member: _Member) -> Iterator[list[Window]]:
         for job in list_windows(member.directory, self.size):
             if self.should_stop is not None and self.should_stop():
-                raise _Stopped
+                raise Stopped
             yield job
 
     def _read_first(self, member: _Member) -> None:

@@ -6,15 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from memlens.account.cost import Cost
-from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Want, Who
+from memlens.account.facts import Missed, ProcessFacts, Want, Who
+from memlens.account.follow import Progress, Stop
 from memlens.account.inventory import read_objects
 from memlens.account.mapcounts import count_maps
-from memlens.account.sharedobject import (
-    SharedObject,
-    holder_notes,
-    kept_pages,
-    split_objects,
-)
+from memlens.account.sharedobject import SharedObject, holder_notes, kept_pages, split_objects
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features

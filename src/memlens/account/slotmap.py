@@ -54,7 +54,7 @@ _NOBODY = SlotOwner("none", "pages in RAM of no process that was read", None)
 
 
 @dataclass(frozen=True, slots=True)
-class SlotRuns:
+class OwnedSlots:
     """
     Consecutive slots of one owner, in order.
 
@@ -84,7 +84,7 @@ class AreaSlots:
     path: str
     slots: int
     used_pages: int | None
-    runs: SlotRuns
+    runs: OwnedSlots
 
     @property
     def named_pages(self) -> int:
@@ -279,14 +279,14 @@ def _areas(claims: _Claims, proc: str) -> tuple[AreaSlots, ...]:
     found = []
     for number in sorted({*seen, *known}):
         low, high = np.searchsorted(numbers, [number, number + 1])
-        runs = SlotRuns(
+        runs = OwnedSlots(
             claims.key[low:high] & _SLOT, claims.pages[low:high], claims.owner[low:high]
         )
         found.append(_area(number, known.get(number), runs))
     return tuple(found)
 
 
-def _area(number: int, row: NumberedArea | None, runs: SlotRuns) -> AreaSlots:
+def _area(number: int, row: NumberedArea | None, runs: OwnedSlots) -> AreaSlots:
     if row is not None:
         return AreaSlots(number, row.area.path, row.slots, row.area.used_pages, runs)
     end = int((runs.first + runs.pages).max()) if len(runs.first) else 1

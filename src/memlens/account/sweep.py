@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memlens.account.cost import Cost
-from memlens.account.facts import Missed, ProcessFacts, Progress, Stop, Stopped, Want
+from memlens.account.facts import Missed, ProcessFacts, Want
+from memlens.account.follow import Progress, Stop, Stopped
 from memlens.account.reader import ProcessReader, ShmemDevices, Tools
 from memlens.account.slots import find_swap_cached
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported

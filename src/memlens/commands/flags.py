@@ -101,25 +101,26 @@ def _options(request: _Request) -> "FlagOptions":
 
 
 def _count(request: _Request, watch: Watch) -> "FlagCounts":
-    from memlens.account.flagworkers import Watch as Follow
-
-    follow = Follow(watch.on_progress, watch.should_stop)
     where, proc = request.addresses, request.proc
+    follow: dict[str, Any] = {
+        "on_progress": watch.on_progress,
+        "should_stop": watch.should_stop,
+    }
     # What is not asked for is not imported: it is a tenth of the time of a small process.
     if request.files:
         from memlens.account.fileflags import count_file_flags
 
-        return count_file_flags(request.files, offsets=where, proc=proc, watch=follow)
+        return count_file_flags(request.files, offsets=where, proc=proc, **follow)
     if request.pids:
         from memlens.account.flags import count_process_flags
 
-        return count_process_flags(request.pids, addresses=where, proc=proc, watch=follow)
+        return count_process_flags(request.pids, addresses=where, proc=proc, **follow)
     from memlens.account.frameflags import count_cgroup_flags, count_machine_flags
 
     if request.machine:
-        return count_machine_flags(addresses=where, proc=proc, watch=follow)
+        return count_machine_flags(addresses=where, proc=proc, **follow)
     inode = _cgroup_inode(request)
-    return count_cgroup_flags(inode, addresses=where, proc=proc, watch=follow)
+    return count_cgroup_flags(inode, addresses=where, proc=proc, **follow)
 
 
 def _cgroup_inode(request: _Request) -> int:
@@ -156,7 +157,7 @@ def _print(request: _Request, shown: "FlagOptions", counts: "FlagCounts") -> Non
 
 def _list(request: _Request, shown: "FlagOptions") -> None:
     from memlens.account.flaglist import PageLister
-    from memlens.account.flagworkers import Watch as Follow
+    from memlens.account.follow import Follow
     from memlens.views.flags import list_end, list_json, list_text
 
     inode = _cgroup_inode(request) if request.cgroup is not None else 0

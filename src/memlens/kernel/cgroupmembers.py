@@ -54,11 +54,3 @@ def read_cgroup_pids(directory: str) -> list[int]:
         except OSError as error:
             raise_errno(error, "cannot read the processes of the cgroup", below, _NEEDS)
     return sorted(pids - {0})
-
-
-def has_children(directory: str) -> bool:
-    """Return whether there are cgroups below this one."""
-    try:
-        return any(entry.is_dir() for entry in os.scandir(directory))
-    except OSError:
-        return False

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from memlens.account.explain import PageExplanation, Step
-from memlens.account.holders import Holder
+from memlens.account.holders import PageHolder
 from memlens.account.pageplace import folio_text
 from memlens.pages.classes import CLASSES
 from memlens.units import escape_text, format_size
@@ -116,7 +116,7 @@ def _holders(page: PageExplanation) -> Iterator[Text]:
         yield Text(f"          {count} {what} could not be looked at", "yellow")
 
 
-def _holder(row: Holder, page: PageExplanation, wide: int) -> Text:
+def _holder(row: PageHolder, page: PageExplanation, wide: int) -> Text:
     line = Text(f"{row.pid:8}  {escape_text(row.name):16}  {row.address:{wide}x}  ")
     line.append(f"{escape_text(row.permissions)}  ")
     line.append(*_holder_state(row))
@@ -125,7 +125,7 @@ def _holder(row: Holder, page: PageExplanation, wide: int) -> Text:
     return line
 
 
-def _holder_state(row: Holder) -> tuple[str, str]:
+def _holder_state(row: PageHolder) -> tuple[str, str]:
     if row.is_private_copy:
         return "a private copy", "yellow"
     if row.is_present is None:

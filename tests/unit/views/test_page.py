@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from memlens.account.explain import PageExplanation, PageObject, Step, SwapPlace
-from memlens.account.holders import Holder
+from memlens.account.holders import PageHolder
 from memlens.account.model import Process
 from memlens.pages.classes import PageClass
 from memlens.views.page import render_json, render_text
@@ -29,9 +29,9 @@ PAGE = PageExplanation(
     swap=SwapPlace(1, 77, ""),
     attributes=("uffd wp",),
     holders=(
-        Holder(42, "evil\x1b[2J", 0x7F0000003000, "rw-s", False, False),
-        Holder(43, "other", 0x5000, "rw-p", True, True),
-        Holder(44, "shy", 0x6000, "rw-s", None, False),
+        PageHolder(42, "evil\x1b[2J", 0x7F0000003000, "rw-s", False, False),
+        PageHolder(43, "other", 0x5000, "rw-p", True, True),
+        PageHolder(44, "shy", 0x6000, "rw-s", None, False),
     ),
     missed_holders=2,
     notes=("the page changed during the look, which was begun 2 times",),
@@ -70,7 +70,7 @@ def test_holders_say_what_they_have_there() -> None:
 
 
 def test_many_holders_are_cut_and_counted() -> None:
-    rows = tuple(Holder(pid, "x", 0, "rw-s", True, False) for pid in range(1, 51))
+    rows = tuple(PageHolder(pid, "x", 0, "rw-s", True, False) for pid in range(1, 51))
     text = text_of(replace(PAGE, holders=rows))
     assert "and 30 more" in text
 

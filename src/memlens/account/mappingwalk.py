@@ -12,12 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memlens.account.walking import Walking, record_evidence
-from memlens.kernel.filesystems import (
-    HUGETLBFS_MAGIC,
-    KERNEL_MAGICS,
-    RAMFS_MAGIC,
-    TMPFS_MAGIC,
-)
+from memlens.kernel.filesystems import HUGETLBFS_MAGIC, KERNEL_MAGICS, RAMFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.maps import Mapping
 from memlens.kernel.swapcache import is_swap_cache_empty
 from memlens.pages.classes import Evidence, PageClass, Reason, object_verdicts
@@ -40,7 +35,7 @@ _OPEN = (Reason.RAM_OR_NOT, Reason.DISK_OR_HOLE)
 
 
 @dataclass(frozen=True, slots=True)
-class OverlayWalk:
+class MappingWalk:
     """
     The walk of mappings of overlays, and of what may not be opened.
 
