@@ -52,8 +52,7 @@ def _hold_ledger(seen: Seen, pids: list[int]) -> None:
     ledger = seen.ledger
     found = ledger.private_pages + ledger.shared_pages + ledger.swap_cache_pages
     assert ledger.used_pages == found + ledger.remainder_pages
-    reachable = ledger.remainder_pages - seen.still.unreadable
-    assert abs(reachable) <= ledger.used_pages / 100
+    assert abs(seen.still.reachable) <= ledger.used_pages / 100
     assert ledger.slots is not None
     assert not ledger.slots.twice
     assert sum(row.named_pages for row in ledger.slots.areas) == found

@@ -6,8 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 import raw
 from driver import MADV_PAGEOUT
 from looking import can_walk
+from standstill import StillLedger, again_if_moved, hold_rise, read_still_ledger
 from swapareas import wait_until
 from swapped_objects import (
     MAKE,
@@ -28,7 +29,6 @@ from swapped_objects import (
 )
 
 from memlens import SwapLedger, map_process
-from memlens.account.ledger import read_swap_ledger
 from memlens.account.model import MappingPages
 from memlens.account.walking import ObjectWalk, Walking
 from memlens.kernel.backing import Backing
@@ -149,26 +149,42 @@ def test_the_ledger_names_every_used_slot_once(area: str) -> None:
     On zram a page that comes back gives its slot up; on a swap file it keeps it, and the
     parent's page table holds the same slot: for two thirds of what the child read.
     """
-    private = mmap.mmap(-1, PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    np.frombuffer(private, np.uint8)[::PAGE] = 1
-    with MAKE["memfd"](PAGES) as one, MAKE["shared anonymous"](PAGES) as other:
-        fill_and_page_out(one, other)
-        private.madvise(MADV_PAGEOUT)
-        child = os.fork()
-        if not child:
-            private[:: 3 * PAGE]
-            signal.pause()
-        drop(private, range(0, PAGES, 9))
-        try:
-            wait_until(lambda: is_exact(3), "a ledger of a machine at rest, exact by slots")
-            ledger = read_swap_ledger()
-            cached = {row.pid: row.cache_pages for row in ledger.processes}.get(child, 0)
-            if not area.startswith("/dev/zram"):
-                assert cached > PAGES // 4
-                assert ledger.swap_cache_pages > PAGES // 12
-        finally:
-            os.kill(child, 9)
-            os.waitpid(child, 0)
+
+    def look() -> None:
+        before = read_still_ledger()
+        private = mmap.mmap(-1, PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        np.frombuffer(private, np.uint8)[::PAGE] = 1
+        with MAKE["memfd"](PAGES) as one, MAKE["shared anonymous"](PAGES) as other:
+            fill_and_page_out(one, other)
+            private.madvise(MADV_PAGEOUT)
+            with forked(lambda: private[:: 3 * PAGE]) as child:
+                drop(private, range(0, PAGES, 9))
+                ledger = read_exact_ledger(before, owners=3)
+        cached = {row.pid: row.cache_pages for row in ledger.processes}.get(child, 0)
+        if not area.startswith("/dev/zram"):
+            assert cached > PAGES // 4
+            assert ledger.swap_cache_pages > PAGES // 12
+
+    again_if_moved(look)
+
+
+@contextmanager
+def forked(act: Callable[[], object]) -> Iterator[int]:
+    """Fork a child that acts and waits to be ended at the end of the block."""
+    done, is_done = os.pipe()
+    child = os.fork()
+    if not child:
+        act()
+        os.write(is_done, b"1")
+        signal.pause()
+    try:
+        os.read(done, 1)
+        yield child
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+        os.close(done)
+        os.close(is_done)
 
 
 def fill_and_page_out(*items: Object) -> None:
@@ -189,30 +205,28 @@ def test_exit_frees_what_the_ledger_says(area: str) -> None:
 
     The kernel leaves a page that is still being written to swap, with its slot, to reclaim.
     """
-    private = mmap.mmap(-1, PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    np.frombuffer(private, np.uint8)[::PAGE] = 1
-    private.madvise(MADV_PAGEOUT)
-    child = os.fork()
-    if not child:
-        private[:: 3 * PAGE]
-        signal.pause()
-    start = int(np.frombuffer(private, np.uint8).ctypes.data)
-    try:
-        drop(private, range(0, PAGES, 2))
-        wait_until(lambda: not is_written_back(child, start), "all pages written to swap")
-        wait_until(lambda: is_exact(1), "a ledger of a machine at rest, exact by slots")
-        before = read_swap_ledger(slots=True)
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
-    after = read_swap_ledger(slots=True)
-    (row,) = [row for row in before.processes if row.pid == child]
-    assert row.freed_on_exit_pages > PAGES // 4
-    # Others may have gone to swap or come back: they are named, so that they can be left out.
-    others = named_by_others(after, child) - named_by_others(before, child)
-    freed = before.used_pages - after.used_pages + others
-    assert freed == row.freed_on_exit_pages
-    assert after.remainder_pages == before.remainder_pages
+
+    def look() -> None:
+        at_first = read_still_ledger()
+        private = mmap.mmap(-1, PAGES * PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        np.frombuffer(private, np.uint8)[::PAGE] = 1
+        private.madvise(MADV_PAGEOUT)
+        start = int(np.frombuffer(private, np.uint8).ctypes.data)
+        with forked(lambda: private[:: 3 * PAGE]) as child:
+            drop(private, range(0, PAGES, 2))
+            wait_until(lambda: not is_written_back(child, start), "all pages written to swap")
+            before = read_exact_ledger(at_first, owners=1)
+        last = read_still_ledger()
+        hold_rise(at_first, last, 0)
+        (row,) = [row for row in before.processes if row.pid == child]
+        assert row.freed_on_exit_pages > PAGES // 4
+        # Others may have gone to swap or come back: they are named, so that they can be left
+        # out.
+        others = named_by_others(last.ledger, child) - named_by_others(before, child)
+        freed = before.used_pages - last.ledger.used_pages + others
+        assert freed == row.freed_on_exit_pages
+
+    again_if_moved(look)
 
 
 def is_written_back(pid: int, start: int) -> bool:
@@ -229,18 +243,21 @@ def named_by_others(ledger: SwapLedger, child: int) -> int:
     return sum(owner.pages for owner in ledger.slots.owners if owner.pid not in family)
 
 
-def is_exact(owners: int) -> bool:
-    """Return whether all used slots have an owner; no slot ever has two."""
-    ledger = read_swap_ledger(slots=True)
+def read_exact_ledger(before: StillLedger, *, owners: int) -> SwapLedger:
+    """Read a ledger in which every slot that came into use since ``before`` has one owner."""
+    after = read_still_ledger()
+    ledger = after.ledger
     assert ledger.slots is not None
     assert ledger.slots.is_walked
     assert not ledger.slots.twice
-    named = sum(row.named_pages for row in ledger.slots.areas)
     assert not ledger.slots.cache_reason
+    named = sum(row.named_pages for row in ledger.slots.areas)
     found = ledger.private_pages + ledger.shared_pages + ledger.swap_cache_pages
     assert named == found
     assert all(row.named_pages <= (row.used_pages or 0) for row in ledger.slots.areas)
-    return named == ledger.used_pages and len(ledger.slots.owners) >= owners
+    assert len(ledger.slots.owners) >= owners
+    hold_rise(before, after, 0)
+    return ledger
 
 
 def test_the_map_is_drawn(area: str, tmp_path: Path) -> None:
