@@ -51,7 +51,10 @@ def build_page_types(build: Path) -> Path | str:
         _extract(_find_archive(build), tree)
         includes = [f"-I{tree / name}" for name in PAGE_TYPES_INCLUDES]
         sources = [str(tree / name) for name in PAGE_TYPES_SOURCES]
-        _run(["cc", "-O2", "-w", "-D_GNU_SOURCE", *includes, "-o", str(program), *sources])
+        # Static: it would map pages of libraries that the process it looks at maps as well,
+        # which then are not mapped once any more.
+        options = ["-O2", "-w", "-static", "-D_GNU_SOURCE"]
+        _run(["cc", *options, *includes, "-o", str(program), *sources])
     except (OSError, subprocess.CalledProcessError) as error:
         return f"page-types could not be built: {_first_line(error)}"
     return program
