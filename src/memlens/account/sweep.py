@@ -25,6 +25,7 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.kernel.shm import SHMEM_TYPES, namespace_inode
 from memlens.kernel.visibility import can_look_at_others, has_all_processes
+from memlens.units import count_of
 
 _PIDS_NAMED = 5
 _SPENT = "the budget was spent"
@@ -289,7 +290,7 @@ def reason_of(error: Exception) -> str:
 
 
 def _processes(count: int) -> str:
-    return f"{count} process{'es' if count != 1 else ''}"
+    return count_of(count, "process", "processes")
 
 
 def _name_processes(pids: list[int]) -> str:

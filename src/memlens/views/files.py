@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memlens.account.files import FileCache, FileTotals, StripCell
-from memlens.units import escape_text, format_size
+from memlens.units import count_of, escape_text, format_size
 
 SCHEMA = "memlens.files/1"
 _STRIP_LEAST, _STRIP_MOST, _NAME_LEAST = 8, 48, 20
@@ -234,7 +234,7 @@ def _total_lines(
     line = " ".join(f"{text:>{n}}" for text, n in zip(figures, widths, strict=True))
     more = f", {top.left_out} not shown (--top)" if top.left_out else ""
     unknown = f", {totals.unknown} not known" if totals.unknown else ""
-    yield f"{line}  {totals.files} files{unknown}{more}\n"
+    yield f"{line}  {count_of(totals.files, 'file', 'files')}{unknown}{more}\n"
 
 
 def _strip(cells: list[StripCell], is_unicode: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from memlens.account.inventory import Inventory
 from memlens.account.sharedobject import UNREACHABLE, Holder, SharedObject
 from memlens.pages.classes import CLASSES, PageClass, counts_by_name
-from memlens.units import format_size
+from memlens.units import count_of, format_size
 from memlens.views.lines import (
     ALARM,
     BOLD,
@@ -158,13 +158,9 @@ def _account(inventory: Inventory, options: TableOptions) -> Iterator[Line]:
     resident = sum(item.resident_pages for item in inventory.objects)
     remainder = inventory.remainder_pages
     digits = len(str(inventory.shmem_pages))
+    objects = count_of(len(inventory.objects), "object", "objects")
     for label, pages, style, meaning in (
-        (
-            "objects",
-            resident,
-            "",
-            f"in RAM, of {len(inventory.objects)} objects, each page once",
-        ),
+        ("objects", resident, "", f"in RAM, of {objects}, each page once"),
         ("remainder", remainder, ALARM if remainder else "", "what no object explains"),
         ("Shmem", inventory.shmem_pages, BOLD, "as /proc/meminfo says"),
     ):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from memlens.account.areaswap import AreaSwap
 from memlens.account.ledger import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
 from memlens.account.sharedobject import SharedObject
-from memlens.units import format_size
+from memlens.units import count_of, format_size
 from memlens.views.inventory import holder_pids, holders_text
 from memlens.views.lines import (
     ALARM,
@@ -192,13 +192,13 @@ def _zswap_lines(zswap: ZswapUse | None) -> Iterator[Line]:
 def _account(ledger: SwapLedger, options: TableOptions) -> Iterator[Line]:
     """Yield the ledger itself: four lines and their sum."""
     shared_cached = ledger.swap_cached_shared_pages
-    objects = f"of {_count(len(ledger.objects), 'object')}, each page once"
+    objects = f"of {count_of(len(ledger.objects), 'object', 'objects')}, each page once"
     if shared_cached:
         amount = format_size(shared_cached * ledger.page_size_bytes)
         objects += f"; {amount} of it also in RAM"
     # Where slots are hidden, processes have pages that the line cannot count.
     holders = sum(1 for row in ledger.processes if ledger.private_pages and row.own_pages)
-    processes = f"of {_count(holders, 'process', 'es')}, each slot once"
+    processes = f"of {count_of(holders, 'process', 'processes')}, each slot once"
     rows = (
         ("private pages", ledger.private_pages, _SWAP, processes),
         ("shared memory", ledger.shared_pages, _SWAP, objects),
@@ -227,10 +227,6 @@ def _account_line(
     share = percent(pages, ledger.used_pages)
     head = f"{label:<15} {size:>6} {pages:>{digits}} pages {share:>4}  "
     yield from render_amount(head, style, meaning, options)
-
-
-def _count(number: int, noun: str, plural: str = "s") -> str:
-    return f"{number} {noun}{plural if number != 1 else ''}"
 
 
 def render_json(
