@@ -9,11 +9,15 @@ from pathlib import Path
 
 import driver
 import pytest
-from driver import MAP_SHARED, PAGE, PROT_READ, Target
+import raw
+from driver import HUGE, MADV_DONTNEED, MADV_HUGEPAGE, MAP_SHARED, PAGE, PROT_READ, Target
 from swapareas import Cgroup, Squeeze
 
 from memlens.account.cgroupmodel import CgroupPages
 from memlens.account.cgrouppages import list_cgroups, read_cgroup
+from memlens.account.frameflags import resolve_cgroup
+from memlens.account.huge import list_cgroup_pids
+from memlens.errors import MemlensError
 from memlens.kernel.cgroups import find_hierarchy
 
 PRIVATE, SHARED, OF_FILE = 1009, 401, 307
@@ -143,6 +147,51 @@ def test_no_such_cgroup() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no such cgroup" in done.stderr
+
+
+def test_a_cgroup_by_every_name_of_it(cgroup: Cgroup, target: Target) -> None:
+    with cgroup.charging(target.pid):
+        target.poke(target.mmap(PRIVATE), range(PRIVATE))
+    name = name_of(cgroup)
+    around = f"{name}/../{Path(name).name}"
+    for path in (name, f"{name}/", name[1:], around, str(cgroup.path), f"{cgroup.path}/."):
+        result = read_cgroup(path)
+        assert result.path == name
+        assert pages(result, "anonymous") >= PRIVATE
+
+
+def test_cgroups_of_other_hierarchies_are_refused(tmp_path: Path) -> None:
+    """Their numbers are other cgroups' in the hierarchy of the memory controller."""
+    options = f"none,name=memlens-{os.getpid()}"
+    subprocess.run(["mount", "-t", "cgroup", "-o", options, "none", tmp_path], check=True)
+    try:
+        assert (tmp_path / "cgroup.procs").exists()
+        for look in (read_cgroup, resolve_cgroup, list_cgroup_pids):
+            with pytest.raises(MemlensError, match="the memory controller is mounted on"):
+                look(str(tmp_path))
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_part_of_a_huge_page_given_back_is_not_present(cgroup: Cgroup, target: Target) -> None:
+    """The flag "mapped" is of the whole folio; the page table knows better."""
+    size = HUGE // PAGE
+    with cgroup.charging(target.pid):
+        start = target.mmap(size, align=HUGE)
+        target.libc("madvise", start, HUGE, MADV_HUGEPAGE)
+        before = pages(read_cgroup(str(cgroup.path)), "anonymous", "present")
+        target.poke(start, [0])
+        assert (raw.read_pagemap(target.pid, start, size) >= raw.PRESENT).all(), "no huge page"
+        target.madvise(start, range(100, 400), MADV_DONTNEED)
+        mapped = int((raw.read_pagemap(target.pid, start, size) >= raw.PRESENT).sum())
+        result = read_cgroup(str(cgroup.path))
+    assert mapped == size - 300
+    # The interpreter of the target takes a few pages of its own.
+    assert 0 <= pages(result, "anonymous", "present") - before - mapped < 16
+    # The kernel splits such a page when it pleases, and then has the rest back.
+    assert pages(result, "anonymous", "unmapped") in (0, 300)
+    (line,) = (line for line in result.stat if line.name in ("total_rss", "anon"))
+    assert line.found_pages == pages(result, "anonymous", "present")
 
 
 def test_where_only_one_cgroup_is_mounted(target: Target, cgroup: Cgroup) -> None:

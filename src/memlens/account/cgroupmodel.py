@@ -10,8 +10,9 @@ from memlens.account.facts import Missed
 
 # Codes of kinds, from 1; 0 is no page of the cgroup.
 KINDS = ("anonymous", "shmem", "file", "hugetlb", "kernel")
-# What becomes of a page of a kind: mapped by any process, only cached, or kept twice.
-STATES = ("present", "cached", "swap_cached")
+# What becomes of a page of a kind: mapped by any process, only cached, kept twice, or given
+# back as part of a huge page that is not split yet.
+STATES = ("present", "cached", "swap_cached", "unmapped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class KindPages:
 
     :param kind: ``anonymous``, ``shmem``, ``file``, ``hugetlb`` or ``kernel``.
     :param state: ``present``: a page table maps it; ``cached``: in the page cache and
-        mapped by none; ``swap_cached``: it has a slot on swap, too.
+        mapped by none; ``swap_cached``: it has a slot on swap, too; ``unmapped``: private
+        memory that nobody maps, as the rest of a huge page of which a part was given back.
     :param dirty_pages: of these, newer than what is on disk.
     """
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from memlens.account.cgroupmodel import (
     KINDS,
+    STATES,
     CgroupList,
     CgroupPages,
     CgroupRow,
@@ -43,7 +44,7 @@ from memlens.kernel.memorystat import read_memory_stat
 from memlens.kernel.procfs import Meter
 from memlens.pages.flags import mask_of
 
-_MMAP, _SWAPCACHE, _DIRTY = mask_of("MMAP"), mask_of("SWAPCACHE"), mask_of("DIRTY")
+_SWAPCACHE, _DIRTY = mask_of("SWAPCACHE"), mask_of("DIRTY")
 _BATCHED = (
     "the kernel sums memory.stat up in batches, up to 64 pages for each CPU and cgroup late, "
     "and counts there what has no page of its own"
@@ -197,7 +198,7 @@ class _Run:
             used, only_elsewhere = owners.used_elsewhere(pfns)
             others = self._charged_elsewhere(owners)
         meter = self.meter
-        is_anonymous = kinds == ANONYMOUS
+        is_mapped = self.reader.are_mapped(pfns, flags)
         notes = list(self._notes(files))
         return CgroupPages(
             path=self.path,
@@ -205,7 +206,7 @@ class _Run:
             page_size_bytes=features.page_size_bytes(),
             cgroups=len(self.inodes),
             charged_pages=len(pfns),
-            kinds=tuple(_kind_rows(kinds, flags)),
+            kinds=tuple(_kind_rows(kinds, flags, is_mapped)),
             files=file_rows,
             processes=process_rows,
             unowned_pages=len(pfns)
@@ -214,7 +215,7 @@ class _Run:
             used_elsewhere=used,
             only_elsewhere_pages=only_elsewhere,
             charged_elsewhere=others,
-            stat=tuple(self._stat(kinds, flags, is_anonymous)),
+            stat=tuple(self._stat(kinds, flags, is_mapped)),
             moved_pages=int((~is_same).sum()),
             is_complete=is_complete,
             missed=tuple(self.missed),
@@ -245,11 +246,11 @@ class _Run:
         self,
         kinds: NDArray[np.uint8],
         flags: NDArray[np.uint64],
-        is_anonymous: NDArray[np.bool_],
+        is_mapped: NDArray[np.bool_],
     ) -> Iterator[StatLine]:
         """Yield the figures that can be compared, by the names of this version."""
         is_cached = (flags & _SWAPCACHE) != 0
-        is_mapped = (flags & _MMAP) != 0
+        is_anonymous = kinds == ANONYMOUS
         is_cache = (kinds == FILE) | (kinds == SHMEM)
         found = {
             "anon": int((is_anonymous & is_mapped).sum()),
@@ -272,16 +273,20 @@ class _Run:
         yield _BATCHED
 
 
-def _kind_rows(kinds: NDArray[np.uint8], flags: NDArray[np.uint64]) -> Iterator[KindPages]:
-    is_mapped = (flags & _MMAP) != 0
+def _kind_rows(
+    kinds: NDArray[np.uint8], flags: NDArray[np.uint64], is_mapped: NDArray[np.bool_]
+) -> Iterator[KindPages]:
+    is_present = is_mapped | (kinds == KERNEL)
     has_slot = (flags & _SWAPCACHE) != 0
+    is_rest = ~is_present & ~has_slot
     states = {
-        "present": is_mapped | (kinds == KERNEL),
-        "swap_cached": ~is_mapped & has_slot,
+        "present": is_present,
+        "cached": is_rest & (kinds != ANONYMOUS),
+        "swap_cached": ~is_present & has_slot,
+        "unmapped": is_rest & (kinds == ANONYMOUS),
     }
-    states["cached"] = ~states["present"] & ~states["swap_cached"]
     is_dirty = (flags & _DIRTY) != 0
-    for state in ("present", "cached", "swap_cached"):
+    for state in STATES:
         pages = count_codes(kinds[states[state]])
         dirty = count_codes(kinds[states[state] & is_dirty])
         for code, kind in enumerate(KINDS, 1):

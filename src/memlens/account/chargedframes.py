@@ -22,6 +22,8 @@ ANONYMOUS, SHMEM, FILE, HUGETLB, KERNEL = range(1, len(KINDS) + 1)
 _ANON = mask_of("ANON")
 _SWAPBACKED = mask_of("SWAPBACKED")
 _HUGE = mask_of("HUGE")
+_MMAP = mask_of("MMAP")
+_OF_FOLIO = mask_of("COMPOUND_HEAD", "COMPOUND_TAIL", "THP")
 _KERNELS_OWN = mask_of("SLAB", "PGTABLE", "BUDDY", "OFFLINE", "RESERVED")
 # Pages that were read just now are on no list yet: any of these tells a page of a file.
 _OF_FILE = mask_of("LRU", "UPTODATE", "MMAP", "DIRTY", "WRITEBACK", "REFERENCED", "UNEVICTABLE")
@@ -68,6 +70,7 @@ class FrameReader:
     """
 
     def __init__(self, proc: str, meter: Meter) -> None:
+        self._proc, self._meter = proc, meter
         self.frames = count_frames(proc)
         self._owners = KpageFile("kpagecgroup", proc, meter)
         try:
@@ -105,6 +108,25 @@ class FrameReader:
     def owners(self, pfns: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return the cgroups that frames are charged to; PFNs sorted."""
         return read_sorted(self._owners, pfns)
+
+    def are_mapped(
+        self, pfns: NDArray[np.int64], flags: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """
+        Return which frames a page table maps, ``(n,)`` bool.
+
+        :param pfns: sorted.
+        :param flags: of each, as kpageflags has them.
+
+        ``mmap`` is a flag of the whole folio: of which of its pages, only kpagecount says,
+        where the kernel counts pages (not with CONFIG_NO_PAGE_MAPCOUNT).
+        """
+        is_mapped: NDArray[np.bool_] = (flags & _MMAP) != 0
+        is_asked = is_mapped & ((flags & _OF_FOLIO) != 0)
+        if is_asked.any():
+            with KpageFile("kpagecount", self._proc, self._meter) as counts:
+                is_mapped[is_asked] = read_sorted(counts, pfns[is_asked]) != 0
+        return is_mapped
 
     def _read(self, start: int, inodes: NDArray[np.uint64] | None) -> tuple[Charged, bool]:
         owners = self._owners.read_range(start, _PIECE)

@@ -16,18 +16,47 @@ _NEEDS = "read access to the cgroup file system"
 
 def find_cgroup(path: str, proc: str = "/proc") -> str:
     """
-    Return the directory of a cgroup.
+    Return the directory of a memory cgroup, below the mount point of the controller.
 
     :param path: the directory, or a path as /proc/PID/cgroup gives it.
-    :raises MemlensError: if there is no such cgroup.
+    :raises MemlensError: if there is no such cgroup, or it is of another hierarchy: each
+        numbers its cgroups anew, so that its number would be another cgroup's here.
     """
-    for directory in (path, find_hierarchy(proc).directory_of(path)):
+    hierarchy = find_hierarchy(proc)
+    if not hierarchy.root:
+        raise MemlensError("no memory cgroups: the controller is not mounted", path=path)
+    is_other = False
+    for directory in (path, os.path.normpath(hierarchy.directory_of(path))):
+        if not _is_cgroup(directory):
+            continue
         try:
-            if os.path.exists(f"{directory}/cgroup.procs"):
-                return directory.rstrip("/")
-        except ValueError:
-            break
+            if os.stat(directory).st_dev == os.stat(hierarchy.root).st_dev:
+                return _below(hierarchy.root, os.path.realpath(directory))
+        except OSError as error:
+            raise_errno(error, "cannot look at the cgroup", directory, _NEEDS)
+        is_other = True
+    if is_other:
+        message = f"no memory cgroup: the memory controller is mounted on {hierarchy.root}"
+        raise MemlensError(message, path=path)
     raise MemlensError("no such cgroup", path=path)
+
+
+def _is_cgroup(directory: str) -> bool:
+    try:
+        return os.path.exists(f"{directory}/cgroup.procs")
+    except ValueError:
+        return False
+
+
+def _below(root: str, directory: str) -> str:
+    """Return the name below ``root`` of a cgroup that is mounted elsewhere as well."""
+    if f"{directory}/".startswith(f"{root.rstrip('/')}/"):
+        return directory
+    number = os.stat(directory).st_ino
+    for below, _, _ in os.walk(root):
+        if os.stat(below).st_ino == number:
+            return below
+    raise MemlensError(f"no such cgroup below {root}", path=directory)
 
 
 def read_cgroup_inode(directory: str) -> int:
