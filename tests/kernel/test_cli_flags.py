@@ -215,13 +215,54 @@ def test_an_ordinary_user_is_not_told_that_guards_are_on_swap(swap: str) -> None
 
 
 @pytest.mark.parametrize(
-    "arguments", [["flags", "--machine"], ["flags", "ME", "--list"], ["huge", "ME"]]
+    "arguments",
+    [
+        ["flags", "--machine"],
+        ["flags", "--machine", "--list"],
+        ["flags", "ME", "--where", "not anon"],
+        ["flags", "ME", "-b", "lru"],
+        ["flags", "ME", "--list", "--where", "lru"],
+    ],
 )
 def test_an_ordinary_user_is_refused_what_needs_frames(arguments: list[str]) -> None:
     done = as_nobody(*arguments)
     assert (done.code, done.out) == (1, "")
     assert "needs" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_what_pagemap_says_can_be_filtered_and_listed_by_anybody() -> None:
+    """By bits that it has itself; the same pages, whether counted or listed."""
+    for where in ("file", "not file and mmap_exclusive"):
+        counted = as_nobody("flags", "ME", "--where", where, "--json").json()
+        listed = as_nobody("flags", "ME", "--where", where, "--list", "--json").json()
+        assert counted["total_pages"] > 10
+        # Two processes, each looking at itself.
+        assert listed["total_pages"] == pytest.approx(counted["total_pages"], rel=0.2)
+        for row in listed["ranges"]:
+            assert ("file" in row["flags"]) == (where == "file")
+            assert (row["pfn"], row["map_count"], row["cgroup"]) == (None, None, None)
+        assert any("needs" in note for note in listed["notes"])
+    assert "?" in as_nobody("flags", "ME", "--list").out
+
+
+def test_huge_pages_that_smaps_tells_are_told_to_anybody() -> None:
+    """What PMDs map, and zero pages; what PTEs map is not known, which is not 0."""
+    with driver.target() as target:
+        start = target.mmap(2 * HUGE // PAGE, align=HUGE)
+        target.libc("madvise", start, 2 * HUGE, MADV_HUGEPAGE)
+        target.poke(start, [0])
+        target.peek(target.mmap(7), range(5))
+        truth = memlens("huge", target.pid, "--json").json()
+        target.run(GIVE_AWAY, uid=65534)
+        found = as_nobody("huge", str(target.pid), "--json").json()
+    row = f"anon-thp-pmd-aligned-{HUGE >> 10}kB"
+    assert found["thp"][row] == truth["thp"][row] == HUGE // PAGE
+    assert found["zero_pages"] == truth["zero_pages"] == 5
+    assert not [name for name in found["thp"] if "pte" in name]
+    assert found["ksm_pages"] is None
+    assert found["ksm_saved_pages"] is None
+    assert any("not known" in note and "needs" in note for note in found["notes"])
 
 
 @pytest.mark.parametrize("mask", ["/dev/null", "empty"])
@@ -239,7 +280,10 @@ def test_masked_files_are_no_flags(
     assert found["hidden_pages"] > 600
     assert not any("nopage" in row["flags"] for row in found["combinations"])
     assert any("masked" in note for note in found["notes"])
-    for arguments in (["flags", "--machine"], ["huge", pid]):
+    found = run([*inside, "huge", pid, "--json"]).json()
+    assert found["ksm_pages"] is None
+    assert any("masked" in note for note in found["notes"])
+    for arguments in (["flags", "--machine"], ["flags", "--machine", "--list"]):
         done = run([*inside, *arguments])
         assert (done.code, done.out) == (1, "")
         assert "masked" in done.err

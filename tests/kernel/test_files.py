@@ -13,11 +13,15 @@ from pathlib import Path
 import driver
 import pytest
 import raw
-from driver import MAP_SHARED, PAGE, PROT_READ, Target
+from driver import HUGE, MAP_SHARED, PAGE, PROT_READ, Target
+from swapareas import setting
+from workloads.hugetlb import POOL
 
 from memlens.account.cachedfiles import HeldFiles, read_page_cache
+from memlens.account.fileflags import count_file_flags
 from memlens.account.files import FileCache, FileScan
-from memlens.kernel.filewalk import LEASED
+from memlens.errors import MemlensError
+from memlens.kernel.leases import LEASED
 
 TRIES = 8
 NOBODY = 65534
@@ -154,6 +158,55 @@ def test_a_lease_is_not_broken(tmp_path: Path, is_named: bool) -> None:
     assert row.cached_pages is None
 
 
+def test_a_lease_is_not_broken_for_flags_either(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_file(path, 3)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(MemlensError, match=LEASED):
+            count_file_flags([str(path)])
+        assert fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK
+    finally:
+        os.close(fd)
+    assert count_file_flags([str(path)]).total_pages == 3
+
+
+@pytest.mark.parametrize("path", ["/proc", "/proc/self", "/proc/sys/vm", "/sys/kernel"])
+def test_file_systems_of_the_kernel_are_not_entered(path: str) -> None:
+    found = FileScan([path])
+    assert list(found.rows()) == []
+    assert [where for where, _ in found.walk.skipped] == [path]
+
+
+def test_a_file_of_the_kernel_is_not_opened() -> None:
+    (row,) = FileScan(["/proc/self/maps"]).rows()
+    assert "file system of the kernel" in row.reason
+
+
+@pytest.mark.parametrize("disabled", ["", "cachewalk"])
+def test_hugetlbfs_is_told_by_the_walk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disabled: str
+) -> None:
+    monkeypatch.setenv("MEMLENS_DISABLE", disabled)
+    huge, path = HUGE // PAGE, tmp_path / "file"
+    with setting(POOL, int(POOL.read_text()) + 3):
+        subprocess.run(["mount", "-t", "hugetlbfs", "none", tmp_path], check=True)
+        try:
+            with open(path, "wb") as file:
+                os.truncate(file.fileno(), 5 * HUGE)
+                os.posix_fallocate(file.fileno(), HUGE, 2 * HUGE)
+            blocks = path.stat().st_blocks * 512
+            (row,) = FileScan([str(path)]).rows()
+        finally:
+            subprocess.run(["umount", tmp_path], check=True)
+    assert blocks == 2 * HUGE
+    assert row.kind == "hugetlb"
+    assert row.cached_pages == (None if disabled else 2 * huge)
+    assert row.dirty_pages is None
+    assert bool(row.reason) == bool(disabled)
+
+
 def test_special_files_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     os.mknod(tmp_path / "device", 0o20600, os.makedev(1, 5))
@@ -196,12 +249,6 @@ def test_hard_links_count_once(tmp_path: Path) -> None:
     found = FileScan([str(tmp_path), str(tmp_path / "one")])
     assert len(list(found.rows())) == 1
     assert found.totals.other_names == 2
-
-
-def test_file_systems_of_the_kernel_are_not_entered() -> None:
-    found = FileScan(["/proc", "/sys"])
-    assert list(found.rows()) == []
-    assert [path for path, _ in found.walk.skipped] == ["/proc", "/sys"]
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel import features
 from memlens.kernel.backing import Backing
 from memlens.kernel.filesystems import KERNEL_MAGICS, may_hang
-from memlens.kernel.filewalk import LEASED
-from memlens.kernel.leases import Leases
+from memlens.kernel.leases import LEASED, Leases
 from memlens.kernel.mappers import list_pids
 from memlens.kernel.maps import Mapping
 from memlens.kernel.opening import (

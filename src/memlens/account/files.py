@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from memlens.kernel.filecache import UNKNOWN, CacheReader, is_quiet, open_quietly
+from memlens.errors import MemlensError
+from memlens.kernel.filecache import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.kernel.filemaps import FileMappers
 from memlens.kernel.filewalk import FileWalk, OpenFile
 from memlens.units import count_of
@@ -199,6 +200,8 @@ class FileScan:
             kind = self.reader.kind(fd)
             quiet = self.reader.has_cachestat or is_quiet(fd)
             figures, reason = self.reader.ask(fd, kind, 0, size, quiet)
+            if kind == "hugetlb" and size:
+                figures, reason = _walk_hugetlb(fd, figures, reason)
         except OSError as error:
             kind, reason, figures = "file", os.strerror(error.errno or 0), UNKNOWN
         mapped: int | None = 0
@@ -215,11 +218,12 @@ class FileScan:
         lines = []
         walk, totals = self.walk, self.totals
         if totals.other_names:
-            lines.append(f"{totals.other_names} other names of the same files are left out")
+            names = count_of(totals.other_names, "other name", "other names")
+            lines.append(f"left out: {names} of files that count already")
         if walk.vanished:
-            lines.append(f"{walk.vanished} files vanished meanwhile")
+            lines.append(f"{count_of(walk.vanished, 'file', 'files')} vanished meanwhile")
         if walk.special:
-            lines.append(f"{walk.special} devices, pipes and sockets were not opened")
+            lines.append(f"devices, pipes and sockets, never opened: {walk.special}")
         denied = self.mappers.denied + (self._mapped.denied if self._mapped else 0)
         if denied:
             processes = count_of(denied, "process", "processes")
@@ -281,6 +285,19 @@ def cells_of(
 def unknown_file(path: str, reason: str, size_bytes: int | None = None) -> FileCache:
     """Return the row of a file that cannot be looked at."""
     return FileCache(path, "", size_bytes, None, None, None, None, None, None, reason)
+
+
+def _walk_hugetlb(fd: int, figures: Figures, reason: str) -> tuple[Figures, str]:
+    """Ask the page-cache walk, the only one that knows, where it can be used."""
+    from memlens.kernel.cachewalk import walker
+
+    if "cachewalk" in _disabled():
+        return figures, reason
+    try:
+        records = walker().walk_fd(fd)
+    except (MemlensError, OSError):
+        return figures, reason
+    return Figures(int(records.pages.sum())), ""
 
 
 def _disabled() -> frozenset[str]:

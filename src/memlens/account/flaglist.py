@@ -1,6 +1,6 @@
 """Pages one after the other with frame, flags, map count and cgroup, joined into ranges."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -20,11 +20,11 @@ from memlens.kernel.physical import count_frames
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
-from memlens.pages.flagfilter import Filter
-from memlens.pages.flags import join_words
+from memlens.pages.flags import PAGEMAP_PART, join_words
 
 _PIECE = 1 << 16
 _NO_PLACE = -1
+Wanted = Callable[[NDArray[np.uint64]], NDArray[np.bool_]]
 
 
 class PageRange(NamedTuple):
@@ -32,7 +32,7 @@ class PageRange(NamedTuple):
     Consecutive pages that are alike.
 
     :param place: address or offset in pages, -1 for pages that are listed by frame.
-    :param pfn: the first frame; of swapped pages the first slot; 0 if it is hidden.
+    :param pfn: the first frame; of swapped pages the first slot; None if it is hidden.
     :param joined: joined word, see ``pages.flags.join_words``.
     :param map_count: page tables that map each, None if it is not known.
     :param cgroup: inode of the cgroup that is charged, 0 if none is, None if not known.
@@ -40,7 +40,7 @@ class PageRange(NamedTuple):
 
     place: int
     pages: int
-    pfn: int
+    pfn: int | None
     joined: int
     map_count: int | None
     cgroup: int | None
@@ -56,16 +56,17 @@ class PageLister:
     """
     Lists pages.
 
-    :param wanted: takes joined words and says which to list.
+    :param wanted: takes joined words and says which to list; where frames are hidden, only
+        the bits of pagemap are in them.
     :param inode: only pages that are charged to this cgroup, 0 for all.
     :param follow: told of the pages that were looked at; ends the list between pieces.
-    :raises MemlensError: if kpageflags cannot be read.
 
-    ``is_stopped`` tells whether a list was ended early.
+    ``is_stopped`` tells whether a list was ended early; ``refusal``, None if there is none,
+    why frames and their flags are hidden: then only the pages of processes can be listed.
     """
 
     def __init__(
-        self, wanted: Filter, proc: str = "/proc", inode: int = 0, follow: Follow | None = None
+        self, wanted: Wanted, proc: str = "/proc", inode: int = 0, follow: Follow | None = None
     ) -> None:
         self.proc = proc
         self.wanted = wanted
@@ -73,7 +74,13 @@ class PageLister:
         self.is_stopped = False
         self._follow = follow or Follow()
         self._files = ExitStack()
-        self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
+        self.refusal: MemlensError | None = None
+        self._flags: KpageFile | None = None
+        try:
+            raise_if_hidden(proc)
+            self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
+        except MemlensError as error:
+            self.refusal = error
         self._counts = self._open("kpagecount")
         self._cgroups = self._open("kpagecgroup")
 
@@ -88,7 +95,6 @@ class PageLister:
     ) -> Iterator[PageRange]:
         """Yield the pages of a process in the order of addresses; each is read once."""
         size = features.page_size_bytes()
-        raise_if_hidden(self.proc)
         with ProcessDir(pid, self.proc) as directory:
             path = f"{directory.path}/pagemap"
             pagemap = Pagemap(directory.open("pagemap"), size, Meter(), path)
@@ -111,9 +117,9 @@ class PageLister:
         self, path: str, offsets: tuple[int, int] | None = None
     ) -> Iterator[PageRange]:
         """Yield the cached pages of a file in the order of offsets."""
-        raise_if_hidden(self.proc)
+        flags = self._flags_or_raise()
         with CachedFile(path) as file:
-            for piece in iter_file_flags(file, self._flags, offsets):
+            for piece in iter_file_flags(file, flags, offsets):
                 if self._is_ended(piece.stop, file.pages):
                     return
                 yield from self._ranges(
@@ -126,14 +132,14 @@ class PageLister:
 
     def list_machine(self, addresses: tuple[int, int] | None = None) -> Iterator[PageRange]:
         """Yield page frames in order."""
-        size = features.page_size_bytes()
+        flags, size = self._flags_or_raise(), features.page_size_bytes()
         first, stop = 0, 1 << 52
         if addresses is not None:
             first, stop = addresses[0] // size, -(-addresses[1] // size)
         begin, total = first, max(min(count_frames(self.proc), stop) - first, 0)
         while first < stop and not self._is_ended(first - begin, total):
             pages = min(_PIECE, stop - first)
-            words = self._flags.read_range(first, pages)
+            words = flags.read_range(first, pages)
             pfns = np.arange(first, first + len(words))
             yield from self._ranges(_Piece(np.full(len(pfns), _NO_PLACE), pfns, words))
             if len(words) < pages:
@@ -152,13 +158,24 @@ class PageLister:
             self.is_stopped = True
         return self.is_stopped
 
+    def _flags_or_raise(self) -> KpageFile:
+        if self._flags is None:
+            raise self.refusal or ValueError("no list without frames")
+        return self._flags
+
     def _open(self, name: str) -> KpageFile | None:
+        if self.refusal is not None:
+            return None
         try:
             return self._files.enter_context(KpageFile(name, self.proc))
         except MemlensError:
             return None
 
     def _of_words(self, words: NDArray[np.uint64], first: int) -> _Piece:
+        if self._flags is None:
+            listed = np.flatnonzero(words & (PM_PRESENT | PM_SWAP))
+            hidden = np.zeros(len(listed), np.int64)
+            return _Piece(listed + first, hidden, words[listed] & PAGEMAP_PART)
         is_swap = (words & PM_SWAP) != 0
         has_frame = ((words & PM_PRESENT) != 0) & ((words & PM_PFN) != 0)
         listed = np.flatnonzero(is_swap | has_frame)
@@ -182,7 +199,8 @@ class PageLister:
         if not len(pfn):
             return
         has_place = int(place[0]) != _NO_PLACE
-        is_new = (np.diff(pfn) != 1) | (joined[1:] != joined[:-1])
+        step = 1 if self.refusal is None else 0
+        is_new = (np.diff(pfn) != step) | (joined[1:] != joined[:-1])
         if has_place:
             is_new |= np.diff(place) != 1
         for column in (counts, cgroups):
@@ -194,7 +212,7 @@ class PageLister:
             yield PageRange(
                 int(place[head]),
                 pages,
-                int(pfn[head]),
+                None if self.refusal is not None else int(pfn[head]),
                 int(joined[head]),
                 None if counts is None else int(counts[head]),
                 None if cgroups is None else int(cgroups[head]),

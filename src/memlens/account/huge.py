@@ -11,10 +11,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.fileflags import raise_if_hidden
 from memlens.account.flagpages import KERNEL_HALF, Window, read_windows
 from memlens.account.hugemodel import HugeFigures, HugeMapping, HugeProcess, HugeResult
 from memlens.account.hugepieces import SpecialPages, SpecialReader
-from memlens.errors import AccessDenied, MemlensError
+from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroupmembers import find_cgroup, read_cgroup_pids
 from memlens.kernel.kpage import KpageFile
@@ -43,6 +44,11 @@ _NO_SCAN = (
     "zero pages of mappings without other memory are not counted: that needs PAGEMAP_SCAN"
 )
 
+_HIDDEN = (
+    "what PTEs map of huge pages, contiguous blocks and pages merged by KSM are not known; "
+    "what smaps and PAGEMAP_SCAN say is shown"
+)
+
 
 def map_huge(
     pids: Sequence[int],
@@ -68,10 +74,6 @@ def map_huge(
     for order in block_orders:
         if not 1 <= order <= pmd_order:
             raise ValueError(f"a block has 2 to {1 << pmd_order} pages")
-    if not features.is_pfn_visible():
-        raise AccessDenied(
-            "page frames are hidden", path=f"{proc}/self/pagemap", needs="CAP_SYS_ADMIN"
-        )
     processes: list[HugeProcess] = []
     missed: list[tuple[int, str]] = []
     with HugeReader(proc, tuple(block_orders), pmd_order) as reader:
@@ -100,7 +102,8 @@ def map_huge(
             block_orders=tuple(block_orders),
             ksm_frames=reader.count_ksm_frames(),
             missed=tuple(missed),
-            notes=() if reader.use_scan else (_NO_SCAN,),
+            notes=tuple(reader.notes()),
+            is_hidden=reader.flags is None,
         )
 
 
@@ -127,7 +130,7 @@ class HugeReader:
         self.block_orders = block_orders
         self.pmd_order = pmd_order
         self.page_size_bytes = features.page_size_bytes()
-        self.flags = KpageFile("kpageflags", proc)
+        self.flags, self._refusal = _open_flags(proc)
         self.use_scan = (
             features.has_pagemap_scan() and "pagemap_scan" not in features.read_disabled()
         )
@@ -138,7 +141,15 @@ class HugeReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.flags.close()
+        if self.flags is not None:
+            self.flags.close()
+
+    def notes(self) -> Iterator[str]:
+        """Yield what limits the numbers."""
+        if not self.use_scan:
+            yield _NO_SCAN
+        if self.flags is None:
+            yield f"{_HIDDEN}: {self._refusal}"
 
     def new_figures(self) -> HugeFigures:
         """Return figures that are all 0."""
@@ -158,7 +169,7 @@ class HugeReader:
         with ProcessDir(pid, self.proc) as directory:
             figures, mappings = self.new_figures(), []
             try:
-                with SpecialReader(directory, self.page_size_bytes, self.proc) as pages:
+                with self._open_pages(directory) as pages:
                     for row in directory.read_smaps():
                         found = self._read_mapping(pages, row)
                         figures.add(found)
@@ -172,6 +183,10 @@ class HugeReader:
                 raise directory.gone_error() from None
             name, profit = directory.stat.name, _read_ksm_profit(directory)
         return HugeProcess(pid, name, tuple(mappings), figures, profit)
+
+    def _open_pages(self, directory: ProcessDir) -> SpecialReader:
+        has_flags = self.flags is not None
+        return SpecialReader(directory, self.page_size_bytes, self.proc, has_flags=has_flags)
 
     def _read_mapping(self, pages: SpecialReader, row: MappingFigures) -> HugeFigures:
         found, where = self.new_figures(), row.mapping
@@ -190,6 +205,9 @@ class HugeReader:
         found.file_pages = size["Rss"] // page - found.anon_pages
         for kind, names in _PMD_FIGURES.items():
             found.pmd_pages[kind] = sum(size.get(name, 0) for name in names) // page
+        if self.flags is None:
+            self._count_zero(pages.pagemap, where, found)
+            return found
         windows = [(where.start // page, where.stop // page)]
         skipped = 0
         if self.use_scan and found.pmd_pages.any():
@@ -304,12 +322,23 @@ class HugeReader:
         self._note_nodes((present & PM_PFN).view(np.int64), found)
 
     def _count(self, huge: HugePages, found: HugeFigures) -> None:
+        if self.flags is None:
+            return
         _, stops = huge.ranges()
         after = huge.pfn[stops - 1] + 1
         order = np.argsort(after)
         flags = np.empty(len(after), np.uint64)
         flags[order] = read_sorted(self.flags, after[order])
         found.tally.add(huge, (flags & KPF_TAIL) != 0)
+
+
+def _open_flags(proc: str) -> tuple[KpageFile | None, str]:
+    """Return kpageflags, or why frames or their flags are hidden."""
+    try:
+        raise_if_hidden(proc)
+        return KpageFile("kpageflags", proc), ""
+    except MemlensError as error:
+        return None, str(error)
 
 
 def _is_kernel_thread(pid: int, proc: str) -> bool:

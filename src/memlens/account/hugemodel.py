@@ -90,6 +90,8 @@ class HugeResult:
     :param block_orders: the ``--cont`` sizes, as powers of two of pages.
     :param ksm_frames: distinct frames behind ``ksm_pages``.
     :param missed: processes that could not be read, and why.
+    :param is_hidden: whether frames or their flags are hidden from this reader: what PTEs
+        map, blocks and merged pages are not known then, and 0 in ``figures``.
     """
 
     page_size_bytes: int
@@ -100,3 +102,4 @@ class HugeResult:
     ksm_frames: int
     missed: tuple[tuple[int, str], ...] = ()
     notes: tuple[str, ...] = ()
+    is_hidden: bool = False

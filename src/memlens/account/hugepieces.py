@@ -39,17 +39,23 @@ class SpecialPages(NamedTuple):
 
 
 class SpecialReader:
-    """Reads ranges of one process; each thread has files of its own."""
+    """
+    Reads ranges of one process; each thread has files of its own.
 
-    def __init__(self, directory: ProcessDir, page_size_bytes: int, proc: str) -> None:
+    :param has_flags: False where kpageflags is hidden: there is ``pagemap`` then, and no more.
+
+    ``pagemap`` is a page table that no thread reads between two results.
+    """
+
+    def __init__(
+        self, directory: ProcessDir, page_size_bytes: int, proc: str, *, has_flags: bool = True
+    ) -> None:
         self._files = ExitStack()
         self._readers: list[tuple[Pagemap, RunReader]] = []
-        path = f"{directory.path}/pagemap"
         try:
-            for _ in range(count_threads()):
-                fd = directory.open("pagemap")
-                pagemap = Pagemap(fd, page_size_bytes, Meter(), path)
-                self._files.callback(pagemap.close)
+            self.pagemap = self._open(directory, page_size_bytes)
+            for number in range(count_threads() if has_flags else 0):
+                pagemap = self._open(directory, page_size_bytes) if number else self.pagemap
                 flags = self._files.enter_context(KpageFile("kpageflags", proc))
                 self._readers.append((pagemap, RunReader(flags)))
         except BaseException:
@@ -62,10 +68,11 @@ class SpecialReader:
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
-    @property
-    def pagemap(self) -> Pagemap:
-        """Return a page table that no thread reads between two results."""
-        return self._readers[0][0]
+    def _open(self, directory: ProcessDir, page_size_bytes: int) -> Pagemap:
+        path = f"{directory.path}/pagemap"
+        pagemap = Pagemap(directory.open("pagemap"), page_size_bytes, Meter(), path)
+        self._files.callback(pagemap.close)
+        return pagemap
 
     def iter_special(self, window: Window) -> Iterator[SpecialPages]:
         """

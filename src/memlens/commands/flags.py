@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import click
 
 from memlens.commands import common
 from memlens.commands.watch import Watch
+from memlens.errors import MemlensError
 
 if TYPE_CHECKING:
     from memlens.account.flaglist import PageRange
@@ -78,6 +79,8 @@ def command(**options: object) -> None:
     with Watch("reading page flags") as watch:
         counts = _count(request, watch)
         watch.end_scan()
+    if counts.hidden_pages:
+        _refuse_hidden(shown, counts.notes)
     _print(request, shown, counts)
     if watch.is_interrupted:
         raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
@@ -98,6 +101,13 @@ def _options(request: _Request) -> "FlagOptions":
     except FilterError as error:
         raise click.BadParameter(str(error), param_hint="-b") from error
     return FlagOptions(where, bits, request.raw)
+
+
+def _refuse_hidden(shown: "FlagOptions", notes: Iterable[str]) -> None:
+    """Refuse to say which pages have flags that this reader does not see."""
+    if shown.asks_hidden:
+        why = "; ".join(notes)
+        raise MemlensError(f"--where or -b depends on flags that are not known here: {why}")
 
 
 def _count(request: _Request, watch: Watch) -> "FlagCounts":
@@ -168,6 +178,12 @@ def _list(request: _Request, shown: "FlagOptions") -> None:
             # The list itself shows that it goes on; a bar would be drawn into it.
             follow = Follow(None, lambda: watch.is_interrupted)
         with PageLister(shown.keeps, request.proc, inode, follow) as lister:
+            notes = [] if lister.refusal is None else [str(lister.refusal)]
+            if lister.refusal is not None:
+                if not request.pids:
+                    raise lister.refusal
+                _refuse_hidden(shown, notes)
+                shown = shown.raw()
             ranges, names = _ranges(request, lister), lister.cgroup_names()
             if request.as_json:
                 pieces = list_json(ranges, shown, names, unit, _subject(request)[1])
@@ -175,7 +191,7 @@ def _list(request: _Request, shown: "FlagOptions") -> None:
                 pieces = list_text(ranges, shown, names, unit)
             common.write_pieces(pieces)
             watch.end_scan()
-            common.write_pieces([list_end(lister.is_stopped, request.as_json)])
+            common.write_pieces([list_end(lister.is_stopped, notes, request.as_json)])
     if watch.is_interrupted:
         raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
 

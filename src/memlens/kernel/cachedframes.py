@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import features
+from memlens.kernel.leases import LEASED, Leases
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import Meter, raise_errno
 from memlens.kernel.syscalls import (
@@ -46,11 +47,11 @@ class CachedFile:
     A regular file, open to look at its page cache.
 
     :param path: its name; links are followed.
-    :raises MemlensError: if it cannot be opened, or is no regular file.
+    :raises MemlensError: if it cannot be opened, is no regular file, or is under a write
+        lease, which opening would break.
     :raises AccessDenied: if the kernel would not say which pages are in RAM.
     :raises Unsupported: for hugetlbfs, where mapping reserves huge pages.
 
-    Opening ends a write lease on the file, as any opening does.
     """
 
     def __init__(self, path: str, meter: Meter | None = None) -> None:
@@ -193,6 +194,8 @@ class CachedFile:
 def _open(path: str) -> int:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
+        if Leases("/proc").has_named(path, None, os.stat(path).st_ino):
+            raise MemlensError(LEASED, path=path)
         try:
             # Mapping counts as reading: without this the file's access time would change.
             return os.open(path, flags | os.O_NOATIME)

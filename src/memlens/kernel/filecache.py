@@ -42,7 +42,7 @@ KIND_BY_MAGIC = {
     OVERLAYFS_MAGIC: "overlay",
     BTRFS_MAGIC: "btrfs",
 }
-NO_PAGE_CACHE = "hugetlbfs has no page cache"
+NOT_OF_HUGETLB = "cachestat and mincore say nothing of files on hugetlbfs"
 NEEDS_OWNER = "the kernel says it only to the owner, to who may write it, or with CAP_FOWNER"
 _MINCORE_PAGES = 1 << 20
 _CAP_FOWNER = 3
@@ -127,7 +127,7 @@ class CacheReader:
         if stop <= start:
             return NOTHING, ""
         if kind == "hugetlb":
-            return UNKNOWN, NO_PAGE_CACHE
+            return UNKNOWN, NOT_OF_HUGETLB
         # On overlayfs cachestat asks the overlay's own inode, which has no pages.
         if self.has_cachestat and kind != "overlay":
             code = self._cachestat(fd, start, stop)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from memlens.kernel.filecache import open_quietly, special_kind
 from memlens.kernel.filesystems import may_hang
-from memlens.kernel.leases import Leases
+from memlens.kernel.leases import LEASED, Leases
 from memlens.kernel.procfs import decode_bytes, read_file, unescape_path
 
 _MAY_HANG = "may not answer: not entered"
@@ -28,7 +28,6 @@ _KERNELS_OWN = frozenset(
         *("selinuxfs", "nsfs", "rpc_pipefs"),
     }
 )
-LEASED = "under a write lease, which opening would break"
 
 
 class OpenFile(NamedTuple):
@@ -66,7 +65,8 @@ class FileWalk:
     vanished: int = 0
     special: int = 0
     leases: Leases = field(init=False)
-    _closed: dict[str, str] | None = None
+    _reasons: dict[str, str] | None = None
+    _kernels_own: dict[int, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.leases = Leases(self.proc)
@@ -86,6 +86,8 @@ class FileWalk:
                 continue
             if stat.S_ISDIR(status.st_mode):
                 yield from self._walk(path, status.st_dev)
+            elif self._is_of_kernel(path, status.st_dev):
+                yield OpenFile(path, -1, None, _OF_KERNEL)
             elif stat.S_ISREG(status.st_mode):
                 yield from _yield_open(self._open(path, path, None, status.st_ino))
             else:
@@ -94,9 +96,8 @@ class FileWalk:
 
     def _walk(self, top: str, device: int) -> Iterator[OpenFile]:
         # What a user names is entered even if it may hang; files of the kernel never.
-        reason = self._closed_reason(os.path.realpath(top))
-        if reason == _OF_KERNEL:
-            self.skipped.append((top, reason))
+        if self._is_of_kernel(top, device):
+            self.skipped.append((top, _OF_KERNEL))
             return
         pending = [top]
         while pending:
@@ -162,10 +163,22 @@ class FileWalk:
         self.special += 1
         return None
 
+    def _is_of_kernel(self, path: str, device: int) -> bool:
+        """Return whether what a path is on is one of the kernel's own file systems."""
+        if device not in self._kernels_own:
+            place = os.path.realpath(path)
+            while place not in self._mounts() and place != "/":
+                place = os.path.dirname(place)
+            self._kernels_own[device] = self._mounts().get(place) == _OF_KERNEL
+        return self._kernels_own[device]
+
     def _closed_reason(self, real: str) -> str:
-        if self._closed is None:
-            self._closed = read_closed_mounts(self.proc)
-        return self._closed.get(real, "")
+        return self._mounts().get(real, "")
+
+    def _mounts(self) -> dict[str, str]:
+        if self._reasons is None:
+            self._reasons = read_mount_reasons(self.proc)
+        return self._reasons
 
     def _miss(self, path: str, error: OSError) -> None:
         if error.errno in (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR):
@@ -174,20 +187,20 @@ class FileWalk:
             self.skipped.append((path, _reason(error)))
 
 
-def read_closed_mounts(proc: str = "/proc") -> dict[str, str]:
-    """Return the mount points that a walk does not enter, with the reason."""
+def read_mount_reasons(proc: str = "/proc") -> dict[str, str]:
+    """Return all mount points with the reason why a walk does not enter them, or ""."""
     try:
         raw = read_file(f"{proc}/self/mountinfo")
     except OSError:
         return {}
-    return parse_closed_mounts(raw)
+    return parse_mount_reasons(raw)
 
 
-def parse_closed_mounts(raw: bytes) -> dict[str, str]:
+def parse_mount_reasons(raw: bytes) -> dict[str, str]:
     """
-    Return the mount points that a walk does not enter, from mountinfo.
+    Return the mount points of mountinfo with the reason not to enter them, "" for none.
 
-    >>> parse_closed_mounts(b"24 1 0:21 / /net rw - nfs4 srv:/ rw")
+    >>> parse_mount_reasons(b"24 1 0:21 / /net rw - nfs4 srv:/ rw")
     {'/net': 'nfs4 may not answer: not entered'}
 
     Of mounts on one another the last counts.
@@ -203,7 +216,7 @@ def parse_closed_mounts(raw: bytes) -> dict[str, str]:
         elif may_hang(kind):
             found[point] = f"{kind} {_MAY_HANG}"
         else:
-            found.pop(point, None)
+            found[point] = ""
     return found
 
 

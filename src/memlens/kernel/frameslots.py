@@ -229,6 +229,8 @@ def _raise_if_no_array() -> None:
             names = file.read()
     except OSError as error:
         raise Unsupported("this kernel does not describe itself", path=bpf.BTF_PATH) from error
+    if not names:
+        raise Unsupported("this kernel does not describe itself", path=bpf.BTF_PATH)
     if _VMEMMAP_FUNCTION not in names:
         raise Unsupported("the kernel's page frames are not one array", path=bpf.BTF_PATH)
 

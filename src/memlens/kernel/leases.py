@@ -15,6 +15,7 @@ from memlens.kernel.syscalls import fstatfs_type
 # Reading /proc/locks takes the file locks of the whole machine for a moment and waits some
 # milliseconds for it (percpu_down_write in locks_start, fs/locks.c): not for every object.
 _AGE_S = 0.5
+LEASED = "under a write lease, which opening would break"
 
 
 class Leases:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,13 +13,29 @@ from memlens.pages.flags import COMPOUND
 
 Words = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
-Filter = Callable[[Words], Mask]
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>\w+)|(?P<sign>[()!&|]+?))")
 _ALL_BITS = (1 << 64) - 1
 _SIGNS = {"!": "not", "&": "and", "|": "or"}
 # Parentheses nest on Python's stack.
 _DEPTH_AT_MOST = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """
+    Which words are asked for; called with words, ``(n,)`` uint64, it gives ``(n,)`` bool.
+
+    :param keeps: does that.
+    :param mask: the bits that it looks at: where one is not known, neither is the answer.
+    """
+
+    keeps: Callable[[Words], Mask]
+    mask: int
+
+    def __call__(self, words: Words) -> Mask:
+        """Return which words are asked for."""
+        return self.keeps(words)
 
 
 class FilterError(ValueError):
@@ -109,9 +126,8 @@ def parse_bits(text: str) -> Filter:
         mask = _sum_bits(text, text, 0, has_negated=True)
         bits = _sum_bits(text, text, 0, has_negated=False)
     else:
-        any_of = np.uint64(_sum_bits(text, text, 0, has_negated=False))
-        return lambda words: (words & any_of) != 0
-    return lambda words: (words & np.uint64(mask)) == np.uint64(bits)
+        return _any_of(_sum_bits(text, text, 0, has_negated=False))
+    return Filter(lambda words: (words & np.uint64(mask)) == np.uint64(bits), mask)
 
 
 def all_of(filters: Sequence[Filter]) -> Filter:
@@ -123,7 +139,10 @@ def all_of(filters: Sequence[Filter]) -> Filter:
             kept &= wanted(words)
         return kept
 
-    return keep
+    mask = 0
+    for wanted in filters:
+        mask |= wanted.mask
+    return Filter(keep, mask)
 
 
 def _sum_bits(text: str, part: str, offset: int, has_negated: bool) -> int:
@@ -248,17 +267,21 @@ class _Parser:
             message = f"no flag, or more than one, is {word!r}{_suggest(word)}"
             raise FilterError(message, self.text, position)
         self.next += 1
-        bits = np.uint64(mask)
-        return lambda words: (words & bits) != 0
+        return _any_of(mask)
+
+
+def _any_of(mask: int) -> Filter:
+    bits = np.uint64(mask)
+    return Filter(lambda words: (words & bits) != 0, mask)
 
 
 def _either(one: Filter, other: Filter) -> Filter:
-    return lambda words: one(words) | other(words)
+    return Filter(lambda words: one(words) | other(words), one.mask | other.mask)
 
 
 def _both(one: Filter, other: Filter) -> Filter:
-    return lambda words: one(words) & other(words)
+    return Filter(lambda words: one(words) & other(words), one.mask | other.mask)
 
 
 def _negated(one: Filter) -> Filter:
-    return lambda words: ~one(words)
+    return Filter(lambda words: ~one(words), one.mask)

@@ -12,6 +12,7 @@ from typing import Any
 
 from memlens.account.files import FileCache, FileTotals, StripCell
 from memlens.units import count_of, escape_text, format_size
+from memlens.views.lines import percent
 
 SCHEMA = "memlens.files/1"
 _STRIP_LEAST, _STRIP_MOST, _NAME_LEAST = 8, 48, 20
@@ -196,7 +197,7 @@ def _figures(row: FileCache, page_size_bytes: int, has_writeback: bool) -> list[
 
     share = ""
     if row.cached_pages is not None and row.size_bytes:
-        share = _percent(row.cached_pages, -(-row.size_bytes // page_size_bytes))
+        share = percent(row.cached_pages, -(-row.size_bytes // page_size_bytes))
     written = [size(row.writeback_pages)] if has_writeback else []
     return [
         size(row.cached_pages) or "0",
@@ -207,13 +208,6 @@ def _figures(row: FileCache, page_size_bytes: int, has_writeback: bool) -> list[
         *written,
         size(row.evicted_pages),
     ]
-
-
-def _percent(part: int, whole: int) -> str:
-    """Return a share that is 0 % only for nothing and 100 % only for all."""
-    if not whole or part in (0, whole):
-        return "100%" if part and part == whole else "0%"
-    return f"{min(max(round(100 * part / whole), 1), 99)}%"
 
 
 def _total_lines(
@@ -230,7 +224,7 @@ def _total_lines(
     )
     figures = _figures(row, size, has_writeback)
     cached = row.cached_pages
-    figures[1] = "" if cached is None else _percent(cached, totals.pages)
+    figures[1] = "" if cached is None else percent(cached, totals.pages)
     line = " ".join(f"{text:>{n}}" for text, n in zip(figures, widths, strict=True))
     more = f", {top.left_out} not shown (--top)" if top.left_out else ""
     unknown = f", {totals.unknown} not known" if totals.unknown else ""

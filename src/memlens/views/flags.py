@@ -1,7 +1,7 @@
 """What ``memlens flags`` shows: combinations of flags, or pages one after the other."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.pages.flagfilter import Filter
-from memlens.pages.flags import expand_words, flag_names, group_words, known_words
+from memlens.pages.flags import (
+    PAGEMAP_FLAGS,
+    expand_words,
+    flag_names,
+    group_words,
+    known_words,
+)
 from memlens.units import escape_text, format_size
 
 if TYPE_CHECKING:
@@ -33,9 +39,18 @@ class FlagOptions:
     bits: Filter
     is_raw: bool = False
 
+    def raw(self) -> "FlagOptions":
+        """Return the same that shows every bit."""
+        return replace(self, is_raw=True)
+
     def show(self, joined: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Return the words to show for joined words."""
         return expand_words(joined) if self.is_raw else known_words(joined)
+
+    @property
+    def asks_hidden(self) -> bool:
+        """Return whether the answer depends on more than pagemap says."""
+        return bool((self.where.mask | self.bits.mask) & ~PAGEMAP_FLAGS)
 
     def keeps(self, joined: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Return which joined words are asked for."""
@@ -119,7 +134,7 @@ def find_notes(counts: "FlagCounts") -> Iterator[str]:
 
 def _shown_options(counts: "FlagCounts", options: FlagOptions) -> FlagOptions:
     """Return how to show: what pagemap says, where that is all there is."""
-    return replace(options, is_raw=True) if counts.hidden_pages else options
+    return options.raw() if counts.hidden_pages else options
 
 
 def _mapped(counts: "FlagCounts") -> int:
@@ -136,7 +151,8 @@ def list_text(
         maps = "?" if row.map_count is None else str(row.map_count)
         names = ", ".join(flag_names(_shown(row, options))) or "(none)"
         owner = f"  [{escape_text(_owner(row, cgroups))}]" if row.cgroup else ""
-        yield f"{place:>16} {row.pages:>8} {row.pfn:>10x} {maps:>5}  {names}{owner}\n"
+        frame = "?" if row.pfn is None else f"{row.pfn:x}"
+        yield f"{place:>16} {row.pages:>8} {frame:>10} {maps:>5}  {names}{owner}\n"
 
 
 def list_json(
@@ -167,11 +183,13 @@ def list_json(
     yield f'], "total_pages": {total}'
 
 
-def list_end(is_stopped: bool, as_json: bool) -> str:
+def list_end(is_stopped: bool, notes: Sequence[str], as_json: bool) -> str:
     """Return what ends a list, once it is known whether it is whole."""
     if as_json:
-        return f', "is_complete": {json.dumps(not is_stopped)}}}\n'
-    return "note: stopped early: there are more pages\n" if is_stopped else ""
+        end = {"is_complete": not is_stopped, "notes": list(notes)}
+        return f", {json.dumps(end)[1:]}\n"
+    early = ["stopped early: there are more pages"] if is_stopped else []
+    return "".join(f"note: {note}\n" for note in (*early, *notes))
 
 
 def _shown(row: "PageRange", options: FlagOptions) -> int:

@@ -35,6 +35,8 @@ def _all_rows(figures: HugeFigures, result: HugeResult) -> Iterator[HugeRow]:
     for kind, name in enumerate(KINDS):
         pmd = int(figures.pmd_pages[kind])
         yield HugeRow(f"{name}-thp-pmd-aligned-{page_kib << pmd_order}kB", name, pmd)
+        if result.is_hidden:
+            continue
         for fit, label in enumerate(FITS):
             for order in range(1, pmd_order + 1):
                 pages = int(figures.tally.whole[kind, fit, order])
@@ -57,8 +59,8 @@ def render_json(result: HugeResult) -> str:
         "schema": SCHEMA,
         "page_size_bytes": result.page_size_bytes,
         **_figures_json(result.figures, result),
-        "ksm_frames": result.ksm_frames,
-        "ksm_saved_pages": result.figures.ksm_pages - result.ksm_frames,
+        "ksm_frames": _known(result.ksm_frames, result),
+        "ksm_saved_pages": _known(result.figures.ksm_pages - result.ksm_frames, result),
         "processes": [_process_json(process, result) for process in result.processes],
         "missed": [{"pid": pid, "reason": reason} for pid, reason in result.missed],
         "notes": list(find_notes(result)),
@@ -93,12 +95,16 @@ def _figures_json(figures: HugeFigures, result: HugeResult) -> dict[str, Any]:
         "anonymous_pages": figures.anon_pages,
         "file_pages": figures.file_pages,
         "hugetlb_pages": {str(size): pages for size, pages in figures.hugetlb_pages.items()},
-        "ksm_pages": figures.ksm_pages,
+        "ksm_pages": _known(figures.ksm_pages, result),
         "zero_pages": figures.zero_pages,
         "huge_zero_pages": figures.huge_zero_pages,
         "moved_pages": figures.moved_pages,
         "nodes": {str(node): pages for node, pages in sorted(figures.node_pages.items())},
     }
+
+
+def _known(pages: int, result: HugeResult) -> int | None:
+    return None if result.is_hidden else pages
 
 
 def _has_anything(figures: HugeFigures, result: HugeResult) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from memlens.kernel.averages import parse_config
 from memlens.kernel.filemaps import FileMappers, FileMapping
-from memlens.kernel.filewalk import parse_closed_mounts
+from memlens.kernel.filewalk import parse_mount_reasons
 from memlens.kernel.memorystat import parse_memory_stat
 from memlens.kernel.processtree import add_descendants, parse_parent
 
@@ -19,19 +19,19 @@ def mount(point: str, kind: str) -> bytes:
     "kind", ["nfs", "nfs4", "cifs", "fuse", "fuseblk", "fuse.sshfs", "autofs", "9p"]
 )
 def test_what_may_hang_is_closed(kind: str) -> None:
-    assert parse_closed_mounts(mount("/a\\040b", kind)) == {
+    assert parse_mount_reasons(mount("/a\\040b", kind)) == {
         "/a b": f"{kind} may not answer: not entered"
     }
 
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs", "tmpfs", "overlay", "fusion"])
 def test_others_are_open(kind: str) -> None:
-    assert parse_closed_mounts(mount("/a", kind)) == {}
+    assert parse_mount_reasons(mount("/a", kind)) == {"/a": ""}
 
 
 def test_the_last_mount_on_a_place_counts() -> None:
-    assert parse_closed_mounts(mount("/a", "nfs") + mount("/a", "ext4")) == {}
-    assert list(parse_closed_mounts(mount("/a", "ext4") + mount("/a", "proc"))) == ["/a"]
+    assert parse_mount_reasons(mount("/a", "nfs") + mount("/a", "ext4")) == {"/a": ""}
+    assert list(parse_mount_reasons(mount("/a", "ext4") + mount("/a", "proc"))) == ["/a"]
 
 
 def test_mappers_by_file(tmp_path: Path) -> None:

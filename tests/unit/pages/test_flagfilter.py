@@ -1,9 +1,18 @@
 """Filter expressions, and the bits-spec of page-types."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from memlens.pages.flagfilter import FilterError, find_mask, parse_bits, parse_where
+from memlens.pages.flagfilter import (
+    Filter,
+    FilterError,
+    all_of,
+    find_mask,
+    parse_bits,
+    parse_where,
+)
 from memlens.pages.flags import mask_of
 
 ANON, LRU, DIRTY = (int(mask_of(name)) for name in ("ANON", "LRU", "DIRTY"))
@@ -50,6 +59,24 @@ def test_errors_point_at_the_place(text: str, position: int) -> None:
         parse_where(text)
     assert caught.value.position == position
     assert f"{text[:position]}▸" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "mask"),
+    [
+        (parse_where, "anon and not (lru or dirty)", ANON | LRU | DIRTY),
+        (parse_where, "not not lru", LRU),
+        (parse_bits, "lru,dirty", LRU | DIRTY),
+        (parse_bits, "lru,~dirty", LRU | DIRTY),
+        (parse_bits, "lru,dirty=lru", LRU | DIRTY),
+        (parse_bits, "=lru", (1 << 64) - 1),
+    ],
+)
+def test_a_filter_knows_the_bits_that_it_looks_at(
+    parse: Callable[[str], Filter], text: str, mask: int
+) -> None:
+    assert parse(text).mask == mask
+    assert all_of([parse(text), parse_where("anon")]).mask == mask | ANON
 
 
 def test_a_misspelt_flag_is_named() -> None:
