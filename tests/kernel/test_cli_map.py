@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import driver
 import pytest
 
 MEMLENS = [sys.executable, "-m", "memlens"]
@@ -337,6 +338,23 @@ def on_terminal(*arguments: object, **environ: str) -> str:
         child.wait(DEADLINE_S)
     assert child.returncode == 0
     return shown.decode()
+
+
+def test_names_in_csv_are_raw_for_programs_and_escaped_on_a_terminal() -> None:
+    name = "evil\x1b]0;title\x07,\x1b[31m"
+    with driver.target() as target:
+        fd = target.os("memfd_create", name)
+        target.os("ftruncate", fd, 3 * PAGE)
+        target.mmap(3, flags=driver.MAP_SHARED, fd=fd)
+        for option in ("--csv", "--csv --pages"):
+            arguments = ["map", str(target.pid), *option.split()]
+            piped = subprocess.run([*MEMLENS, *arguments], capture_output=True, text=True)
+            shown = on_terminal(*arguments).replace("\r\n", "\n")
+            if option == "--csv":
+                assert name in piped.stdout
+                assert r"evil\x1b]0;title\x07" in shown
+            assert "\x1b" not in shown
+            assert shown.count("\n") == piped.stdout.count("\n")
 
 
 def test_a_terminal_gets_colours_unless_unwanted(

@@ -136,6 +136,19 @@ def write_pieces(pieces: Iterable[str]) -> None:
         sys.stdout.write(piece)
 
 
+def write_csv(pieces: Iterable[str]) -> None:
+    """
+    Write CSV to standard output.
+
+    Names are raw for programs; on a terminal, where one could move the cursor, they are not.
+    """
+    if not sys.stdout.isatty():
+        write_pieces(pieces)
+        return
+    for piece in pieces:
+        write_pieces("\n".join(map(escape_text, piece.split("\n"))))
+
+
 def _convert(parse: Callable[[str], Any]) -> Callable[..., Any]:
     """Return a click callback for a parser that raises ValueError."""
 
@@ -179,6 +192,8 @@ def exit_code_of(call: Callable[[], Any]) -> int:
 
 def complain(message: str) -> None:
     """Print one line on standard error; whoever closed it does not want it."""
+    if sys.stderr is None:
+        return  # print() would take standard output
     try:
         print(f"memlens: {escape_text(message)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):

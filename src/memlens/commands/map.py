@@ -1,6 +1,5 @@
 """``memlens map PID``: where every page of a process is."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import click
@@ -73,7 +72,7 @@ def command(**options: object) -> None:
     tables.check_formats(request.as_json, request.as_csv)
     if request.as_csv and request.words:
         raise click.UsageError("--words is for text and --json")
-    with Watch(f"reading process {request.pid}") as watch:
+    with Watch(f"reading process {request.pid}", request.no_color) as watch:
         whole = _scan(request, watch)
         watch.end_scan()
         _print(request, whole)
@@ -103,17 +102,18 @@ def _print(request: _Request, whole: ProcessMap) -> None:
 
     shown = select_classes(whole, request.only) if request.only else whole
     if request.as_json or request.as_csv:
-        common.write_pieces(_machine(request, shown))
+        _print_machine(request, shown)
     else:
         _print_text(request, shown, whole)
 
 
-def _machine(request: _Request, shown: ProcessMap) -> Iterator[str]:
+def _print_machine(request: _Request, shown: ProcessMap) -> None:
     from memlens.views.machine import render_csv, render_json, render_runs_csv
 
     if request.as_json:
-        return render_json(shown, request.pages)
-    return render_runs_csv(shown) if request.pages else render_csv(shown)
+        common.write_pieces(render_json(shown, request.pages))
+    else:
+        common.write_csv(render_runs_csv(shown) if request.pages else render_csv(shown))
 
 
 def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None:

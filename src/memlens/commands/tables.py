@@ -121,7 +121,7 @@ def run_scan(
     :param is_missing: whether anything was missed or is unknown.
     :raises click.exceptions.Exit: with the code, unless it is 0.
     """
-    with Watch(label) as watch:
+    with Watch(label, asked.no_color) as watch:
         found = read(
             proc=asked.proc,
             budget_s=asked.budget,
@@ -132,7 +132,7 @@ def run_scan(
         if asked.as_json:
             common.write_pieces(rendering.json(found))
         elif asked.as_csv:
-            common.write_pieces(rendering.csv(found))
+            common.write_csv(rendering.csv(found))
         else:
             options = table_options(asked.no_color)
             print_lines(rendering.text(found, options), options.is_colored)

@@ -1,5 +1,6 @@
 """What a user sees and does while a scan runs: a progress bar, and Ctrl-C."""
 
+import os
 import signal
 import sys
 import time
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 # A scan that takes no longer shows no bar.
 _PATIENCE_S = 1.0
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Watch:
@@ -22,10 +24,12 @@ class Watch:
     after a second.
 
     :param label: what is being done, for the bar.
+    :param no_color: whether the bar is to have no colour.
     """
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, no_color: bool = False) -> None:
         self.label = label
+        self.no_color = no_color
         self.is_interrupted = False
         self._began = time.monotonic()
         self._is_shown = sys.stderr is not None and sys.stderr.isatty()
@@ -69,6 +73,9 @@ class Watch:
 
     def _interrupt(self, *_: object) -> None:
         self.is_interrupted = True
+        if self._bar is not None:
+            # The second, which kills, leaves no time for what the bar has hidden.
+            os.write(sys.stderr.fileno(), _SHOW_CURSOR)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def _show(self) -> None:
@@ -79,7 +86,8 @@ class Watch:
         from rich.console import Console
         from rich.progress import Progress
 
-        self._bar = Progress(console=Console(stderr=True), transient=True)
+        console = Console(stderr=True, color_system=None if self.no_color else "auto")
+        self._bar = Progress(console=console, transient=True)
         # What was done before the bar appeared: the next report may be long in coming.
         done, total = self._progress or (0, None)
         self._task = self._bar.add_task(self.label, completed=done, total=total)

@@ -51,6 +51,12 @@ def test_faults_become_exit_codes(
     assert capfd.readouterr().err == line
 
 
+def test_who_closed_standard_error_gets_no_message_elsewhere(capfd, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    common.complain("nobody wants to know")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_bugs_are_not_hidden() -> None:
     with pytest.raises(ValueError, match="a bug"):
         common.exit_code_of(raises(ValueError("a bug")))

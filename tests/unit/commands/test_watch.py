@@ -1,10 +1,12 @@
 """Ctrl-C during a scan, and when a bar is drawn."""
 
 import io
+import re
 import signal
 import sys
 
 import pytest
+import rich.progress
 
 from memlens.commands import watch
 from memlens.commands.watch import Watch
@@ -58,6 +60,31 @@ def test_a_bar_is_drawn_late_and_only_on_a_terminal(
     assert ("reading process 7" in stream.getvalue()) == is_drawn
     if not is_drawn:
         assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+def test_the_bar_has_no_colour_if_none_is_wanted(monkeypatch, no_color: bool) -> None:
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(watch, "_PATIENCE_S", 0.0)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with Watch("reading", no_color) as seen:
+        seen.should_stop()
+        seen.on_progress(5, 10)
+        seen.end_scan()
+    assert "reading" in stream.getvalue()
+    assert bool(re.search(r"\x1b\[[0-9;]*m", stream.getvalue())) != no_color
+
+
+def test_an_interrupt_gives_the_cursor_back_at_once(monkeypatch, tmp_path) -> None:
+    """For the second one kills."""
+    with open(tmp_path / "terminal", "w+") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Watch("reading") as seen:
+            seen._bar = rich.progress.Progress()
+            signal.raise_signal(signal.SIGINT)
+            assert (tmp_path / "terminal").read_bytes() == b"\x1b[?25h"
 
 
 def test_a_bar_begins_with_what_was_done_before(monkeypatch) -> None:
