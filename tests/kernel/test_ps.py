@@ -1,26 +1,30 @@
 """
 ``memlens ps`` against smaps_rollup, and against a slow count of frames with struct.
 
-The processes sleep between requests, so what they map stands still; a page of a library may
-still be mapped by one process more or less from one look to the next.
+The processes sleep between requests, so what they map stands still.  memlens runs as a process
+of its own, which maps the same libraries: it must not count.
 """
 
+import mmap
 import os
 import signal
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import raw
+from apart import is_rollup_pss, run_apart
 from driver import (
     HUGE,
     MADV_HUGEPAGE,
     MAP_ANONYMOUS,
     MAP_SHARED,
     PAGE,
+    PROT_READ,
     Target,
     target,
 )
@@ -30,10 +34,12 @@ from standstill import again_if_moved
 from workloads.base import StateMoved, page_out
 
 from memlens import ProcessFilter, ProcessGone, ProcessList, ProcessMemory, list_processes
+from memlens.account.frames import Frames
+from memlens.account.mapcounts import MapCounts
+from memlens.kernel.kpage import KpageFile
 
 NAME = "memlens-family"
 KPF_ZERO_PAGE = 24
-HUNDREDTH = 0.01
 
 
 @dataclass(frozen=True)
@@ -117,16 +123,16 @@ def hold_against_rollup(pids: list[int]) -> None:
     :raises StateMoved: if others mapped or unmapped pages of theirs meanwhile.
     """
     before = [_rollup(pid) for pid in pids]
-    rows = _rows(list_processes(pids))
+    rows = {row["pid"]: row for row in run_apart("ps", *pids)["processes"]}
     if [_rollup(pid) for pid in pids] != before:
         raise StateMoved("smaps_rollup changed")
     assert set(rows) == set(pids)
     for pid, sums in zip(pids, before, strict=True):
         row = rows[pid]
+        assert row["rss_pages"] * PAGE == sums["Rss"] * 1024
         alone = sums["Private_Clean"] + sums["Private_Dirty"]
-        assert row.rss_pages * PAGE == sums["Rss"] * 1024
-        assert row.pss_pages * PAGE == pytest.approx(sums["Pss"] * 1024, rel=HUNDREDTH)
-        assert row.uss_pages * PAGE == pytest.approx(alone * 1024, rel=HUNDREDTH)
+        assert row["uss_pages"] * PAGE == alone * 1024
+        assert is_rollup_pss(row["pss_pages"] * PAGE, sums["Pss"], row["rss_pages"])
 
 
 @ON_ZRAM
@@ -225,6 +231,70 @@ def test_filters(family: Family) -> None:
     # Others still count as sharers.
     (row,) = list_processes([family.pids[0]]).processes
     assert row.uss_pages == rows[family.pids[0]].uss_pages
+
+
+def test_what_the_reader_maps_does_not_count(tmp_path: Path) -> None:
+    """A file that another process maps, before and after this one maps it twice."""
+    pages = 1009
+    (tmp_path / "file").write_bytes(b"x" * pages * PAGE)
+    with target() as other:
+        fd = other.os("open", str(tmp_path / "file"), os.O_RDONLY)
+        start = other.mmap(pages, protection=PROT_READ, flags=MAP_SHARED, fd=fd)
+        other.peek(start, range(pages))
+        os.kill(other.pid, signal.SIGSTOP)
+
+        def look() -> None:
+            first, rollup = list_processes([other.pid]).processes[0], _rollup(other.pid)
+            with _mapped_twice(tmp_path / "file"):
+                second, now = list_processes([other.pid]).processes[0], _rollup(other.pid)
+            if rollup != _rollup(other.pid):
+                raise StateMoved("others mapped its libraries")
+            fallen = [rollup[name] - now[name] for name in ("Private_Clean", "Private_Dirty")]
+            assert sum(fallen) * 1024 == pages * PAGE
+            assert (first.rss_pages, first.pss_pages) == (second.rss_pages, second.pss_pages)
+            assert first.uss_pages == second.uss_pages
+
+        again_if_moved(look)
+        os.kill(other.pid, signal.SIGCONT)
+
+
+def test_the_reader_counts_for_itself(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 7 * PAGE)
+    with target() as other, _mapped_twice(tmp_path / "file") as (first, second):
+        fd = other.os("open", str(tmp_path / "file"), os.O_RDONLY)
+        start = other.mmap(7, protection=PROT_READ, flags=MAP_SHARED, fd=fd)
+        other.peek(start, range(7))
+        words = [raw.read_pagemap(os.getpid(), address, 7) for address in (first, second)]
+        assert words[0].tolist() == raw.read_pagemap(other.pid, start, 7).tolist()
+        with KpageFile("kpagecount") as file:
+            counts = MapCounts(file)
+            counts.add(os.getpid(), _file_frames(np.concatenate(words)))
+            counts.add(other.pid, _file_frames(words[0]))
+            sums = counts.sums()
+    assert sums[os.getpid()] == (14, pytest.approx(14 / 3), 0, 0)
+    assert sums[other.pid] == (7, 7.0, 7, 0)
+
+
+@contextmanager
+def _mapped_twice(path: Path) -> Iterator[tuple[int, int]]:
+    """Map a file here at two addresses, and bring all of it into the page table."""
+    data = path.read_bytes()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), len(data), prot=PROT_READ) as first,
+        mmap.mmap(file.fileno(), len(data), prot=PROT_READ) as second,
+    ):
+        assert first[:] == second[:] == data
+        views = np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)
+        addresses = int(views[0].ctypes.data), int(views[1].ctypes.data)
+        del views
+        yield addresses
+
+
+def _file_frames(words: np.ndarray) -> Frames:
+    pfns = (words & np.uint64((1 << 55) - 1)).astype(np.uint32)
+    is_file = np.ones(len(pfns), bool)
+    return Frames(pfns, is_file, ~is_file, np.empty(0, np.uint64))
 
 
 def test_a_process_that_is_gone() -> None:

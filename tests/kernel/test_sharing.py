@@ -1,6 +1,7 @@
 """memlens sharing beside smaps_rollup and a slow count, on processes that stand still."""
 
 import json
+import mmap
 import os
 import signal
 import subprocess
@@ -14,9 +15,12 @@ import driver
 import psutil
 import pytest
 import raw
+from apart import is_rollup_pss, run_apart
 from driver import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PAGE, PROT_READ, Target
 from servers import ask_postgresql, ask_redis, postgresql, redis, stopped
+from standstill import again_if_moved
 from swapareas import Missing, Squeeze, wait_until
+from workloads.base import StateMoved
 
 from memlens.account.sharedpages import read_sharing
 from memlens.account.sharingmodel import ProcessShare, Sharing
@@ -73,16 +77,31 @@ def slow_frames(pid: int, zeros: set[int]) -> set[int]:
     return found - zeros
 
 
+def hold_against_rollup(pids: Sequence[int]) -> None:
+    """
+    Compare what a process of its own says with smaps_rollup.
+
+    :raises StateMoved: if others mapped or unmapped pages of theirs meanwhile.
+    """
+    before = [rollup(pid) for pid in pids]
+    found = {row["pid"]: row for row in run_apart("sharing", *pids)["processes"]}
+    if [rollup(pid) for pid in pids] != before:
+        raise StateMoved("smaps_rollup changed")
+    for pid, figures in zip(pids, before, strict=True):
+        row = found[pid]
+        assert row["rss_pages"] == figures["Rss"]
+        assert row["uss_pages"] == figures["Private_Clean"] + figures["Private_Dirty"]
+        pss_kib = int(figures["Pss"] * PAGE / 1024)
+        assert is_rollup_pss(row["pss_pages"] * PAGE, pss_kib, row["rss_pages"])
+
+
 def assert_true(result: Sharing, pids: Sequence[int]) -> None:
     """Compare with smaps_rollup, and every pair with sets of frames."""
+    again_if_moved(lambda: hold_against_rollup(pids))
     assert {process.pid for process in result.processes} == set(pids)
     for process in result.processes:
-        figures = rollup(process.pid)
         assert process.moved_pages == 0
-        assert process.rss_pages == figures["Rss"]
-        assert process.pss_pages == pytest.approx(figures["Pss"], rel=0.01)
-        private = figures["Private_Clean"] + figures["Private_Dirty"]
-        assert process.uss_pages == pytest.approx(private, rel=0.01)
+        assert process.rss_pages == rollup(process.pid)["Rss"]
         for name in ("rss_pages", "uss_pages"):
             assert sum(getattr(m, name) for m in process.mappings) == getattr(process, name)
     zeros = zero_frames()
@@ -175,6 +194,27 @@ def test_what_changes_between_the_looks_has_moved(target: Target) -> None:
     # Besides, the interpreters of the two write to pages that they shared.
     assert 211 <= was.shared_pages - now.shared_pages < 311
     assert any("changed while they were read" in note for note in result.notes)
+
+
+def test_the_reader_counts_for_itself_alone(target: Target, tmp_path: Path) -> None:
+    """A file that this process maps once, and another, too."""
+    (tmp_path / "file").write_bytes(b"x" * 7 * PAGE)
+    fd = target.os("open", str(tmp_path / "file"), os.O_RDONLY)
+    start = target.mmap(7, protection=PROT_READ, flags=MAP_SHARED, fd=fd)
+    target.peek(start, range(7))
+    with (
+        (tmp_path / "file").open("rb") as file,
+        mmap.mmap(file.fileno(), 7 * PAGE, prot=mmap.PROT_READ) as mapped,
+    ):
+        assert mapped[:] == b"x" * 7 * PAGE
+        result = read_sharing([os.getpid(), target.pid])
+    rows = {
+        pid: [m for m in of(result, pid).mappings if m.path == str(tmp_path / "file")]
+        for pid in (os.getpid(), target.pid)
+    }
+    (own,), (other,) = rows.values()
+    assert (own.rss_pages, own.pss_pages, own.uss_pages) == (7, 3.5, 0)
+    assert (other.rss_pages, other.pss_pages, other.uss_pages) == (7, 7.0, 7)
 
 
 def test_an_executed_program_is_no_fork(target: Target) -> None:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.account.frametable import FrameTable
-from memlens.account.mapcounts import FrameSums
+from memlens.account.mapcounts import MapCounts
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
@@ -39,7 +38,7 @@ class Want:
     :param frames: the page frames that it maps.
     :param rollup: what smaps_rollup sums up, for readers who may not see frames.
     :param who: of which processes the frames, or the rollup, are wanted.
-    :param counts: how often frames are mapped, to sum up frames.
+    :param counts: sums up frames by how often they are mapped.
     :param keep_frames: whether to keep the frames beside their sums.
     """
 
@@ -52,7 +51,7 @@ class Want:
     frames: bool = False
     rollup: bool = False
     who: Callable[[Who], bool] = lambda _who: True
-    counts: FrameTable | None = None
+    counts: MapCounts | None = None
     keep_frames: bool = False
 
     @property
@@ -108,7 +107,6 @@ class ProcessFacts:
     :param cached_pfns: frames of private pages in RAM that keep a slot, ``(n,)`` uint64.
     :param cached_pages: address of each divided by the page size, ``(n,)`` int64.
     :param frames: distinct frames that it maps, sorted, None if not asked.
-    :param sums: of these frames.
     :param rollup: figures of smaps_rollup in bytes, empty if not asked; VmSwap of status where
         slots are hidden.
     """
@@ -124,7 +122,6 @@ class ProcessFacts:
     is_swap_hidden: bool
     frames: NDArray[np.uint32] | NDArray[np.uint64] | None
     ipc_namespace: int
-    sums: FrameSums | None = None
     cached_pfns: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     cached_pages: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     rollup: dict[str, int] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.ownmaps import OWN_TRIES, OwnMaps, read_own_maps
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.kpagebatch import read_sorted
 
@@ -50,23 +51,37 @@ class FrameRanks:
         found[~is_inside] = -1
         return found
 
-    def read_counts(self, file: KpageFile) -> None:
+    def read_counts(self, file: KpageFile) -> OwnMaps:
         """
-        Ask how often every frame is mapped.
+        Ask how often every frame is mapped by others than this process.
 
         :param file: kpagecount.
+        :return: what this process maps.
+
+        This process maps more while it runs: reading brings in pages of libraries.  So what
+        it maps is read before and after, and frames that it maps another number of times
+        are asked about again.
         """
         pfns = np.flatnonzero(self._rank)
-        self._counts = np.ones(self.size, np.uint32)
-        for at in range(0, len(pfns), _COUNTED_AT_ONCE):
-            piece = pfns[at : at + _COUNTED_AT_ONCE]
-            counts = np.minimum(read_sorted(file, piece), np.uint64(0xFFFFFFFF))
-            # What this process had is mapped once at least, whatever the kernel says now.
-            self._counts[self._rank[piece] - 1] = np.maximum(counts, np.uint64(1))
+        self._counts = np.zeros(self.size, np.uint32)
+        own = read_own_maps()
+        for _ in range(OWN_TRIES):
+            for at in range(0, len(pfns), _COUNTED_AT_ONCE):
+                self._read_counts(file, pfns[at : at + _COUNTED_AT_ONCE], own)
+            before, own = own, read_own_maps()
+            pfns = before.changed(own)
+            pfns = pfns[self.find(pfns) >= 0]
+            if not len(pfns):
+                break
+        return own
 
     def counts(self, ranks: NDArray[np.int64]) -> NDArray[np.uint32]:
-        """Return how often frames are mapped, by number."""
+        """Return how often others than this process map frames, by number."""
         return self._counts[ranks]
+
+    def _read_counts(self, file: KpageFile, pfns: NDArray[np.int64], own: OwnMaps) -> None:
+        counts = own.take_off(read_sorted(file, pfns), pfns)
+        self._counts[self._rank[pfns] - 1] = np.minimum(counts, np.uint64(0xFFFFFFFF))
 
 
 class FrameSet:

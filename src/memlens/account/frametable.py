@@ -20,7 +20,8 @@ class FrameTable:
     Answers about frames; for one thread.
 
     :param file: an open kpageflags or kpagecount.
-    :param reduce: makes an answer, at most ``ANSWER_LIMIT``, of each word.
+    :param reduce: makes an answer, at most ``ANSWER_LIMIT``, of each word; it is given the
+        words and their frames.
 
     Takes two bytes for every frame of a part of memory where any is asked about.
     """
@@ -28,7 +29,7 @@ class FrameTable:
     def __init__(
         self,
         file: KpageFile,
-        reduce: Callable[[NDArray[np.uint64]], NDArray[np.uint16]],
+        reduce: Callable[[NDArray[np.uint64], NDArray[np.int64]], NDArray[np.uint16]],
     ) -> None:
         self.file = file
         self._reduce = reduce
@@ -51,10 +52,23 @@ class FrameTable:
         if is_new.any():
             fresh = distinct(numbers[is_new])
             words = read_sorted(self.file, fresh)
-            self._table[fresh] = self._reduce(words) + np.uint16(1)
+            self._table[fresh] = self._reduce(words, fresh) + np.uint16(1)
             answers[is_new] = self._table[numbers[is_new]]
         answers -= np.uint16(1)
         return answers
+
+    def ask_again(self, pfns: NDArray[np.int64]) -> bool:
+        """
+        Ask anew of those of some frames that were asked about, and return if there are any.
+
+        :param pfns: ``(n,)`` int64, each once.
+        :raises MemlensError: as the reads give it.
+        """
+        inside = pfns[pfns < len(self._table)]
+        known = inside[self._table[inside] != 0]
+        self._table[known] = 0
+        self.of(known.view(np.uint64))
+        return bool(len(known))
 
     def _make_room(self, last: int) -> None:
         """Grow for memory that came after the start, or was not known of."""

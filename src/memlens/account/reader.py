@@ -13,7 +13,6 @@ import numpy as np
 from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
 from memlens.account.frames import Frames, read_frames
 from memlens.account.frametable import FrameTable
-from memlens.account.mapcounts import sum_frames
 from memlens.account.presence import find_present
 from memlens.account.slots import Slots, read_slots
 from memlens.errors import MemlensError
@@ -190,9 +189,9 @@ class ProcessReader:
         rollup: dict[str, int],
     ) -> ProcessFacts:
         is_hidden = bool(len(slots.words)) and not features.is_pfn_visible()
-        sums, kept = None, None
+        kept = None
         if frames is not None and self.want.counts is not None:
-            sums = sum_frames(frames, self.want.counts)
+            self.want.counts.add(who.pid, frames)
             kept = frames.distinct() if self.want.keep_frames else None
         return ProcessFacts(
             pid=who.pid,
@@ -205,7 +204,6 @@ class ProcessReader:
             swap_pages=_NO_PAGES if is_hidden else slots.pages,
             is_swap_hidden=is_hidden,
             frames=kept,
-            sums=sums,
             ipc_namespace=self._namespace("ipc"),
             cached_pfns=slots.cached_pfns,
             cached_pages=slots.cached_pages,

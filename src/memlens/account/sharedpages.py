@@ -20,6 +20,7 @@ from memlens.account.flagpages import Window, list_windows, read_windows
 from memlens.account.follow import Progress, Stopped
 from memlens.account.framesets import FrameRanks, FrameSet
 from memlens.account.mappingtable import FoundPages, MappingTable
+from memlens.account.ownmaps import OwnMaps, find_own_pid
 from memlens.account.sharingmodel import (
     MappingShare,
     PairShare,
@@ -127,6 +128,8 @@ class _Run:
         self.parents: dict[int, int] = {}
         self.ranks = FrameRanks(count_frames(proc))
         self.zero_pfn = features.zero_pfn()
+        self.own: OwnMaps | None = None
+        self.own_pid = find_own_pid(proc)
         self._done = 0
 
     def open(self, pids: Sequence[int], parents: dict[int, int]) -> None:
@@ -164,7 +167,7 @@ class _Run:
         try:
             self._each(self._read_first)
             with KpageFile("kpagecount", self.proc, self.meter) as file:
-                self.ranks.read_counts(file)
+                self.own = self.ranks.read_counts(file)
             self._each(self._read_second)
         except Stopped:
             is_complete = False
@@ -221,12 +224,22 @@ class _Run:
             moved += int((~is_same).sum())
             ranks, found = ranks[is_same], found.select(is_same)
             member.after.add(ranks)
-            times = self.ranks.counts(ranks)
+            times = self._count_maps(member, ranks, found.pfn)
             counts.add(found.place, times)
             private += int(((times == 1) & ~found.is_file).sum())
             if member.parent is not None:
                 self._compare(member.parent, job, found, ranks, counts)
         member.share = _share(member, table, counts, private, moved, swapped)
+
+    def _count_maps(
+        self, member: _Member, ranks: NDArray[np.int64], pfns: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        """Return how often frames are mapped; this process counts for itself alone."""
+        times = self.ranks.counts(ranks)
+        if member.pid == self.own_pid and self.own is not None:
+            times = times + self.own.times_of(pfns).astype(np.uint32)
+        # What a process had is mapped once at least, whatever the kernel says now.
+        return np.maximum(times, np.uint32(1))
 
     def _compare(
         self,

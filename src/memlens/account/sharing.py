@@ -9,7 +9,7 @@ from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Want, Who
 from memlens.account.follow import Progress, Stop
 from memlens.account.inventory import read_objects
-from memlens.account.mapcounts import count_maps
+from memlens.account.mapcounts import FrameSums, MapCounts
 from memlens.account.sharedobject import SharedObject, holder_notes, kept_pages, split_objects
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
@@ -147,14 +147,15 @@ def list_processes(
 
     counts, reason = _open_counts(proc)
     want = Want(objects=True, present_pages=True, who=is_shown)
-    if counts is None:
+    table = None if counts is None else MapCounts(counts, proc)
+    if table is None:
         want = replace(want, rollup=True)
     else:
-        table = count_maps(counts)
         want = replace(want, frames=True, counts=table, keep_frames=group_by is not None)
     sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
     try:
         sweep.run()
+        sums = {} if table is None else table.sums()
     finally:
         if counts is not None:
             counts.close()
@@ -164,7 +165,7 @@ def list_processes(
     objects = read_objects(sweep, tells_present=False).objects
     chosen = [facts for facts in sweep.processes if is_shown(facts)]
     notes = (f"{reason}: RSS, PSS and USS are smaps_rollup's",) if reason else ()
-    return _list(sweep, chosen, objects, group_by, notes)
+    return _list(sweep, chosen, objects, sums, group_by, notes)
 
 
 def _open_counts(proc: str) -> tuple[KpageFile | None, str]:
@@ -180,12 +181,13 @@ def _list(
     sweep: Sweep,
     chosen: Sequence[ProcessFacts],
     objects: Sequence[SharedObject],
+    sums: dict[int, FrameSums],
     group_by: str | None,
     notes: Sequence[str],
 ) -> ProcessList:
     shares, _ = split_objects(objects)
     kept = kept_pages(objects)
-    rows = [_row(facts, shares, kept) for facts in chosen]
+    rows = [_row(facts, sums.get(facts.pid), shares, kept) for facts in chosen]
     notes = [*notes]
     if features.is_pfn_visible():
         notes += holder_notes(objects)
@@ -201,13 +203,18 @@ def _list(
     )
 
 
-def _row(facts: ProcessFacts, shares: dict[int, float], kept: dict[int, int]) -> ProcessMemory:
+def _row(
+    facts: ProcessFacts,
+    sums: FrameSums | None,
+    shares: dict[int, float],
+    kept: dict[int, int],
+) -> ProcessMemory:
     size = features.page_size_bytes()
     shared = sum(use.present_pages or 0 for use in facts.uses)
-    if facts.sums is not None:
-        rss, pss, uss = facts.sums.rss_pages, facts.sums.pss_pages, facts.sums.uss_pages
+    if sums is not None:
+        rss, pss, uss = sums.rss_pages, sums.pss_pages, sums.uss_pages
         own = len(facts.swap_words)
-        freed = facts.sums.private_pages + kept.get(facts.pid, 0)
+        freed = sums.private_pages + kept.get(facts.pid, 0)
     else:
         figures = facts.rollup
         rss, pss = figures.get("Rss", 0) // size, figures.get("Pss", 0) / size

@@ -144,7 +144,7 @@ def find_swap_cached(file: KpageFile) -> FrameTable:
     return FrameTable(file, _is_swap_cached)
 
 
-def _is_swap_cached(words: NDArray[np.uint64]) -> NDArray[np.uint16]:
+def _is_swap_cached(words: NDArray[np.uint64], _pfns: NDArray[np.int64]) -> NDArray[np.uint16]:
     both = KPF_ANON | KPF_SWAPCACHE
     is_cached: NDArray[np.bool_] = (words & both) == both
     return is_cached.astype(np.uint16)

@@ -62,7 +62,7 @@ def read_disabled() -> frozenset[str]:
 def has_pagemap_scan() -> bool:
     """Return whether PAGEMAP_SCAN works here (commit 52526ca7fdb9, in v6.7)."""
     page = _own_page(is_written=True)
-    pagemap = _own_pagemap()
+    pagemap = open_own_pagemap()
     if pagemap is None:
         return False
     try:
@@ -115,7 +115,7 @@ def _address(page: mmap.mmap) -> int:
     return int(np.frombuffer(page, np.uint8).ctypes.data)
 
 
-def _own_pagemap() -> Pagemap | None:
+def open_own_pagemap() -> Pagemap | None:
     """Open our own page table; None for one who may not, as what is not dumpable."""
     try:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -125,7 +125,7 @@ def _own_pagemap() -> Pagemap | None:
 
 
 def _own_pfn(page: mmap.mmap) -> int:
-    pagemap = _own_pagemap()
+    pagemap = open_own_pagemap()
     if pagemap is None:
         return 0
     try:
