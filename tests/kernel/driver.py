@@ -28,6 +28,17 @@ CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x10000000, 0x20000000
 MS_REC, MS_PRIVATE, MNT_DETACH = 0x4000, 1 << 18, 2
 
 
+# It runs nothing but pause(2), on a stack of its own: everything else is the target's.
+_TWIN = """
+libc.mmap.restype = ctypes.c_void_p
+stack = libc.mmap(None, 65536, 3, 0x22, -1, 0)
+clone_vm, child_signal = 0x100, 17
+libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+pause = ctypes.cast(libc.pause, ctypes.c_void_p)
+result = libc.clone(pause, stack + 65536, clone_vm | child_signal, None)
+"""
+
+
 class Target:
     """
     One process under our hand.
@@ -77,6 +88,16 @@ class Target:
         child = Target(self._answer(), ours)
         self.children.append(child)
         return child
+
+    @contextmanager
+    def twin(self) -> Iterator[int]:
+        """Run another process in the memory of the target, and yield its PID."""
+        pid = self.run(_TWIN)
+        try:
+            yield pid
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            self.os("waitpid", pid, 0)
 
     # Memory
 

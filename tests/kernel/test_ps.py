@@ -275,6 +275,37 @@ def test_the_reader_counts_for_itself(tmp_path: Path) -> None:
     assert sums[other.pid] == (7, 7.0, 7, 0)
 
 
+def test_two_processes_in_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of one frees nothing; a forked one beside them has a memory of its own."""
+    with target() as made:
+        made.run("open('/proc/self/comm', 'w').write(name)", name="memlens-twins")
+        start = made.mmap(211)
+        made.poke(start, range(211))
+        forked = made.fork()
+        forked.poke(start, range(31))
+        with made.twin() as twin:
+            pids = [made.pid, twin, forked.pid]
+            found = list_processes(pids, group_by="name")
+            rows, (group,) = _rows(found), found.groups
+            (alone,) = list_processes([twin]).processes
+            monkeypatch.setenv("MEMLENS_DISABLE", "kcmp")
+            doubtful = list_processes(pids)
+            monkeypatch.delenv("MEMLENS_DISABLE")
+        (survivor,) = list_processes([made.pid]).processes
+    assert rows[made.pid].freed_on_exit_pages == rows[twin].freed_on_exit_pages == 0
+    assert alone.freed_on_exit_pages == 0
+    assert any("2 processes run in one memory" in note for note in found.notes)
+    for row in (rows[forked.pid], survivor):
+        assert row.freed_on_exit_pages is not None
+        assert row.freed_on_exit_pages >= 31
+    assert sorted(group.pids) == sorted(pids)
+    assert group.distinct_rss_pages is not None
+    assert group.uss_pages == rows[made.pid].uss_pages + rows[forked.pid].uss_pages
+    assert group.uss_pages <= group.pss_pages <= group.distinct_rss_pages
+    assert [row.freed_on_exit_pages for row in doubtful.processes] == [None] * 3
+    assert any("kcmp is switched off" in note for note in doubtful.notes)
+
+
 @contextmanager
 def _mapped_twice(path: Path) -> Iterator[tuple[int, int]]:
     """Map a file here at two addresses, and bring all of it into the page table."""

@@ -172,6 +172,21 @@ def test_what_exit_frees(target: Target) -> None:
     assert held.freed_on_exit_pages == pytest.approx(before, abs=8)
 
 
+def test_the_end_of_one_of_two_in_one_memory_frees_nothing(target: Target) -> None:
+    start = target.mmap(101)
+    target.poke(start, range(101))
+    forked = target.fork()
+    forked.poke(start, range(17))
+    with target.twin() as twin:
+        result = read_sharing([target.pid, twin, forked.pid])
+        alone = read_sharing([twin])
+    assert of(result, target.pid).freed_on_exit_pages == 0
+    assert of(result, twin).freed_on_exit_pages == 0
+    assert of(alone, twin).freed_on_exit_pages == 0
+    assert (of(result, forked.pid).freed_on_exit_pages or 0) >= 17
+    assert any("2 processes run in one memory" in note for note in result.notes)
+
+
 def test_what_changes_between_the_looks_has_moved(target: Target) -> None:
     """A page that the parent replaces meanwhile is in no other number, and not shared."""
     start = target.mmap(211)

@@ -109,6 +109,8 @@ class ProcessFacts:
     :param frames: distinct frames that it maps, sorted, None if not asked.
     :param rollup: figures of smaps_rollup in bytes, empty if not asked; VmSwap of status where
         slots are hidden.
+    :param tid: thread whose files were read.
+    :param arguments: addresses of its arguments, 0 if they may not be seen.
     """
 
     pid: int
@@ -125,6 +127,8 @@ class ProcessFacts:
     cached_pfns: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     cached_pages: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     rollup: dict[str, int] = field(default_factory=dict)
+    tid: int = 0
+    arguments: tuple[int, int] = (0, 0)
 
     def count_own(self) -> int:
         """Return its private pages on swap; where slots are hidden, as the kernel counts."""

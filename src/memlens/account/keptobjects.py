@@ -1,17 +1,31 @@
-"""Which shared memory goes with the exit of a process."""
+"""Which memory goes with the exit of a process, beside what it maps alone."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 from memlens.account.facts import Missed, Want
 from memlens.account.foundobject import FoundObject
 from memlens.account.inventory import read_objects
+from memlens.account.memories import Memories, find_memories
 from memlens.account.sharedobject import kept_pages
 from memlens.account.sweep import Sweep
 
 
-def find_kept_pages(pids: Collection[int], proc: str, missed: list[Missed]) -> dict[int, int]:
+class Kept(NamedTuple):
     """
-    Return, by PID, the pages in RAM of shared-memory objects that nobody else keeps.
+    What is freed or stays when one of several processes ends.
+
+    :param pages: by PID, pages in RAM of shared-memory objects that nobody else keeps.
+    :param memories: which of them run in one memory with others.
+    """
+
+    pages: dict[int, int]
+    memories: Memories
+
+
+def find_kept(pids: Collection[int], proc: str, missed: list[Missed]) -> Kept:
+    """
+    Return what goes with the exit of processes, and which share all that they have.
 
     :param pids: of these processes; others may hold the same objects all the same.
     :param missed: takes what could not be looked at: holders may be among these.
@@ -23,6 +37,7 @@ def find_kept_pages(pids: Collection[int], proc: str, missed: list[Missed]) -> d
 
     sweep = Sweep(proc, Want(objects=True))
     sweep.run()
+    memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, proc)
     kept = kept_pages(read_objects(sweep, only=is_held_by_one, tells_present=False).objects)
     missed.extend(sweep.missed)
-    return kept
+    return Kept(kept, memories)

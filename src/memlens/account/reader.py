@@ -208,6 +208,8 @@ class ProcessReader:
             cached_pfns=slots.cached_pfns,
             cached_pages=slots.cached_pages,
             rollup=rollup or (self._read_vm_swap() if is_hidden else {}),
+            tid=self.process.tid,
+            arguments=(self.process.stat.arg_start, self.process.stat.arg_stop),
         )
 
     def _rollup(self) -> dict[str, int]:

@@ -9,7 +9,8 @@ another meanwhile is not taken for a shared one.  Other pages are counted as mov
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,9 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.processtree import add_descendants, read_parents
 from memlens.kernel.procfs import Meter
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
+
+if TYPE_CHECKING:
+    from memlens.account.keptobjects import Kept
 
 AVERAGES = (
     "this kernel keeps map counts of large folios as averages (CONFIG_NO_PAGE_MAPCOUNT): "
@@ -270,17 +274,23 @@ class _Run:
             for other in members[number + 1 :]
         ]
         meter = self.meter
+        kept = self._find_kept(shares)
         return Sharing(
             page_size_bytes=self.size,
-            processes=tuple(_with_freed(shares, self.proc, self.missed)),
+            processes=tuple(_with_freed(share, kept) for share in shares),
             pairs=tuple(pairs),
             distinct_pages=every.count(),
             is_hidden=False,
             is_complete=is_complete,
             missed=tuple(self.missed),
-            notes=tuple(self._notes(shares)),
+            notes=(*self._notes(shares), *kept.memories.notes()),
             cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
         )
+
+    def _find_kept(self, shares: list[ProcessShare]) -> "Kept":
+        from memlens.account.keptobjects import find_kept
+
+        return find_kept({share.pid for share in shares}, self.proc, self.missed)
 
     def _notes(self, shares: list[ProcessShare]) -> Iterator[str]:
         if has_average_counts(self.proc):
@@ -362,11 +372,8 @@ def _share(
     )
 
 
-def _with_freed(
-    shares: list[ProcessShare], proc: str, missed: list[Missed]
-) -> list[ProcessShare]:
-    """Add the pages of objects that go with a process to what its exit frees."""
-    from memlens.account.keptobjects import find_kept_pages
-
-    kept = find_kept_pages({share.pid for share in shares}, proc, missed)
-    return [share.with_freed(kept.get(share.pid, 0)) for share in shares]
+def _with_freed(share: ProcessShare, kept: "Kept") -> ProcessShare:
+    """Add objects that go with a process to what it frees, if its memory goes at all."""
+    private = kept.memories.freed(share.pid, share.freed_on_exit_pages or 0)
+    freed = None if private is None else private + kept.pages.get(share.pid, 0)
+    return replace(share, freed_on_exit_pages=freed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from memlens.account.facts import Missed, ProcessFacts, Want, Who
 from memlens.account.follow import Progress, Stop
 from memlens.account.inventory import read_objects
 from memlens.account.mapcounts import FrameSums, MapCounts
+from memlens.account.memories import Memories, find_memories
 from memlens.account.sharedobject import SharedObject, holder_notes, kept_pages, split_objects
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
@@ -31,7 +33,8 @@ class ProcessMemory:
     :param uss_pages: pages that nobody else maps.
     :param freed_on_exit_pages: pages that are free once it has ended: private ones mapped
         by it alone, and those of shared-memory objects that go with it.  Pages of files
-        stay in the page cache.  None if the reader may not see page frames.
+        stay in the page cache.  0 of what it maps if another process runs in the same
+        memory.  None if the reader may not see page frames, or not tell that.
     :param swap_own_pages: private pages on swap, each slot once.
     :param swap_share_pages: its even part of swapped pages of objects that it maps.
     :param shared_memory_pages: pages of shared-memory objects that it maps now.
@@ -56,8 +59,8 @@ class ProcessGroup:
     Processes with the same name, user or cgroup; a page that many map counts once.
 
     :param distinct_rss_pages: number of distinct page frames; None if they are hidden.
-    :param pss_pages: sum of the PSS of its processes.
-    :param uss_pages: sum of the USS of its processes.
+    :param pss_pages: sum of the PSS of its processes; one memory of several counts once.
+    :param uss_pages: sum of the USS of its processes, the same.
     :param swap_own_pages: distinct private slots; None if they are hidden.
     """
 
@@ -147,25 +150,45 @@ def list_processes(
 
     counts, reason = _open_counts(proc)
     want = Want(objects=True, present_pages=True, who=is_shown)
-    table = None if counts is None else MapCounts(counts, proc)
-    if table is None:
-        want = replace(want, rollup=True)
-    else:
-        want = replace(want, frames=True, counts=table, keep_frames=group_by is not None)
     sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
-    try:
+    if counts is None:
+        sweep.want = replace(want, rollup=True)
         sweep.run()
-        sums = {} if table is None else table.sums()
-    finally:
-        if counts is not None:
-            counts.close()
-            sweep.meter.merge(counts.meter)
+        sums, memories = {}, Memories()
+    else:
+        sums = _run_counting(sweep, counts, group_by is not None)
+        memories = find_memories(sweep.processes, is_shown, proc)
     if sweep.is_complete:
         _check_pids(pids or (), sweep)
-    objects = read_objects(sweep, tells_present=False).objects
-    chosen = [facts for facts in sweep.processes if is_shown(facts)]
+    found = _Found(
+        [facts for facts in sweep.processes if is_shown(facts)],
+        sums,
+        memories,
+        read_objects(sweep, tells_present=False).objects,
+    )
     notes = (f"{reason}: RSS, PSS and USS are smaps_rollup's",) if reason else ()
-    return _list(sweep, chosen, objects, sums, group_by, notes)
+    return _list(sweep, found, group_by, notes)
+
+
+class _Found(NamedTuple):
+    """What a scan gave: the processes shown, sums of them by PID, and what they share."""
+
+    chosen: Sequence[ProcessFacts]
+    sums: dict[int, FrameSums]
+    memories: Memories
+    objects: Sequence[SharedObject]
+
+
+def _run_counting(sweep: Sweep, counts: KpageFile, keep_frames: bool) -> dict[int, FrameSums]:
+    """Sweep, and return the sums of what each process maps."""
+    try:
+        table = MapCounts(counts, sweep.proc)
+        sweep.want = replace(sweep.want, frames=True, counts=table, keep_frames=keep_frames)
+        sweep.run()
+        return table.sums()
+    finally:
+        counts.close()
+        sweep.meter.merge(counts.meter)
 
 
 def _open_counts(proc: str) -> tuple[KpageFile | None, str]:
@@ -178,24 +201,19 @@ def _open_counts(proc: str) -> tuple[KpageFile | None, str]:
 
 
 def _list(
-    sweep: Sweep,
-    chosen: Sequence[ProcessFacts],
-    objects: Sequence[SharedObject],
-    sums: dict[int, FrameSums],
-    group_by: str | None,
-    notes: Sequence[str],
+    sweep: Sweep, found: _Found, group_by: str | None, notes: Sequence[str]
 ) -> ProcessList:
-    shares, _ = split_objects(objects)
-    kept = kept_pages(objects)
-    rows = [_row(facts, sums.get(facts.pid), shares, kept) for facts in chosen]
-    notes = [*notes]
+    shares, _ = split_objects(found.objects)
+    kept = kept_pages(found.objects)
+    rows = [_row(facts, found, shares, kept) for facts in found.chosen]
+    notes = [*notes, *found.memories.notes()]
     if features.is_pfn_visible():
-        notes += holder_notes(objects)
+        notes += holder_notes(found.objects)
     notes += sweep.notes()
     return ProcessList(
         page_size_bytes=features.page_size_bytes(),
         processes=tuple(sorted(rows, key=lambda row: (-row.pss_pages, row.pid))),
-        groups=tuple(_groups(chosen, rows, group_by)) if group_by is not None else (),
+        groups=tuple(_groups(found, rows, group_by)) if group_by is not None else (),
         missed=tuple(sweep.missed),
         notes=tuple(notes),
         cost=sweep.cost(),
@@ -204,17 +222,16 @@ def _list(
 
 
 def _row(
-    facts: ProcessFacts,
-    sums: FrameSums | None,
-    shares: dict[int, float],
-    kept: dict[int, int],
+    facts: ProcessFacts, found: _Found, shares: dict[int, float], kept: dict[int, int]
 ) -> ProcessMemory:
     size = features.page_size_bytes()
+    sums = found.sums.get(facts.pid)
     shared = sum(use.present_pages or 0 for use in facts.uses)
     if sums is not None:
         rss, pss, uss = sums.rss_pages, sums.pss_pages, sums.uss_pages
         own = len(facts.swap_words)
-        freed = sums.private_pages + kept.get(facts.pid, 0)
+        freed = found.memories.freed(facts.pid, sums.private_pages)
+        freed = None if freed is None else freed + kept.get(facts.pid, 0)
     else:
         figures = facts.rollup
         rss, pss = figures.get("Rss", 0) // size, figures.get("Pss", 0) / size
@@ -244,23 +261,24 @@ _KEYS: dict[str, Callable[[ProcessFacts], str]] = {
 
 
 def _groups(
-    processes: Sequence[ProcessFacts], rows: Sequence[ProcessMemory], group_by: str
+    found: _Found, rows: Sequence[ProcessMemory], group_by: str
 ) -> Iterator[ProcessGroup]:
     members: dict[str, list[ProcessFacts]] = {}
-    for facts in processes:
+    for facts in found.chosen:
         members.setdefault(_KEYS[group_by](facts), []).append(facts)
     by_pid = {row.pid: row for row in rows}
     for key, group in sorted(members.items()):
         frames = [facts.frames for facts in group if facts.frames is not None]
         slots = [facts.swap_words for facts in group]
         own = [by_pid[facts.pid] for facts in group]
+        once = found.memories.once(own)
         is_known = len(frames) == len(group)
         yield ProcessGroup(
             key=key,
             pids=tuple(facts.pid for facts in group),
             distinct_rss_pages=len(distinct(np.concatenate(frames))) if is_known else None,
-            pss_pages=sum(row.pss_pages for row in own),
-            uss_pages=sum(row.uss_pages for row in own),
+            pss_pages=sum(row.pss_pages for row in once),
+            uss_pages=sum(row.uss_pages for row in once),
             swap_own_pages=len(distinct(np.concatenate(slots))) if is_known else None,
             swap_share_pages=sum(row.swap_share_pages for row in own),
         )

@@ -1,6 +1,6 @@
 """The results of a look at sharing; nothing here reads anything."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,11 +86,6 @@ class ProcessShare:
     new_pages: int | None
     new_object_pages: int | None
     mappings: tuple[MappingShare, ...]
-
-    def with_freed(self, pages: int) -> "ProcessShare":
-        """Return the same with more pages that its exit frees."""
-        freed = self.freed_on_exit_pages
-        return replace(self, freed_on_exit_pages=None if freed is None else freed + pages)
 
 
 @dataclass(frozen=True, slots=True)

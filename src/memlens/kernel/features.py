@@ -32,6 +32,7 @@ SWITCHES = (
     "smaps",
     "cachewalk",
     "frameslots",
+    "kcmp",
 )
 
 _PFN = (1 << 55) - 1

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memlens.errors import AccessDenied, MemlensError
+from memlens.kernel.kcmp import compare_memory, is_own_namespace
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.probes_own import PM_PRESENT, Ground, OwnPages, expect, open_file, read_text
 from memlens.kernel.probes_table import find_mapping
@@ -151,6 +152,20 @@ def ask_other_pagemap(ground: Ground) -> str:
         is_present = bool(int(words[0]) & PM_PRESENT)
         expect(is_present, f"a page that {other.what} wrote does not read present")
         return f"a page that {other.what} wrote reads present"
+
+    return _ask_others(ground, ask)
+
+
+def ask_kcmp(ground: Ground) -> str:
+    """This process runs in its own memory, and another user's in another."""
+
+    def ask(other: Other) -> str:
+        if not is_own_namespace(ground.proc):
+            raise MemlensError(f"processes of {ground.proc} have other numbers here")
+        pid = int(other.directory.rpartition("/")[2])
+        expect(compare_memory(os.getpid(), pid) != 0, f"{other.what} has this one's memory")
+        expect(compare_memory(pid, pid) == 0, f"{other.what} has not its own memory")
+        return f"told the memory of {other.what} from this one's"
 
     return _ask_others(ground, ask)
 

@@ -147,6 +147,14 @@ PROBE_TABLE = (
         ("map_files",),
     ),
     ProbeRow(
+        "kcmp",
+        "other",
+        "whether two run in one memory",
+        probes_other.ask_kcmp,
+        "CAP_SYS_PTRACE",
+        f"{_BUILT} CONFIG_KCMP",
+    ),
+    ProbeRow(
         "pfns",
         "frames",
         "page frame numbers and swap slots in pagemap",
