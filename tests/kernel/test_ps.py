@@ -9,6 +9,8 @@ import mmap
 import os
 import signal
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,11 +33,20 @@ from driver import (
 from shm_made import fill
 from slowread import read_private
 from standstill import again_if_moved
+from swapareas import Squeeze
 from workloads.base import StateMoved, page_out
 
-from memlens import ProcessFilter, ProcessGone, ProcessList, ProcessMemory, list_processes
+from memlens import (
+    MemlensError,
+    ProcessFilter,
+    ProcessGone,
+    ProcessList,
+    ProcessMemory,
+    list_processes,
+)
 from memlens.account.frames import Frames
 from memlens.account.mapcounts import MapCounts
+from memlens.kernel.cgroups import find_hierarchy
 from memlens.kernel.kpage import KpageFile
 
 NAME = "memlens-family"
@@ -251,8 +262,9 @@ def test_what_the_reader_maps_does_not_count(tmp_path: Path) -> None:
                 raise StateMoved("others mapped its libraries")
             fallen = [rollup[name] - now[name] for name in ("Private_Clean", "Private_Dirty")]
             assert sum(fallen) * 1024 == pages * PAGE
-            assert (first.rss_pages, first.pss_pages) == (second.rss_pages, second.pss_pages)
-            assert first.uss_pages == second.uss_pages
+            assert (first.rss_pages, first.uss_pages) == (second.rss_pages, second.uss_pages)
+            # The same fractions, summed in another order.
+            assert first.pss_pages == pytest.approx(second.pss_pages, rel=1e-12)
 
         again_if_moved(look)
         os.kill(other.pid, signal.SIGCONT)
@@ -326,6 +338,31 @@ def _file_frames(words: np.ndarray) -> Frames:
     pfns = (words & np.uint64((1 << 55) - 1)).astype(np.uint32)
     is_file = np.ones(len(pfns), bool)
     return Frames(pfns, is_file, ~is_file, np.empty(0, np.uint64))
+
+
+def test_a_cgroup_by_any_of_its_names(squeeze: Squeeze, tmp_path: Path) -> None:
+    with squeeze.cgroup() as cgroup, target() as made, cgroup.charging(made.pid):
+        name = str(cgroup.path)[len(find_hierarchy().root) :]
+        (tmp_path / "link").symlink_to(cgroup.path)
+        links = [str(tmp_path / "link"), os.path.relpath(cgroup.path)]
+        for path in (name, f"{name}/", name.lstrip("/"), *links, f"{cgroup.path}/"):
+            rows = _rows(list_processes(keep=ProcessFilter(cgroup=path)))
+            assert set(rows) == {made.pid}, path
+            assert rows[made.pid].cgroup == name
+        assert made.pid in _rows(list_processes(keep=ProcessFilter(cgroup="/")))
+        with pytest.raises(MemlensError, match="no such cgroup"):
+            list_processes(keep=ProcessFilter(cgroup=f"{name}-not"))
+        for other in Path("/sys/fs/cgroup").glob("*/cgroup.procs"):
+            if find_hierarchy().version == 1 and other.parent not in cgroup.path.parents:
+                with pytest.raises(MemlensError, match="the memory controller is mounted on"):
+                    list_processes(keep=ProcessFilter(cgroup=str(other.parent)))
+
+
+def test_an_unknown_cgroup_is_an_error_of_the_command() -> None:
+    command = [sys.executable, "-m", "memlens", "ps", "--cgroup", "/not/there", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no such cgroup" in done.stderr
 
 
 def test_a_process_that_is_gone() -> None:

@@ -16,6 +16,7 @@ from memlens.account.sharedobject import SharedObject, holder_notes, kept_pages,
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
+from memlens.kernel.cgroupmembers import find_cgroup_path
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
 from memlens.pages.distinct import distinct
@@ -92,7 +93,8 @@ class ProcessFilter:
     Which processes to show; what is None matches all.
 
     :param uid: effective user.
-    :param cgroup: path of a cgroup, those below included.
+    :param cgroup: a cgroup, those below included: its directory, or its path as
+        /proc/PID/cgroup gives it.
     :param name: comm, whole.
     """
 
@@ -100,8 +102,18 @@ class ProcessFilter:
     cgroup: str | None = None
     name: str | None = None
 
+    def resolved(self, proc: str) -> "ProcessFilter":
+        """
+        Return the same with the path of the cgroup, as processes have it.
+
+        :raises MemlensError: if there is no such cgroup.
+        """
+        if self.cgroup is None:
+            return self
+        return replace(self, cgroup=find_cgroup_path(self.cgroup, proc))
+
     def matches(self, facts: ProcessFacts | Who) -> bool:
-        """Return whether a process passes."""
+        """Return whether a process passes; a cgroup must be resolved."""
         if self.uid is not None and facts.uid != self.uid:
             return False
         if self.name is not None and facts.name != self.name:
@@ -135,6 +147,7 @@ def list_processes(
     :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
     :raises ProcessGone: if a named process does not exist.
     :raises AccessDenied: if a named process may not be read.
+    :raises MemlensError: if there is no such cgroup as ``keep`` names.
     :raises ValueError: for an unknown ``group_by``.
 
     Objects have holders anywhere on the machine, so all processes are looked at for these,
@@ -144,9 +157,10 @@ def list_processes(
     if group_by is not None and group_by not in GROUP_KEYS:
         raise ValueError(f"not one of {', '.join(GROUP_KEYS)}: {group_by!r}")
 
+    kept = (keep or ProcessFilter()).resolved(proc)
+
     def is_shown(who: Who | ProcessFacts) -> bool:
-        is_named = pids is None or who.pid in pids
-        return is_named and (keep is None or keep.matches(who))
+        return (pids is None or who.pid in pids) and kept.matches(who)
 
     counts, reason = _open_counts(proc)
     want = Want(objects=True, present_pages=True, who=is_shown)

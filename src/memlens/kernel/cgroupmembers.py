@@ -59,6 +59,20 @@ def _below(root: str, directory: str) -> str:
     raise MemlensError(f"no such cgroup below {root}", path=directory)
 
 
+def find_cgroup_path(path: str, proc: str = "/proc") -> str:
+    """
+    Return the path of a memory cgroup as /proc/PID/cgroup gives it.
+
+    :param path: as ``find_cgroup`` takes it.
+    :raises MemlensError: as ``find_cgroup`` does.
+    """
+    hierarchy = find_hierarchy(proc)
+    if not hierarchy.root:
+        # Nothing shows which there are; processes say in which they are all the same.
+        return os.path.normpath(f"/{path.lstrip('/')}")
+    return hierarchy.path_of(find_cgroup(path, proc))
+
+
 def read_cgroup_inode(directory: str) -> int:
     """Return the number by which kpagecgroup names a cgroup."""
     try:
