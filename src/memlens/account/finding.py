@@ -17,7 +17,7 @@ from memlens.kernel import features
 from memlens.kernel.backing import Backing
 from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.leases import Leases
-from memlens.kernel.mounts import Mount
+from memlens.kernel.mounts import UNNAMED, Mount
 from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
 from memlens.kernel.overlay import layer_mounts
 from memlens.kernel.process import ProcessDir
@@ -48,12 +48,14 @@ class Finder:
     :param places: root of a process and mount point of every tmpfs that was listed.
     :param layers: place of each tmpfs that is a layer of an overlay, through which its files
         may be held unseen: there they have the overlay's device and inode.
+    :param covered: tmpfs of which a file without a name is mounted out of reach.
     """
 
     sweep: Sweep
     missed: list[Missed] = field(default_factory=list)
     places: dict[int, tuple[str, str]] = field(default_factory=dict)
     layers: dict[int, str] = field(default_factory=dict)
+    covered: set[int] = field(default_factory=set)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
     _leases: Leases = field(init=False)
     _may_miss_holders: bool = True
@@ -114,7 +116,8 @@ class Finder:
         segment = item.segment
         is_deleted = segment is not None and bool(segment.permissions & SHM_DEST)
         if item.kind == "tmpfs":
-            is_deleted = item.links == 0 if item.links is not None else item.file is None
+            # A file that is mounted alone has a place without any name in a directory.
+            is_deleted = item.file is None and not item.links
         is_attached = segment is not None and segment.attached > 0
         may_miss = self.may_miss_holders(item)
         marks = {
@@ -157,7 +160,8 @@ class Finder:
         ways.sort(key=lambda way: way[:3])
         failed: dict[int, Missed] = {}
         for is_part, is_other, _, pid, mount, mounts in ways:
-            if mount.device in walked:
+            # No directory has a file that lost its name, so that no other mount shows it.
+            if mount.device in walked and not mount.root.endswith(UNNAMED):
                 continue
             base = f"{self.sweep.proc}/{pid}/root"
             try:
@@ -166,6 +170,8 @@ class Finder:
             except OSError as error:
                 reason = error.strerror or str(error)
                 failed[mount.device] = Missed(f"tmpfs on {mount.mount_point}", reason)
+                if mount.root.endswith(UNNAMED):
+                    self.covered.add(mount.device)
                 continue
             failed.pop(mount.device, None)
             self.places.setdefault(mount.device, (base, mount.mount_point))

@@ -11,6 +11,7 @@ from memlens.account.finding import Finder
 from memlens.account.follow import Progress, Stop, Stopped
 from memlens.account.foundobject import FoundObject
 from memlens.account.inspecting import Inspector
+from memlens.account.keepers import Keepers
 from memlens.account.naming import no_such_object, resolve_name
 from memlens.account.sharedobject import SharedObject
 from memlens.account.sweep import Sweep
@@ -84,7 +85,8 @@ def list_shared_memory(
     want = Want(objects=True, present=name is not None, identity=False)
     sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
     sweep.run()
-    scan = read_objects(sweep, only=None if wanted is None else wanted.matches)
+    only = None if wanted is None else wanted.matches
+    scan = read_objects(sweep, only=only, tells_freed=wanted is not None)
     if wanted is not None and not scan.objects and sweep.is_complete:
         raise no_such_object(wanted)
     notes = [*scan.notes]
@@ -120,6 +122,7 @@ def read_objects(
     only: Callable[[FoundObject], bool] | None = None,
     keep_slots: bool = False,
     tells_present: bool = True,
+    tells_freed: bool = True,
 ) -> ObjectScan:
     """
     Look at every object that a sweep found, and at those that no process holds.
@@ -129,6 +132,8 @@ def read_objects(
     :param keep_slots: whether the slots of swapped pages are wanted.
     :param tells_present: whether it matters what of the pages in RAM is mapped; else all of
         them are ``cached``.
+    :param tells_freed: whether it matters what keeps an object once its only holder has ended:
+        to know costs a look at every socket of the machine.
     """
     finder = Finder(sweep)
     items = finder.find()
@@ -137,6 +142,7 @@ def read_objects(
     disabled = features.read_disabled()
     walking = Walking(sweep.meter, "cachewalk" not in disabled, keep_slots, sweep.proc)
     reader = Inspector(sweep, finder, walking, only_swapped, tells_present)
+    keepers = Keepers(finder)
     found = []
     for number, item in enumerate(items):
         if number % _STEP == 0:
@@ -144,6 +150,8 @@ def read_objects(
         try:
             sweep.check_stop()
             shared = reader.read(item)
+            if tells_freed and shared is not None:
+                shared = keepers.settle(item, shared)
         except Stopped:
             sweep.miss_rest(f"{len(items) - number} shared-memory objects")
             break

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
+from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts, SocketUse, Want, Who
 from memlens.account.frames import Frames, read_frames
 from memlens.account.frametable import FrameTable
 from memlens.account.presence import find_present
@@ -21,6 +21,7 @@ from memlens.kernel.cgroups import parse_cgroup
 from memlens.kernel.fdtables import list_other_tables
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping, parse_maps
+from memlens.kernel.messages import is_socket_link
 from memlens.kernel.opening import Opener, device_number
 from memlens.kernel.outline import mapped_ranges, parse_unnamed, private_ranges
 from memlens.kernel.pagemap import Pagemap
@@ -110,6 +111,7 @@ class ProcessReader:
     process: ProcessDir
     want: Want
     tools: Tools
+    _sockets: list[SocketUse] = field(default_factory=list, init=False)
 
     def read(self) -> ProcessFacts:
         """
@@ -210,6 +212,7 @@ class ProcessReader:
             rollup=rollup or (self._read_vm_swap() if is_hidden else {}),
             tid=self.process.tid,
             arguments=(self.process.stat.arg_start, self.process.stat.arg_stop),
+            sockets=tuple(self._sockets),
         )
 
     def _rollup(self) -> dict[str, int]:
@@ -305,18 +308,20 @@ class ProcessReader:
             return uses
         try:
             for name in os.listdir(fd):
-                use = self._open_use(fd, name)
+                use = self._open_use(fd, name, thread)
                 if use is not None:
                     uses.append(use._replace(tid=thread))
         finally:
             os.close(fd)
         return uses
 
-    def _open_use(self, directory: int, name: str) -> ObjectUse | None:
+    def _open_use(self, directory: int, name: str, thread: int) -> ObjectUse | None:
         try:
             path = os.readlink(name, dir_fd=directory)
             # Sockets, pipes and the like have no path: "socket:[7]".
             if not path.startswith("/"):
+                if is_socket_link(path):
+                    self._sockets.append(SocketUse(path, thread, int(name)))
                 return None
             status = statx_cached(name, directory)
         except OSError:

@@ -1,5 +1,6 @@
 """One shared-memory object, and who holds it."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ UNREACHABLE = (
     "below others, namespaces that no process is in, the root file system of the boot "
     "(initramfs)"
 )
+_UNSEEN = "that processes not looked at may hold, too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,9 @@ class SharedObject:
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
     :param slots: where its swapped pages are, if that was asked for and can be known.
     :param may_have_more_holders: whether processes that could not be looked at may hold it.
+    :param is_kept: whether it stays without any process: it is named, mounted, or under a loop
+        device.
+    :param doubt: what else may keep it, as a note says it; "" if nothing may.
     """
 
     kind: str
@@ -75,6 +80,8 @@ class SharedObject:
     cgroup: str | None = None
     slots: SlotRuns = NO_SLOTS
     may_have_more_holders: bool = False
+    is_kept: bool = False
+    doubt: str = ""
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages in each class, ``(len(PageClass),)`` int64."""
@@ -105,28 +112,36 @@ class SharedObject:
 
     @property
     def sole_keeper(self) -> int | None:
-        """Return the PID with whose exit the object goes, None if it would or may stay."""
-        return None if self.may_have_more_holders else self._only_holder
+        """
+        Return the PID with whose exit the object goes, None if it would or may stay.
+
+        In a list of all objects messages and loop devices are not asked whether they hold it.
+        """
+        return None if self.may_have_more_holders or self.doubt else self._only_holder
 
     @property
-    def is_doubtful(self) -> bool:
-        """Return whether it goes with its one holder unless there are others."""
-        return self.may_have_more_holders and self._only_holder is not None
+    def reason_to_doubt(self) -> str:
+        """Return why it may outlive its one holder, "" if it does not or surely does."""
+        if self._only_holder is None:
+            return ""
+        return _UNSEEN if self.may_have_more_holders else self.doubt
 
     @property
     def _only_holder(self) -> int | None:
-        """Return who alone is known to keep it, None if several do or its name does."""
+        """Return who alone is known to keep it, None if several do or anything else does."""
         is_named = self.kind in ("tmpfs", "sysv") and "deleted" not in self.marks
-        return None if is_named or len(self.holders) != 1 else self.holders[0].pid
+        is_shared = is_named or self.is_kept or len(self.holders) != 1
+        return None if is_shared else self.holders[0].pid
 
 
 def holder_notes(objects: Iterable[SharedObject]) -> list[str]:
     """Return what to know of what exits free, one line each."""
-    doubtful = sum(item.is_doubtful for item in objects)
-    if not doubtful:
-        return []
-    left_out = count_of(doubtful, "object", "objects")
-    return [f"freed on exit leaves out {left_out} that processes not looked at may hold, too"]
+    reasons = Counter(item.reason_to_doubt for item in objects)
+    return [
+        f"freed on exit leaves out {count_of(count, 'object', 'objects')} {reason}"
+        for reason, count in sorted(reasons.items())
+        if reason
+    ]
 
 
 def kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:

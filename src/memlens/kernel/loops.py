@@ -1,14 +1,23 @@
 """
-Loop devices over files that have no name any more: /sys/block/loopN/loop/backing_file.
+Loop devices over files that have no name any more: /sys/block/loopN/loop/backing_file,
+and LOOP_GET_STATUS64.
 
-Documentation/ABI/testing/sysfs-block-loop.  Such a file is no descriptor of any process.
+Documentation/ABI/testing/sysfs-block-loop, include/uapi/linux/loop.h.  Such a file is no
+descriptor of any process.
 """
 
+import fcntl
 import os
+import stat
+import struct
 
 from memlens.kernel.procfs import decode_bytes, read_file
 
 _DELETED = " (deleted)"
+_LOOP_GET_STATUS64 = 0x4C05
+# struct loop_info64: lo_device and lo_inode are its first members.
+_STATUS_BYTES = 232
+_STATUS_HEAD = struct.Struct("=QQ")
 
 
 def list_deleted_backing_files(sys: str = "/sys") -> list[tuple[str, str]]:
@@ -28,3 +37,33 @@ def list_deleted_backing_files(sys: str = "/sys") -> list[tuple[str, str]]:
         if path.endswith(_DELETED):
             found.append((name, path.removesuffix(_DELETED)))
     return found
+
+
+def read_backing_inode(name: str, sys: str = "/sys", dev: str = "/dev") -> tuple[int, int]:
+    """
+    Return device, as ``st_dev``, and inode of the file that a loop device has.
+
+    The device is opened for reading and nothing is read of it.  The kernel asks the file for
+    its status, so that this waits if the file is on a file system that does not answer.
+
+    :raises OSError: if its node is not there, is another's, or may not be opened.
+    """
+    number = read_file(f"{sys}/block/{name}/dev").strip().decode()
+    # Opening another node, as one of a tape, may do things: first it is held, then opened.
+    handle = os.open(f"{dev}/{name}", os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(handle)
+        is_it = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}" == number
+        if not (stat.S_ISBLK(status.st_mode) and is_it):
+            raise OSError(19, os.strerror(19), f"{dev}/{name}")
+        # Only what is open for writing is looked at by udev when it is closed.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        fd = os.open(f"/proc/self/fd/{handle}", flags)
+    finally:
+        os.close(handle)
+    try:
+        answer = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_STATUS_BYTES))
+    finally:
+        os.close(fd)
+    device, inode = _STATUS_HEAD.unpack_from(answer)
+    return device, inode

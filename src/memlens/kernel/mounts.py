@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from memlens.kernel.procfs import decode_bytes, unescape_path
 
+# How mountinfo ends the root of a mount of what has no name any more (fs/d_path.c).
+UNNAMED = "//deleted"
+
 
 @dataclass(frozen=True, slots=True)
 class Mount:
