@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import raw
 from driver import (
+    CLONE_NEWNS,
+    CLONE_NEWPID,
     HUGE,
     MADV_HUGEPAGE,
     MADV_NOHUGEPAGE,
@@ -165,6 +167,29 @@ def test_swap_that_is_freed(swap: str) -> None:
         assert fell == said
 
     again_if_moved(attempt)
+
+
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+def test_private_swap_that_a_process_unseen_may_hold(swap: str, tmp_path: Path) -> None:
+    """From within a PID namespace: the parent, outside of it, has the same slots since fork."""
+    with target() as driven:
+        start = driven.mmap(307)
+        fill(driven, start, range(307))
+        page_out(driven, start, range(307))
+        driven.libc("unshare", CLONE_NEWPID | CLONE_NEWNS)
+        child = driven.fork()
+        (proc := tmp_path / "proc").mkdir()
+        child.mount("proc", proc)
+        inside = read_swap_ledger(proc=f"/proc/{child.pid}/root{proc}")
+        outside = read_swap_ledger()
+    (row,) = inside.processes
+    assert (row.pid, row.freed_on_exit_pages) == (1, None)
+    assert row.own_pages >= 307
+    assert any("freed on exit is not known of 1 process" in note for note in inside.notes)
+    (row,) = [row for row in outside.processes if row.pid == child.pid]
+    assert row.freed_on_exit_pages is not None
+    assert row.freed_on_exit_pages <= row.own_pages - 307
+    assert not any("freed on exit is not known" in note for note in outside.notes)
 
 
 def _said_of_swap(driven: Target) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memlens.account.areaswap import AreaSwap, area_rows
 from memlens.account.cachedslots import CachedSlots, add_unowned, find_cached_slots
@@ -19,6 +18,7 @@ from memlens.account.cost import Cost
 from memlens.account.facts import Missed, ProcessFacts, Want
 from memlens.account.follow import Progress, Stop, Stopped
 from memlens.account.inventory import ObjectScan, loop_notes, read_objects
+from memlens.account.privateslots import NO_SLOTS, PrivateSlots, count_slots
 from memlens.account.sharedobject import UNREACHABLE, SharedObject, holder_notes, split_objects
 from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep
@@ -27,8 +27,7 @@ from memlens.kernel import features
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
 from memlens.kernel.swapcache import is_swap_cache_empty
 from memlens.kernel.swaps import Swap, read_swap
-from memlens.pages.bits import PM_SWAP_AREA
-from memlens.pages.distinct import count_distinct, distinct
+from memlens.pages.distinct import distinct
 
 _UNREACHABLE = f"not in reach: {UNREACHABLE}"
 _MISSED = "the remainder is of what was missed, or "
@@ -51,7 +50,8 @@ class ProcessSwap:
         over the processes that map it.
     :param freed_on_exit_pages: slots that are free once it has ended: private ones that
         no other process holds, those of its pages in RAM included where they are known, and
-        those of objects that go with it; None where slots are hidden.
+        those of objects that go with it; None where slots are hidden, or processes that were
+        not looked at may hold them, too.
     :param cache_pages: pages in RAM that keep a slot, which it maps.
     """
 
@@ -230,7 +230,7 @@ def _read_swap(size: int, proc: str) -> Swap:
 def _ledger(
     sweep: Sweep, cached: CachedSlots, scan: ObjectScan, before: Swap, after: Swap
 ) -> SwapLedger:
-    slots = _count_slots(sweep.processes, cached)
+    slots = count_slots(sweep.processes, cached, sweep.may_miss_holders())
     swapped = [item for item in scan.objects if item.swap_pages]
     objects = tuple(sorted(swapped, key=lambda item: -item.swap_pages))
     used = sum(area.used_pages for area in after.areas)
@@ -239,8 +239,7 @@ def _ledger(
     shares, kept = split_objects(objects)
     areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.proc))
     notes = [*_notes(before, used, remainder, cached, sweep)]
-    if features.is_pfn_visible():
-        notes += holder_notes(objects)
+    notes += [*slots.notes(), *holder_notes(objects)]
     notes += [_NO_NUMBER.format(area.path) for area in areas if area.area is None]
     if remainder > 0:
         notes += [*scan.notes, *loop_notes()]
@@ -270,56 +269,9 @@ def _zswap(swap: Swap) -> ZswapUse | None:
     return ZswapUse(found.is_enabled, found.stored_bytes, found.pool_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """
-    The slots of private pages.
-
-    :param private: those in page tables, each once, sorted.
-    :param held: by PID, those that a process holds, in its page table or by a page in RAM.
-    :param every: those of ``held``, each once, sorted.
-    :param holders: how many processes hold each of ``every``.
-    :param cached: those of pages in RAM.
-    """
-
-    private: NDArray[np.uint64]
-    held: dict[int, NDArray[np.uint64]]
-    every: NDArray[np.uint64]
-    holders: NDArray[np.int64]
-    cached: CachedSlots
-
-    def count_cached(self) -> int:
-        """Return the slots of pages in RAM that no page table holds as well."""
-        if not self.cached.is_exact:
-            return self.cached.count_frames()
-        return len(self.every) - len(self.private) + len(self.cached.unowned)
-
-    def seen_areas(self, objects: Iterable[SharedObject]) -> set[int]:
-        """Return the numbers of areas that any slot was seen in."""
-        parts = [item.slots.area for item in objects]
-        areas = np.concatenate([(self.every & PM_SWAP_AREA).astype(np.uint8), *parts])
-        return set(distinct(areas).tolist())
-
-    def count_alone(self, pid: int) -> int:
-        """Return the slots that no other process holds."""
-        places = np.searchsorted(self.every, self.held[pid])
-        return int((self.holders[places] == 1).sum())
-
-
-def _count_slots(processes: Iterable[ProcessFacts], cached: CachedSlots) -> _Slots:
-    """Count every private slot once, and how many processes hold it."""
-    held = {
-        facts.pid: distinct(np.concatenate([facts.swap_words, cached.words_of(facts.pid)]))
-        for facts in processes
-    }
-    private = distinct(np.concatenate([_NONE, *[facts.swap_words for facts in processes]]))
-    every, holders = count_distinct(np.concatenate([_NONE, *held.values()]))
-    return _Slots(private, held, every, holders, cached)
-
-
 def _process_rows(
     processes: Iterable[ProcessFacts],
-    slots: _Slots,
+    slots: PrivateSlots,
     shares: dict[int, float],
     kept: dict[int, int],
 ) -> Iterable[ProcessSwap]:
@@ -331,11 +283,7 @@ def _process_rows(
             cgroup=facts.cgroup,
             own_pages=facts.count_own(),
             share_pages=shares.get(facts.pid, 0.0),
-            freed_on_exit_pages=(
-                None
-                if facts.is_swap_hidden
-                else slots.count_alone(facts.pid) + kept.get(facts.pid, 0)
-            ),
+            freed_on_exit_pages=_freed_pages(facts, slots, kept),
             cache_pages=len(slots.cached.frames.get(facts.pid, ())),
         )
         for facts in processes
@@ -349,6 +297,11 @@ def _process_rows(
     return sorted(rows, key=lambda row: (-row.own_pages - row.share_pages, row.pid))
 
 
+def _freed_pages(facts: ProcessFacts, slots: PrivateSlots, kept: dict[int, int]) -> int | None:
+    alone = None if facts.is_swap_hidden else slots.count_alone(facts.pid)
+    return None if alone is None else alone + kept.get(facts.pid, 0)
+
+
 def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]:
     hierarchy = find_hierarchy(sweep.proc)
     charged = charged_swap(hierarchy) if hierarchy.root else {}
@@ -358,7 +311,7 @@ def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]
     size = features.page_size_bytes()
     for path, processes in sorted(members.items()):
         is_hidden = any(facts.is_swap_hidden for facts in processes)
-        every = np.concatenate([_NONE, *[facts.swap_words for facts in processes]])
+        every = np.concatenate([NO_SLOTS, *[facts.swap_words for facts in processes]])
         own = None if is_hidden else len(distinct(every))
         share = sum(shares.get(facts.pid, 0.0) for facts in processes)
         known = charged.get(path)
@@ -387,6 +340,3 @@ def _notes(
     if was != used:
         yield f"used changed from {was} to {used} pages during the scan"
     yield from sweep.notes()
-
-
-_NONE = np.empty(0, np.uint64)

@@ -8,7 +8,8 @@ import numpy as np
 from memlens.account.areaswap import area_rows
 from memlens.account.cachedslots import CachedSlots, _doubted
 from memlens.account.facts import ProcessFacts
-from memlens.account.ledger import _count_slots, _process_rows, split_objects
+from memlens.account.ledger import _process_rows, split_objects
+from memlens.account.privateslots import count_slots
 from memlens.account.sharedobject import Holder, SharedObject
 from memlens.kernel.swaps import Swap, SwapArea
 from memlens.pages.classes import PageClass
@@ -55,7 +56,7 @@ def make_area(line: int) -> SwapArea:
 
 def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
     processes = [make_facts(1, [10, 11, 12]), make_facts(2, [11, 12, 13]), make_facts(3, [])]
-    slots = _count_slots(processes, CachedSlots())
+    slots = count_slots(processes, CachedSlots())
     assert dict(zip(slots.every.tolist(), slots.holders.tolist(), strict=True)) == {
         10: 1,
         11: 2,
@@ -68,6 +69,16 @@ def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
         (3, 1),
     ]
     assert 3 not in rows
+
+
+def test_slots_that_a_process_unseen_may_hold_are_freed_by_nobody_known() -> None:
+    """What another process that was seen holds as well is not freed in any case."""
+    processes = [make_facts(1, [10, 11]), make_facts(2, [11]), make_facts(3, [])]
+    slots = count_slots(processes, CachedSlots(), may_miss_holders=True)
+    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
+    assert {pid: row.freed_on_exit_pages for pid, row in rows.items()} == {1: None, 2: 0}
+    (note,) = slots.notes()
+    assert "not known of 1 process:" in note
 
 
 def test_an_object_is_split_evenly_over_those_who_map_it() -> None:
@@ -105,7 +116,7 @@ def cached_slots(**words_by_process: list[int]) -> CachedSlots:
 def test_a_slot_in_a_page_table_and_in_ram_counts_once_and_is_freed_by_neither() -> None:
     """After fork: 2 has read back 10, whose entry 1 still has, and 12, which is its own."""
     processes = [make_facts(1, [10, 11]), make_facts(2, [])]
-    slots = _count_slots(processes, cached_slots(p2=[10, 12]))
+    slots = count_slots(processes, cached_slots(p2=[10, 12]))
     assert (len(slots.private), slots.count_cached()) == (2, 1)
     rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
     assert [(r.own_pages, r.cache_pages, r.freed_on_exit_pages) for r in rows.values()] == [
@@ -118,7 +129,7 @@ def test_without_slots_frames_in_the_swap_cache_count_once() -> None:
     twice = [make_cached(1, [7, 8], [100, 101], []), make_cached(2, [7, 8], [100, 101], [])]
     found = _doubted(twice, twice, "no slots")
     assert (found.frames[1].tolist(), found.doubtful) == ([7, 8], 0)
-    assert _count_slots(twice, found).count_cached() == 2
+    assert count_slots(twice, found).count_cached() == 2
 
 
 def test_without_slots_a_frame_whose_slot_may_be_counted_already_is_left_out() -> None:
