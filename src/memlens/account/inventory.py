@@ -13,7 +13,7 @@ from memlens.account.foundobject import FoundObject
 from memlens.account.inspecting import Inspector
 from memlens.account.keepers import Keepers
 from memlens.account.naming import no_such_object, resolve_name
-from memlens.account.sharedobject import SharedObject
+from memlens.account.sharedobject import SharedObject, mapper_notes
 from memlens.account.sweep import Sweep
 from memlens.account.walking import Walking
 from memlens.kernel import features
@@ -90,6 +90,8 @@ def list_shared_memory(
     if wanted is not None and not scan.objects and sweep.is_complete:
         raise no_such_object(wanted)
     notes = [*scan.notes]
+    if sweep.may_miss_holders():
+        notes += mapper_notes(scan.objects)
     notes += sweep.notes()
     if name is None:
         notes += loop_notes()

@@ -19,7 +19,14 @@ from memlens.account.facts import Missed, ProcessFacts, Want
 from memlens.account.follow import Progress, Stop, Stopped
 from memlens.account.inventory import ObjectScan, loop_notes, read_objects
 from memlens.account.privateslots import NO_SLOTS, PrivateSlots, count_slots
-from memlens.account.sharedobject import UNREACHABLE, SharedObject, holder_notes, split_objects
+from memlens.account.sharedobject import (
+    UNREACHABLE,
+    SharedObject,
+    holder_notes,
+    share_notes,
+    split_objects,
+    sum_shares,
+)
 from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.account.sweep import Sweep
 from memlens.errors import Unsupported
@@ -47,7 +54,7 @@ class ProcessSwap:
     :param own_pages: private pages on swap, each slot once; one shared after fork counts
         for every process that holds it.  VmSwap of its status where slots are hidden.
     :param share_pages: its part of the objects' pages on swap, each object split evenly
-        over the processes that map it.
+        over the processes that map it; None if not all of these may be known.
     :param freed_on_exit_pages: slots that are free once it has ended: private ones that
         no other process holds, those of its pages in RAM included where they are known, and
         those of objects that go with it; None where slots are hidden, or processes that were
@@ -60,7 +67,7 @@ class ProcessSwap:
     uid: int
     cgroup: str
     own_pages: int
-    share_pages: float
+    share_pages: float | None
     freed_on_exit_pages: int | None
     cache_pages: int = 0
 
@@ -72,13 +79,14 @@ class CgroupSwap:
 
     :param charged_pages: what the kernel charges it; None if not known.
     :param own_pages: private slots of its processes, each once; None where they are hidden.
-    :param share_pages: fair shares of its processes in swapped objects.
+    :param share_pages: fair shares of its processes in swapped objects; None if that of any
+        is not known.
     """
 
     path: str
     charged_pages: int | None
     own_pages: int | None
-    share_pages: float
+    share_pages: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +247,7 @@ def _ledger(
     shares, kept = split_objects(objects)
     areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.proc))
     notes = [*_notes(before, used, remainder, cached, sweep)]
-    notes += [*slots.notes(), *holder_notes(objects)]
+    notes += [*slots.notes(), *holder_notes(objects), *share_notes(objects)]
     notes += [_NO_NUMBER.format(area.path) for area in areas if area.area is None]
     if remainder > 0:
         notes += [*scan.notes, *loop_notes()]
@@ -272,7 +280,7 @@ def _zswap(swap: Swap) -> ZswapUse | None:
 def _process_rows(
     processes: Iterable[ProcessFacts],
     slots: PrivateSlots,
-    shares: dict[int, float],
+    shares: dict[int, float | None],
     kept: dict[int, int],
 ) -> Iterable[ProcessSwap]:
     rows = [
@@ -288,13 +296,14 @@ def _process_rows(
         )
         for facts in processes
     ]
-    # A process may keep an object alive that it does not map.
-    rows = [
-        row
-        for row in rows
-        if row.own_pages or row.share_pages or row.freed_on_exit_pages or row.cache_pages
-    ]
-    return sorted(rows, key=lambda row: (-row.own_pages - row.share_pages, row.pid))
+    rows = [row for row in rows if _has_any(row)]
+    return sorted(rows, key=lambda row: (-row.own_pages - (row.share_pages or 0), row.pid))
+
+
+def _has_any(row: ProcessSwap) -> bool:
+    """Return whether anything on swap is a process's: it may keep what it does not map."""
+    pages = row.own_pages or row.freed_on_exit_pages or row.cache_pages
+    return bool(pages or row.share_pages is None or row.share_pages)
 
 
 def _freed_pages(facts: ProcessFacts, slots: PrivateSlots, kept: dict[int, int]) -> int | None:
@@ -302,7 +311,7 @@ def _freed_pages(facts: ProcessFacts, slots: PrivateSlots, kept: dict[int, int])
     return None if alone is None else alone + kept.get(facts.pid, 0)
 
 
-def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]:
+def _cgroup_rows(sweep: Sweep, shares: dict[int, float | None]) -> Iterator[CgroupSwap]:
     hierarchy = find_hierarchy(sweep.proc)
     charged = charged_swap(hierarchy) if hierarchy.root else {}
     members: dict[str, list[ProcessFacts]] = {path: [] for path in charged}
@@ -313,9 +322,9 @@ def _cgroup_rows(sweep: Sweep, shares: dict[int, float]) -> Iterator[CgroupSwap]
         is_hidden = any(facts.is_swap_hidden for facts in processes)
         every = np.concatenate([NO_SLOTS, *[facts.swap_words for facts in processes]])
         own = None if is_hidden else len(distinct(every))
-        share = sum(shares.get(facts.pid, 0.0) for facts in processes)
+        share = sum_shares(shares.get(facts.pid, 0.0) for facts in processes)
         known = charged.get(path)
-        if own or is_hidden or share or known:
+        if own or is_hidden or share is None or share or known:
             yield CgroupSwap(path, None if known is None else known // size, own, share)
 
 

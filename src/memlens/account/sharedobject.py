@@ -1,5 +1,6 @@
 """One shared-memory object, and who holds it."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class SharedObject:
     :param name: raw: a path for tmpfs, ``memfd:NAME``, ``sysv:ID``.
     :param device: ``major:minor`` in hexadecimal, as in maps.
     :param runs: a ``PageClass`` for every page up to the end of the object; ``present``
-        means mapped by at least one process, ``cached`` in RAM and mapped by none.
+        means mapped by at least one process, ``cached`` in RAM and mapped by none that could
+        be looked at.
     :param holders: processes, by PID.
     :param marks: ``deleted``, ``no_holder`` (only if every process could be looked at),
         ``detached`` (System V, no attachment), ``huge``, ``sealed``,
@@ -111,6 +113,14 @@ class SharedObject:
         return tuple(holder.pid for holder in self.holders if holder.mapped_pages)
 
     @property
+    def swap_share(self) -> float | None:
+        """Return the part in its pages on swap of each that maps it, None if not known."""
+        mappers = self.mappers
+        if not (mappers and self.swap_pages):
+            return 0.0
+        return None if self.may_have_more_holders else self.swap_pages / len(mappers)
+
+    @property
     def sole_keeper(self) -> int | None:
         """
         Return the PID with whose exit the object goes, None if it would or may stay.
@@ -154,19 +164,51 @@ def kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:
     return kept
 
 
+def sum_shares(shares: Iterable[float | None]) -> float | None:
+    """
+    Return the sum of fair shares, None if any of them is not known.
+
+    >>> sum_shares([1.5, 2.0]), sum_shares([1.5, None])
+    (3.5, None)
+    """
+    found = list(shares)
+    return None if None in found else math.fsum(share or 0.0 for share in found)
+
+
+def share_notes(objects: Iterable[SharedObject]) -> list[str]:
+    """Return what to know of fair shares, one line each."""
+    unknown = sum(item.swap_share is None for item in objects)
+    if not unknown:
+        return []
+    count = count_of(unknown, "object", "objects")
+    return [f"share is not known of {count} on swap that processes not looked at may map, too"]
+
+
+def mapper_notes(objects: Iterable[SharedObject]) -> list[str]:
+    """Return what to know of pages that nobody who was seen maps, one line each."""
+    doubtful = sum(
+        item.may_have_more_holders and bool(item.counts()[PageClass.CACHED]) for item in objects
+    )
+    if not doubtful:
+        return []
+    count = count_of(doubtful, "object", "objects")
+    return [f"cached pages of {count} may be mapped by processes not looked at"]
+
+
 def split_objects(
     objects: Iterable[SharedObject],
-) -> tuple[dict[int, float], dict[int, int]]:
+) -> tuple[dict[int, float | None], dict[int, int]]:
     """
     Return, by PID, the fair share of swapped shared pages, and what goes with its exit.
 
-    An object is split evenly over the processes that map it.
+    An object is split evenly over the processes that map it; a share is None if it is not
+    known who these are.
     """
-    shares: dict[int, float] = {}
+    shares: dict[int, float | None] = {}
     kept: dict[int, int] = {}
     for item in objects:
         for pid in item.mappers:
-            shares[pid] = shares.get(pid, 0.0) + item.swap_pages / len(item.mappers)
+            shares[pid] = sum_shares([shares.get(pid, 0.0), item.swap_share])
         keeper = item.sole_keeper
         if keeper is not None:
             kept[keeper] = kept.get(keeper, 0) + item.swap_pages

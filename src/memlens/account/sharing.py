@@ -12,7 +12,14 @@ from memlens.account.follow import Progress, Stop
 from memlens.account.inventory import read_objects
 from memlens.account.mapcounts import FrameSums, MapCounts
 from memlens.account.memories import Memories, find_memories
-from memlens.account.sharedobject import SharedObject, holder_notes, kept_pages, split_objects
+from memlens.account.sharedobject import (
+    SharedObject,
+    holder_notes,
+    kept_pages,
+    share_notes,
+    split_objects,
+    sum_shares,
+)
 from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
@@ -37,7 +44,8 @@ class ProcessMemory:
         stay in the page cache.  0 of what it maps if another process runs in the same
         memory.  None if the reader may not see page frames, or not tell that.
     :param swap_own_pages: private pages on swap, each slot once.
-    :param swap_share_pages: its even part of swapped pages of objects that it maps.
+    :param swap_share_pages: its even part of swapped pages of objects that it maps; None if
+        processes that were not looked at may map these, too.
     :param shared_memory_pages: pages of shared-memory objects that it maps now.
     """
 
@@ -49,7 +57,7 @@ class ProcessMemory:
     pss_pages: float
     uss_pages: int
     swap_own_pages: int
-    swap_share_pages: float
+    swap_share_pages: float | None
     freed_on_exit_pages: int | None
     shared_memory_pages: int
 
@@ -63,6 +71,7 @@ class ProcessGroup:
     :param pss_pages: sum of the PSS of its processes; one memory of several counts once.
     :param uss_pages: sum of the USS of its processes, the same.
     :param swap_own_pages: distinct private slots; None if they are hidden.
+    :param swap_share_pages: sum of the shares of its processes, None if any is not known.
     """
 
     key: str
@@ -71,7 +80,7 @@ class ProcessGroup:
     pss_pages: float
     uss_pages: int
     swap_own_pages: int | None
-    swap_share_pages: float
+    swap_share_pages: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +232,7 @@ def _list(
     notes = [*notes, *found.memories.notes()]
     if features.is_pfn_visible():
         notes += holder_notes(found.objects)
+    notes += share_notes(found.objects)
     notes += sweep.notes()
     return ProcessList(
         page_size_bytes=features.page_size_bytes(),
@@ -236,7 +246,10 @@ def _list(
 
 
 def _row(
-    facts: ProcessFacts, found: _Found, shares: dict[int, float], kept: dict[int, int]
+    facts: ProcessFacts,
+    found: _Found,
+    shares: dict[int, float | None],
+    kept: dict[int, int],
 ) -> ProcessMemory:
     size = features.page_size_bytes()
     sums = found.sums.get(facts.pid)
@@ -294,7 +307,7 @@ def _groups(
             pss_pages=sum(row.pss_pages for row in once),
             uss_pages=sum(row.uss_pages for row in once),
             swap_own_pages=len(distinct(np.concatenate(slots))) if is_known else None,
-            swap_share_pages=sum(row.swap_share_pages for row in own),
+            swap_share_pages=sum_shares(row.swap_share_pages for row in own),
         )
 
 

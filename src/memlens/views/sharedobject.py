@@ -27,6 +27,10 @@ _MEANINGS = {
     PageClass.PRESENT: "in RAM, mapped by at least one process",
     PageClass.CACHED: "in RAM, mapped by no process",
 }
+# The same where processes that were not looked at may map it.
+_UNSEEN_MEANINGS = _MEANINGS | {
+    PageClass.CACHED: "in RAM, mapped by no process that could be looked at",
+}
 
 HOLDER_COLUMNS: tuple[TableColumn[Holder], ...] = (
     TableColumn("pid", "PID", "number", lambda row: row.pid),
@@ -112,6 +116,7 @@ def _strips(item: SharedObject, pages: int, options: TableOptions) -> Iterator[L
 def _totals(item: SharedObject, pages: int, size: int, options: TableOptions) -> Iterator[Line]:
     counts = item.counts()
     digits = len(str(pages))
+    meanings = _UNSEEN_MEANINGS if item.may_have_more_holders else _MEANINGS
     text_options = TextOptions(options.width, options.is_colored, options.is_unicode)
     for row in CLASSES:
         count = int(counts[row.page_class])
@@ -121,7 +126,7 @@ def _totals(item: SharedObject, pages: int, size: int, options: TableOptions) ->
         label = f"{sign} {row.page_class.label:<12}"
         amount = format_size(count * size)
         rest = f"{amount:>6} {count:>{digits}} pages {percent(count, pages):>4}  "
-        meaning = _MEANINGS.get(row.page_class, row.meaning)
+        meaning = meanings.get(row.page_class, row.meaning)
         room = max(options.width - len(label) - len(rest), 20)
         parts = textwrap.wrap(meaning, room)
         yield [
