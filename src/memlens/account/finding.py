@@ -48,6 +48,7 @@ class Finder:
     :param places: root of a process and mount point of every tmpfs that was listed.
     :param layers: place of each tmpfs that is a layer of an overlay, through which its files
         may be held unseen: there they have the overlay's device and inode.
+    :param links: of each tmpfs, the blocks of its symbolic links that own memory, by inode.
     :param covered: tmpfs of which a file without a name is mounted out of reach.
     """
 
@@ -56,6 +57,7 @@ class Finder:
     places: dict[int, tuple[str, str]] = field(default_factory=dict)
     layers: dict[int, str] = field(default_factory=dict)
     covered: set[int] = field(default_factory=set)
+    links: dict[int, dict[int, int]] = field(default_factory=dict)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
     _leases: Leases = field(init=False)
     _may_miss_holders: bool = True
@@ -194,6 +196,10 @@ class Finder:
                             self.layers[mount.device] = mount.mount_point
 
     def _add_file(self, file: TmpfsFile, is_other: bool) -> None:
+        if file.is_link:
+            # Nothing opens it, so that it cannot be asked; several names are one link.
+            self.links.setdefault(file.device, {})[file.inode] = file.blocks
+            return
         key = (file.device, file.inode, 0)
         item = self._found.get(key)
         if item is None:

@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
+from memlens.account.beyondend import find_beyond_end
 from memlens.account.charges import Charges
 from memlens.account.facts import Missed, ObjectUse, ProcessFacts
 from memlens.account.finding import GONE, NOT_SHMEM, Finder
@@ -132,7 +133,7 @@ class Inspector:
             self.walking,
         )
         pages = backing.size_pages()
-        if self.only_swapped and reader.is_without_swap(pages):
+        if self.only_swapped and reader.is_without_swap():
             return None
         runs = _one_class(reader, pages) or (reader.verdicts(0, pages) if pages else EMPTY)
         if self.tells_present:
@@ -141,6 +142,8 @@ class Inspector:
         if reasons:
             self._refused.setdefault("; ".join(reasons), []).append(item.label)
         found = self._object(item, runs, reasons, backing)
+        beyond = find_beyond_end(reader, pages, found.resident_pages + found.swap_pages)
+        found = replace(found, beyond_end=beyond)
         if reader.walk is None or not self.walking.is_eager:
             return found
         return replace(found, slots=reader.walk.take_slots())

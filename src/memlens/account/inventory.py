@@ -29,9 +29,14 @@ _LAYER = (
     "tmpfs on {} is a layer of an overlay: who holds its files by way of the overlay is not "
     "known, and their pages that are mapped there alone are called cached"
 )
+_LINKS = (
+    "tmpfs on {}: {} pages are targets of long symbolic links: whether they are in RAM or on "
+    "swap cannot be asked, so that they are in the remainder"
+)
 _NO_CACHESTAT = (
     "without cachestat (Linux 6.5) pages of shared memory that keep a slot while they are in "
-    "RAM look like others in RAM: their slots are in the remainder"
+    "RAM look like others in RAM, and those beyond the end of objects are not found: they are "
+    "in the remainder"
 )
 
 
@@ -185,7 +190,12 @@ def read_meminfo_pages(name: str, proc: str) -> int:
 
 def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
     """Yield the tmpfs mounts that own more than their files and the open ones do."""
-    owned: dict[int, int] = {}
+    size = features.page_size_bytes()
+    links = _link_pages(finder)
+    for device, pages in links.items():
+        if device in finder.places:
+            yield _LINKS.format(finder.places[device][1], pages)
+    owned = {device: pages * size for device, pages in links.items()}
     in_doubt = set()
     for item in items:
         if item.status is None and item.file is None:
@@ -199,12 +209,21 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
         except OSError:
             continue
         used = (figures.f_blocks - figures.f_bfree) * figures.f_frsize
-        hidden = (used - owned.get(device, 0)) // features.page_size_bytes()
+        hidden = (used - owned.get(device, 0)) // size
         if hidden > 0:
             yield (
                 f"tmpfs on {mount_point}: {hidden} pages are in files that cannot be listed: "
                 "deleted and held by the kernel, or below another mount"
             )
+
+
+def _link_pages(finder: Finder) -> dict[int, int]:
+    """Return the pages of the symbolic links of each tmpfs that has such."""
+    size = features.page_size_bytes()
+    return {
+        device: sum(blocks.values()) * _BLOCK_BYTES // size
+        for device, blocks in finder.links.items()
+    }
 
 
 def _layer_notes(finder: Finder, items: list[FoundObject]) -> list[str]:

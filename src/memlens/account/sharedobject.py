@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,18 @@ class Holder:
     ranges: tuple[tuple[int, int], ...] = ()
 
 
+class BeyondEnd(NamedTuple):
+    """
+    What an object owns beyond its end, in pages.
+
+    fallocate(2) with FALLOC_FL_KEEP_SIZE sets memory aside there, and a huge page of a small
+    file reaches beyond it.
+    """
+
+    resident_pages: int = 0
+    swap_pages: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class SharedObject:
     """
@@ -63,6 +76,7 @@ class SharedObject:
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
     :param slots: where its swapped pages are, if that was asked for and can be known.
     :param may_have_more_holders: whether processes that could not be looked at may hold it.
+    :param beyond_end: what it owns beyond its end.
     :param is_kept: whether it stays without any process: it is named, mounted, or under a loop
         device.
     :param doubt: what else may keep it, as a note says it; "" if nothing may.
@@ -82,6 +96,7 @@ class SharedObject:
     cgroup: str | None = None
     slots: SlotRuns = NO_SLOTS
     may_have_more_holders: bool = False
+    beyond_end: BeyondEnd = BeyondEnd()
     is_kept: bool = False
     doubt: str = ""
 
@@ -94,13 +109,14 @@ class SharedObject:
         """Return the pages that count in ``Shmem`` of /proc/meminfo."""
         counts = self.counts()
         kinds = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
-        return int(sum(counts[kind] for kind in kinds))
+        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end.resident_pages
 
     @property
     def swap_pages(self) -> int:
         """Return the pages that hold a swap slot."""
         counts = self.counts()
-        return int(counts[PageClass.SWAPPED] + counts[PageClass.SWAP_CACHED])
+        kinds = (PageClass.SWAPPED, PageClass.SWAP_CACHED)
+        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end.swap_pages
 
     @property
     def swap_cached_pages(self) -> int:

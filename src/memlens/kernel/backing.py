@@ -155,6 +155,7 @@ class Backing:
         """
         Return how many pages of a range are in the page cache, and how many were evicted.
 
+        :param pages: how many; 0 for all there are from the first on, also beyond the end.
         :return: ``nr_cache`` and ``nr_evicted``.  On shmem an evicted page is on swap;
             elsewhere it is only a note that the page was here once.
         :raises OSError: EPERM if the reader may not know, ENOSYS before v6.5,

@@ -26,7 +26,7 @@ SHM_DEST = 0o1000
 
 class TmpfsFile(NamedTuple):
     """
-    A regular file of a tmpfs.
+    A regular file of a tmpfs, or a symbolic link that owns memory.
 
     :param path: as the mount namespace names it, raw.
     :param reach: path through which this process can open it.
@@ -42,6 +42,7 @@ class TmpfsFile(NamedTuple):
     blocks: int
     uid: int
     changed_s: float
+    is_link: bool = False
 
 
 class Segment(NamedTuple):
@@ -110,7 +111,9 @@ def namespace_inode(process_fd: int, name: str) -> int:
 
 def walk_tmpfs(base: str, mount: Mount, mounts: list[Mount]) -> Iterator[TmpfsFile]:
     """
-    Yield the regular files of a mounted tmpfs.
+    Yield the regular files of a mounted tmpfs, and the symbolic links that own a page.
+
+    The target of a link is in a page if it is longer than 128 bytes (mm/shmem.c).
 
     :param base: ``/proc/PID/root`` of a process in the mount namespace.
     :param mount: the mount.
@@ -146,7 +149,7 @@ def walk_tmpfs(base: str, mount: Mount, mounts: list[Mount]) -> Iterator[TmpfsFi
                 continue
             if entry.is_dir(follow_symlinks=False):
                 stack.append(path)
-            elif entry.is_file(follow_symlinks=False):
+            elif entry.is_file(follow_symlinks=False) or entry.is_symlink():
                 try:
                     status = entry.stat(follow_symlinks=False)
                 except OSError:
@@ -232,7 +235,8 @@ _CLONE_NEWIPC = 0x08000000
 def _tmpfs_file(
     status: os.stat_result, reach: bytes, path: bytes, device: int
 ) -> TmpfsFile | None:
-    if status.st_dev != device or not stat.S_ISREG(status.st_mode):
+    is_link = stat.S_ISLNK(status.st_mode) and status.st_blocks > 0
+    if status.st_dev != device or not (is_link or stat.S_ISREG(status.st_mode)):
         return None
     return TmpfsFile(
         path=decode_bytes(path),
@@ -243,6 +247,7 @@ def _tmpfs_file(
         blocks=status.st_blocks,
         uid=status.st_uid,
         changed_s=status.st_ctime,
+        is_link=is_link,
     )
 
 

@@ -83,6 +83,13 @@ OBJECT_COLUMNS: tuple[TableColumn[SharedObject], ...] = (
         1,
         _CACHE,
     ),
+    TableColumn(
+        "beyond_end_swapped_pages",
+        "past\nend",
+        "pages",
+        lambda row: row.beyond_end.swap_pages,
+        4,
+    ),
     TableColumn("size_bytes", "size", "bytes", lambda row: row.size_bytes, 1),
     TableColumn("device", "device", "text", lambda row: row.device, 4),
     TableColumn("inode", "inode", "number", lambda row: row.inode, 4),

@@ -77,6 +77,7 @@ def _render_object(
     facts += [f"{age} old"] if age else []
     facts += [f"charged to {escape_text(item.cgroup)}"] if item.cgroup else []
     facts += [mark.replace("_", " ") for mark in item.marks]
+    facts += _beyond_end(item, size)
     for part in textwrap.wrap(", ".join(facts), options.width):
         yield [Segment(part, DIM)]
     pages = int(item.counts().sum())
@@ -99,6 +100,16 @@ def _render_object(
     yield from render_labelled(
         "unknown", [escape_text(r) for r in item.reasons], options.width, ALARM
     )
+
+
+def _beyond_end(item: SharedObject, size: int) -> Iterator[str]:
+    """Yield what is in none of the classes, which are of its pages up to its end."""
+    for pages, where in (
+        (item.beyond_end.resident_pages, "in RAM"),
+        (item.beyond_end.swap_pages, "on swap"),
+    ):
+        if pages:
+            yield f"{format_size(pages * size)} {where} beyond its end"
 
 
 def _strips(item: SharedObject, pages: int, options: TableOptions) -> Iterator[Line]:
