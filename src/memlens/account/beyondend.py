@@ -1,12 +1,20 @@
 """Pages that an object owns beyond its end."""
 
+from typing import NamedTuple
+
 from memlens.account.objects import ObjectReader
-from memlens.account.sharedobject import BeyondEnd
 from memlens.pages.classes import Evidence
 from memlens.pages.runs import Runs
 
 # No file is longer: offsets are signed and of 64 bits.
 _ALL_BYTES = 1 << 63
+
+
+class BeyondEnd(NamedTuple):
+    """What an object has beyond its end, in pages."""
+
+    resident_pages: int = 0
+    swap_pages: int = 0
 
 
 def find_beyond_end(reader: ObjectReader, pages: int, found: int) -> BeyondEnd:

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,18 +43,6 @@ class Holder:
     ranges: tuple[tuple[int, int], ...] = ()
 
 
-class BeyondEnd(NamedTuple):
-    """
-    What an object owns beyond its end, in pages.
-
-    fallocate(2) with FALLOC_FL_KEEP_SIZE sets memory aside there, and a huge page of a small
-    file reaches beyond it.
-    """
-
-    resident_pages: int = 0
-    swap_pages: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class SharedObject:
     """
@@ -76,7 +63,9 @@ class SharedObject:
     :param cgroup: what a page of it that is mapped is charged to; None if not known.
     :param slots: where its swapped pages are, if that was asked for and can be known.
     :param may_have_more_holders: whether processes that could not be looked at may hold it.
-    :param beyond_end: what it owns beyond its end.
+    :param beyond_end_resident_pages: what it owns beyond its end, in RAM: fallocate(2) with
+        FALLOC_FL_KEEP_SIZE sets it aside, or a huge page of a small file reaches there.
+    :param beyond_end_swap_pages: the same, on swap.
     :param is_kept: whether it stays without any process: it is named, mounted, or under a loop
         device.
     :param doubt: what else may keep it, as a note says it; "" if nothing may.
@@ -96,7 +85,8 @@ class SharedObject:
     cgroup: str | None = None
     slots: SlotRuns = NO_SLOTS
     may_have_more_holders: bool = False
-    beyond_end: BeyondEnd = BeyondEnd()
+    beyond_end_resident_pages: int = 0
+    beyond_end_swap_pages: int = 0
     is_kept: bool = False
     doubt: str = ""
 
@@ -109,14 +99,14 @@ class SharedObject:
         """Return the pages that count in ``Shmem`` of /proc/meminfo."""
         counts = self.counts()
         kinds = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
-        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end.resident_pages
+        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end_resident_pages
 
     @property
     def swap_pages(self) -> int:
         """Return the pages that hold a swap slot."""
         counts = self.counts()
         kinds = (PageClass.SWAPPED, PageClass.SWAP_CACHED)
-        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end.swap_pages
+        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end_swap_pages
 
     @property
     def swap_cached_pages(self) -> int:

@@ -87,7 +87,7 @@ OBJECT_COLUMNS: tuple[TableColumn[SharedObject], ...] = (
         "beyond_end_swapped_pages",
         "past\nend",
         "pages",
-        lambda row: row.beyond_end.swap_pages,
+        lambda row: row.beyond_end_swap_pages,
         4,
     ),
     TableColumn("size_bytes", "size", "bytes", lambda row: row.size_bytes, 1),

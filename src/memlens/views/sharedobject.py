@@ -105,8 +105,8 @@ def _render_object(
 def _beyond_end(item: SharedObject, size: int) -> Iterator[str]:
     """Yield what is in none of the classes, which are of its pages up to its end."""
     for pages, where in (
-        (item.beyond_end.resident_pages, "in RAM"),
-        (item.beyond_end.swap_pages, "on swap"),
+        (item.beyond_end_resident_pages, "in RAM"),
+        (item.beyond_end_swap_pages, "on swap"),
     ):
         if pages:
             yield f"{format_size(pages * size)} {where} beyond its end"
