@@ -45,6 +45,7 @@ LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     "pagemap_scan": {},
     "kpageflags": {},
     "frameslots": {},
+    "scm_fds": {},
     "cachewalk": WALK_ALONE_TELLS,
     "smaps": {"pfn": {P.DEVICE}, "overlay": {P.SWAPPED}},
     "seek_data": {

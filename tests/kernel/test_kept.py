@@ -154,6 +154,18 @@ def test_what_may_be_in_a_message_is_said(driven: Target, tmp_path: Path) -> Non
         assert not any(note in text for text in list_processes([driven.pid]).notes)
 
 
+def test_a_kernel_that_does_not_tell_of_messages(
+    driven: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = driven.os("memfd_create", "in a message or not", 1)
+    driven.pwrite(fd, range(PAGES))
+    freed = _freed(driven)
+    monkeypatch.setenv("MEMLENS_DISABLE", "scm_fds")
+    assert freed - _freed(driven) == PAGES
+    notes = list_processes([driven.pid]).notes
+    assert any("this kernel (before Linux 5.6) does not tell" in note for note in notes)
+
+
 def test_a_file_that_is_mounted_has_a_place(driven: Target, tmp_path: Path) -> None:
     with ExitStack() as stack:
         (where := tmp_path / "tmpfs").mkdir()

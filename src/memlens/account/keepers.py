@@ -7,6 +7,7 @@ from threading import Thread
 from memlens.account.finding import Finder
 from memlens.account.foundobject import FoundObject
 from memlens.account.sharedobject import SharedObject
+from memlens.kernel import features
 from memlens.kernel.loops import list_deleted_backing_files, read_backing_inode
 from memlens.kernel.messages import has_message_counts, read_message_descriptors
 
@@ -14,7 +15,8 @@ from memlens.kernel.messages import has_message_counts, read_message_descriptors
 _PATIENCE_S = 2.0
 _IN_MESSAGES = "that may be in messages that nobody has read, too"
 _NOT_TOLD = (
-    "that may be in messages that nobody has read, too: this kernel (before 5.6) does not tell"
+    "that may be in messages that nobody has read, too: "
+    "this kernel (before Linux 5.6) does not tell"
 )
 _UNDER_LOOPS = "that loop devices which could not be asked may hold, too"
 _MOUNTED = "that may be mounted where another mount covers them"
@@ -53,7 +55,8 @@ class Keepers:
         if not loops.is_complete:
             return _UNDER_LOOPS
         if self._in_message is None:
-            self._in_message = self._ask_sockets()
+            is_off = "scm_fds" in features.read_disabled()
+            self._in_message = _NOT_TOLD if is_off else self._ask_sockets()
         return self._in_message
 
     def _ask_sockets(self) -> str:

@@ -33,6 +33,7 @@ SWITCHES = (
     "cachewalk",
     "frameslots",
     "kcmp",
+    "scm_fds",
 )
 
 _PFN = (1 << 55) - 1

@@ -13,7 +13,9 @@ import sys
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.backing import Backing
 from memlens.kernel.cachewalk import walker
+from memlens.kernel.messages import read_message_descriptors
 from memlens.kernel.probes_own import Ground, expect
+from memlens.kernel.procfs import raise_errno
 
 _OTHER_UID = 65534
 # Files that every system has, and that few may write.
@@ -55,6 +57,30 @@ def ask_cachestat(ground: Ground) -> str:
         backing.close()
     expect(found == [(0, 0), (1, 0), (0, 0)], f"says {found} where one page of three is cached")
     return "on a memfd, cached is the one page of three that was written"
+
+
+def ask_scm_fds(ground: Ground) -> str:
+    """Send a descriptor to ourselves, and see it counted until it is received."""
+    import socket
+
+    one, other = socket.socketpair()
+    with one, other:
+        path = f"{ground.own}/fdinfo/{other.fileno()}"
+        counts = [_count_descriptors(path)]
+        socket.send_fds(one, [b"x"], [one.fileno()])
+        counts.append(_count_descriptors(path))
+    expect(counts == [0, 1], f"{counts} descriptors in a message before and after one was sent")
+    return "counts a descriptor that was sent"
+
+
+def _count_descriptors(path: str) -> int:
+    try:
+        count = read_message_descriptors(path)
+    except OSError as error:
+        raise_errno(error, "cannot look at a socket", path)
+    if count is None:
+        raise Unsupported("fdinfo of sockets has no scm_fds", path=path)
+    return count
 
 
 def ask_unwritable_files(ground: Ground) -> str:

@@ -121,6 +121,14 @@ PROBE_TABLE = (
         "Linux 5.17 with BTF and BPF",
     ),
     ProbeRow(
+        "scm_fds",
+        "own",
+        "descriptors in messages that nobody has read",
+        probes_object.ask_scm_fds,
+        "a process that may be dumped (PR_SET_DUMPABLE)",
+        "Linux 5.6",
+    ),
+    ProbeRow(
         "other_smaps",
         "other",
         "maps and smaps",
