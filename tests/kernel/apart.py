@@ -1,5 +1,5 @@
 """
-Runs memlens as a process of its own, and tells whether any other began meanwhile.
+Runs memlens as a process of its own, and knows whether any other began meanwhile.
 
 The process that looks maps libraries that others map too, and is gone when smaps_rollup is
 read before and after.  The process of the tests maps them throughout.
@@ -8,6 +8,8 @@ read before and after.  The process of the tests maps them throughout.
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,30 @@ from workloads.base import StateMoved
 
 
 def run_apart(*arguments: object) -> Any:
-    """
-    Return the JSON that a command prints.
-
-    :raises StateMoved: if another process began meanwhile, which may map the same libraries.
-    """
-    before = _count_begun()
+    """Return the JSON that a command prints."""
     done = subprocess.run(
         [sys.executable, "-m", "memlens", *map(str, arguments), "--json"],
         check=True,
         capture_output=True,
     )
-    if _count_begun() != before + 1:
-        raise StateMoved("others began a process")
     return json.loads(done.stdout)
+
+
+@contextmanager
+def unless_others_begin() -> Iterator[None]:
+    """
+    Let one process begin, and hold what is asserted unless more do.
+
+    :raises StateMoved: if an assertion fails, and another process began meanwhile, which may
+        have mapped the same libraries and ended again.
+    """
+    before = _count_begun()
+    try:
+        yield
+    except AssertionError as error:
+        if _count_begun() != before + 1:
+            raise StateMoved(f"others began a process: {error}") from error
+        raise
 
 
 def _count_begun() -> int:

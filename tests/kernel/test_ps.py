@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import raw
-from apart import is_rollup_pss, run_apart
+from apart import is_rollup_pss, run_apart, unless_others_begin
 from driver import (
     HUGE,
     MADV_HUGEPAGE,
@@ -133,17 +133,18 @@ def hold_against_rollup(pids: list[int]) -> None:
 
     :raises StateMoved: if others mapped or unmapped pages of theirs meanwhile.
     """
-    before = [_rollup(pid) for pid in pids]
-    rows = {row["pid"]: row for row in run_apart("ps", *pids)["processes"]}
-    if [_rollup(pid) for pid in pids] != before:
-        raise StateMoved("smaps_rollup changed")
-    assert set(rows) == set(pids)
-    for pid, sums in zip(pids, before, strict=True):
-        row = rows[pid]
-        assert row["rss_pages"] * PAGE == sums["Rss"] * 1024
-        alone = sums["Private_Clean"] + sums["Private_Dirty"]
-        assert row["uss_pages"] * PAGE == alone * 1024
-        assert is_rollup_pss(row["pss_pages"] * PAGE, sums["Pss"], row["rss_pages"])
+    with unless_others_begin():
+        before = [_rollup(pid) for pid in pids]
+        rows = {row["pid"]: row for row in run_apart("ps", *pids)["processes"]}
+        if [_rollup(pid) for pid in pids] != before:
+            raise StateMoved("smaps_rollup changed")
+        assert set(rows) == set(pids)
+        for pid, sums in zip(pids, before, strict=True):
+            row = rows[pid]
+            assert row["rss_pages"] * PAGE == sums["Rss"] * 1024
+            alone = sums["Private_Clean"] + sums["Private_Dirty"]
+            assert row["uss_pages"] * PAGE == alone * 1024
+            assert is_rollup_pss(row["pss_pages"] * PAGE, sums["Pss"], row["rss_pages"])
 
 
 @ON_ZRAM

@@ -15,7 +15,7 @@ import driver
 import psutil
 import pytest
 import raw
-from apart import is_rollup_pss, run_apart
+from apart import is_rollup_pss, run_apart, unless_others_begin
 from driver import MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PAGE, PROT_READ, Target
 from servers import ask_postgresql, ask_redis, postgresql, redis, stopped
 from standstill import again_if_moved
@@ -83,16 +83,17 @@ def hold_against_rollup(pids: Sequence[int]) -> None:
 
     :raises StateMoved: if others mapped or unmapped pages of theirs meanwhile.
     """
-    before = [rollup(pid) for pid in pids]
-    found = {row["pid"]: row for row in run_apart("sharing", *pids)["processes"]}
-    if [rollup(pid) for pid in pids] != before:
-        raise StateMoved("smaps_rollup changed")
-    for pid, figures in zip(pids, before, strict=True):
-        row = found[pid]
-        assert row["rss_pages"] == figures["Rss"]
-        assert row["uss_pages"] == figures["Private_Clean"] + figures["Private_Dirty"]
-        pss_kib = int(figures["Pss"] * PAGE / 1024)
-        assert is_rollup_pss(row["pss_pages"] * PAGE, pss_kib, row["rss_pages"])
+    with unless_others_begin():
+        before = [rollup(pid) for pid in pids]
+        found = {row["pid"]: row for row in run_apart("sharing", *pids)["processes"]}
+        if [rollup(pid) for pid in pids] != before:
+            raise StateMoved("smaps_rollup changed")
+        for pid, figures in zip(pids, before, strict=True):
+            row = found[pid]
+            assert row["rss_pages"] == figures["Rss"]
+            assert row["uss_pages"] == figures["Private_Clean"] + figures["Private_Dirty"]
+            pss_kib = int(figures["Pss"] * PAGE / 1024)
+            assert is_rollup_pss(row["pss_pages"] * PAGE, pss_kib, row["rss_pages"])
 
 
 def assert_true(result: Sharing, pids: Sequence[int]) -> None:
