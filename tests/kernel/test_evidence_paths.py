@@ -42,10 +42,12 @@ P = PageClass
 OPEN_SHMEM = {P.CACHED, P.SWAP_CACHED, P.SWAPPED, P.PREALLOCATED, P.NONE}
 # What may stay open when one interface alone is missing: classes, by kind of proof.
 LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
-    "pagemap_scan": {},
+    # Only the scan tells markers of poison on hugetlbfs, where userfaultfd may have set some.
+    "pagemap_scan": {"hugetlb": {P.CACHED, P.NONE}},
     "kpageflags": {},
     "frameslots": {},
     "scm_fds": {},
+    "kcmp": {},
     "cachewalk": WALK_ALONE_TELLS,
     "smaps": {"pfn": {P.DEVICE}, "overlay": {P.SWAPPED}},
     "seek_data": {

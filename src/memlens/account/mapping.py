@@ -54,6 +54,8 @@ KERNEL_HALF = 1 << 63
 JOIN_PAGES = 4096
 # Members of enumerations are slow to come by.
 _ASK, _AGAIN = int(Verdict.ASK), int(Verdict.AGAIN)
+# VmFlags of smaps of what is registered with userfaultfd: missing, write-protect, minor.
+_USERFAULT_FLAGS = frozenset({"um", "uw", "ui"})
 
 
 @dataclass(slots=True)
@@ -197,6 +199,8 @@ class MappingReader:
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
             runs = replace_runs(runs, self._mapping_walk(facts).verdicts(mapping, asked))
             return replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
+        if facts.kind == "hugetlb" and self._may_be_marked(mapping):
+            return replace_value(runs, Verdict.ASK, Reason.TRANSIT), ""
         reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
             return replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), reader
@@ -211,6 +215,17 @@ class MappingReader:
             found = restrict_slots(shift_slots(reader.walk.take_slots(), -pgoff), asked)
             self._slots = concat_slots([again, found])
         return answered, ""
+
+    def _may_be_marked(self, mapping: Mapping) -> bool:
+        """
+        Return whether entries of hugetlb that read 0 may be markers of poison.
+
+        Only PAGEMAP_SCAN tells these apart; only userfaultfd sets them.
+        """
+        if self.table.use_scan:
+            return False
+        figures = self.settler.figures(mapping)
+        return figures is None or not _USERFAULT_FLAGS.isdisjoint(figures.vm_flags)
 
     def _mapping_walk(self, facts: ObjectFacts) -> MappingWalk:
         is_overlay = facts.kind == "overlay"
@@ -271,7 +286,7 @@ class MappingReader:
         return replace_runs(runs, restrict_runs(moved, asked))
 
     def _is_asked_by_runs(self, facts: ObjectFacts) -> bool:
-        return facts.kind == "overlay" or self.walking.is_eager
+        return facts.kind in ("overlay", "hugetlb") or self.walking.is_eager
 
     def _ask_densely(
         self,

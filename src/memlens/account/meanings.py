@@ -188,7 +188,7 @@ def call_answer(call: Call, page: int) -> str:
     if isinstance(call.answer, str):
         return call.answer
     if call.name == "open":
-        return "opened for reading, without touching access times"
+        return "opened for reading" + (", access times as they were" if call.answer[0] else "")
     if call.name == "size":
         size, pages = call.answer[1], call.answer[0]
         return f"{size} bytes: " + (f"pages 0 to {pages - 1}" if pages else "no pages")

@@ -114,6 +114,10 @@ class Settler:
         self, mapping: Mapping, counts: Counts, table: Table, is_whole: bool
     ) -> None:
         table[Verdict.MAYBE_ZERO] = Reason.MAYBE_ZERO
+        if self.pages(mapping, "Private_Hugetlb") or self.pages(mapping, "Shared_Hugetlb"):
+            # There is no huge page of zeroes for hugetlb, and these are in no Rss.
+            table[Verdict.MAYBE_ZERO] = PageClass.PRESENT
+            return
         rss = self.pages(mapping, "Rss")
         if rss is None or not is_whole:
             return

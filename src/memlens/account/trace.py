@@ -84,7 +84,7 @@ class TracedOpener(Opener):
         if isinstance(found, str):
             self.trace.add("open", 0, 0, found)
             return found
-        self.trace.add("open", 0, 0, ())
+        self.trace.add("open", 0, 0, (int(found.is_quiet()),))
         return TracedBacking(
             found.fd,
             found.kind,

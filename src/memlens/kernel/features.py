@@ -50,7 +50,8 @@ def read_disabled() -> frozenset[str]:
 
     :raises ValueError: if it names one that does not exist.
     """
-    names = frozenset(filter(None, os.environ.get("MEMLENS_DISABLE", "").split(",")))
+    listed = os.environ.get("MEMLENS_DISABLE", "").split(",")
+    names = frozenset(filter(None, map(str.strip, listed)))
     unknown = names - frozenset(SWITCHES)
     if unknown:
         raise ValueError(

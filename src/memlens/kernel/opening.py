@@ -9,6 +9,7 @@ is no open for the file system: no driver runs, no lease breaks, inotify is sile
 import errno
 import os
 import stat
+from functools import lru_cache
 from typing import NamedTuple
 
 from memlens.errors import MemlensError
@@ -41,6 +42,7 @@ _KINDS = {
     HUGETLBFS_MAGIC: "hugetlb",
     OVERLAYFS_MAGIC: "overlay",
 }
+_HUGE_SIZES = "/sys/kernel/mm/hugepages"
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
@@ -179,8 +181,11 @@ class Opener:
         fd = self._fds.get((device_number(mapping.device), mapping.inode))
         if fd is not None:
             paths.append(base + b"/fd/" + fd.encode())
-        if mapping.path.startswith("/") and not mapping.path.endswith(" (deleted)"):
-            paths.append(base + b"/root" + encode_text(mapping.path.replace("\\012", "\n")))
+        if mapping.path.startswith("/"):
+            # maps writes a newline as \012 and a backslash as it is; a name may end in
+            # " (deleted)" by itself.  Which object it is, is looked at in any case.
+            names = dict.fromkeys((mapping.path.replace("\\012", "\n"), mapping.path))
+            paths += [base + b"/root" + encode_text(name) for name in names]
         return paths
 
     def _list_fds(self) -> dict[tuple[int, int], str]:
@@ -332,8 +337,12 @@ def _kind_by_name(mapping: Mapping, file_system: str) -> str:
         return "hugetlb"
     if file_system in ("ramfs", "overlay"):
         return file_system
-    if not file_system and device_number(mapping.device) == internal_device():
-        return "shmem"
+    if not file_system:
+        device = device_number(mapping.device)
+        if device == internal_device():
+            return "shmem"
+        if device in internal_huge_devices():
+            return "hugetlb"
     return "file"
 
 
@@ -344,6 +353,37 @@ def internal_device() -> int:
         return os.fstat(fd).st_dev
     finally:
         os.close(fd)
+
+
+@lru_cache(maxsize=1)
+def internal_huge_devices() -> frozenset[int]:
+    """
+    Return the devices of the kernel's own hugetlbfs mounts, one for each size of page.
+
+    Memfds, System V segments and anonymous memory in huge pages are files there.  The empty
+    files that are made here take no page.
+    """
+    found = set()
+    for name in _list_huge_sizes():
+        # "hugepages-2048kB"; memfd_create(2) takes the power of two.
+        size_bytes = int(name.removeprefix("hugepages-").removesuffix("kB")) << 10
+        flags = (
+            os.MFD_CLOEXEC | os.MFD_HUGETLB | (size_bytes.bit_length() - 1) << os.MFD_HUGE_SHIFT
+        )
+        try:
+            fd = os.memfd_create("memlens", flags)
+        except OSError:
+            continue
+        found.add(os.fstat(fd).st_dev)
+        os.close(fd)
+    return frozenset(found)
+
+
+def _list_huge_sizes() -> list[str]:
+    try:
+        return [name for name in os.listdir(_HUGE_SIZES) if name.startswith("hugepages-")]
+    except OSError:
+        return []
 
 
 ANONYMOUS = ObjectFacts("anonymous")

@@ -256,6 +256,7 @@ class ProcessDir:
             if is_alive:
                 os.close(self.fd)
                 self.fd, self.tid = fd, thread
+                self.path = f"{self.proc}/{thread}"
                 return
             os.close(fd)
         raise ProcessGone(

@@ -182,6 +182,24 @@ def hugetlb_in_part(tools: Tools) -> Workload:
 
 
 @workload()
+def hugetlb_forked(tools: Tools) -> Workload:
+    """Private huge pages that a child maps too: in no Rss, and yet no zero pages."""
+    _fill_pool(tools, 3)
+    driven = tools.target()
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB
+    start = driven.mmap(2 * SMALL, flags=flags, align=HUGE)
+    _touch(driven, start, 0)
+    child = driven.fork()
+    return Workload(
+        driven,
+        [
+            _expect(driven, start, P.PRESENT, P.NONE),
+            _expect(child, start, P.PRESENT, P.NONE),
+        ],
+    )
+
+
+@workload()
 def hugetlb_system_v(tools: Tools) -> Workload:
     """A SysV segment of huge pages."""
     _fill_pool(tools, 3)
