@@ -60,14 +60,6 @@ class Want:
         return self.swap or self.present or self.present_pages or self.frames
 
 
-class SocketUse(NamedTuple):
-    """A socket that a process has open, by its link ``socket:[7]``, and where."""
-
-    link: str
-    tid: int
-    fd: int
-
-
 class ObjectUse(NamedTuple):
     """
     A shared-memory object in the hands of a process.
@@ -115,8 +107,8 @@ class ProcessFacts:
     :param cached_pfns: frames of private pages in RAM that keep a slot, ``(n,)`` uint64.
     :param cached_pages: address of each divided by the page size, ``(n,)`` int64.
     :param frames: distinct frames that it maps, sorted, None if not asked.
-    :param sockets: what it has open of these, by every descriptor; none if objects were not
-        asked for.
+    :param sockets: link ``socket:[7]`` of each that it has open, and its fdinfo below the root
+        of /proc; none if objects were not asked for.
     :param rollup: figures of smaps_rollup in bytes, empty if not asked; VmSwap of status where
         slots are hidden.
     :param tid: thread whose files were read.
@@ -139,7 +131,7 @@ class ProcessFacts:
     rollup: dict[str, int] = field(default_factory=dict)
     tid: int = 0
     arguments: tuple[int, int] = (0, 0)
-    sockets: tuple[SocketUse, ...] = ()
+    sockets: dict[str, str] = field(default_factory=dict)
 
     def count_own(self) -> int:
         """Return its private pages on swap; where slots are hidden, as the kernel counts."""

@@ -143,11 +143,12 @@ class Inspector:
             self._refused.setdefault("; ".join(reasons), []).append(item.label)
         found = self._object(item, runs, reasons, backing)
         beyond = find_beyond_end(reader, pages, found.resident_pages + found.swap_pages)
-        found = replace(
-            found,
-            beyond_end_resident_pages=beyond.resident_pages,
-            beyond_end_swap_pages=beyond.swap_pages,
-        )
+        if any(beyond):
+            found = replace(
+                found,
+                beyond_end_resident_pages=beyond.resident_pages,
+                beyond_end_swap_pages=beyond.swap_pages,
+            )
         if reader.walk is None or not self.walking.is_eager:
             return found
         return replace(found, slots=reader.walk.take_slots())

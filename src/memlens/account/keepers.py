@@ -47,7 +47,8 @@ class Keepers:
             self._loops = _ask_loops()
         if item.key[:2] in self._loops.files:
             return replace(shared, is_kept=True)
-        return replace(shared, doubt=self._doubt(item, self._loops))
+        doubt = self._doubt(item, self._loops)
+        return replace(shared, doubt=doubt) if doubt else shared
 
     def _doubt(self, item: FoundObject, loops: "_Loops") -> str:
         if item.key[0] in self.finder.covered:
@@ -63,20 +64,19 @@ class Keepers:
         """Say whether any descriptor is in a message: of which file is not to be known."""
         sweep, asked, is_told = self.finder.sweep, set(), False
         for facts in sweep.processes:
-            for use in facts.sockets:
-                if use.link in asked:
+            for link, place in facts.sockets.items():
+                if link in asked:
                     continue
                 sweep.check_stop()
                 try:
-                    path = f"{sweep.proc}/{use.tid}/fdinfo/{use.fd}"
-                    count = read_message_descriptors(path)
+                    count = read_message_descriptors(f"{sweep.proc}/{place}")
                 except OSError:
                     # Closed here, but another process may have it as well.
                     continue
                 if count:
                     return _IN_MESSAGES
                 is_told = is_told or count is not None
-                asked.add(use.link)
+                asked.add(link)
         return "" if is_told or not asked or has_message_counts() else _NOT_TOLD
 
 

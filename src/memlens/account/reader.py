@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts, SocketUse, Want, Who
+from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
 from memlens.account.frames import Frames, read_frames
 from memlens.account.frametable import FrameTable
 from memlens.account.presence import find_present
@@ -111,7 +111,7 @@ class ProcessReader:
     process: ProcessDir
     want: Want
     tools: Tools
-    _sockets: list[SocketUse] = field(default_factory=list, init=False)
+    _sockets: dict[str, str] = field(default_factory=dict, init=False)
 
     def read(self) -> ProcessFacts:
         """
@@ -212,7 +212,7 @@ class ProcessReader:
             rollup=rollup or (self._read_vm_swap() if is_hidden else {}),
             tid=self.process.tid,
             arguments=(self.process.stat.arg_start, self.process.stat.arg_stop),
-            sockets=tuple(self._sockets),
+            sockets=self._sockets,
         )
 
     def _rollup(self) -> dict[str, int]:
@@ -321,7 +321,7 @@ class ProcessReader:
             # Sockets, pipes and the like have no path: "socket:[7]".
             if not path.startswith("/"):
                 if is_socket_link(path):
-                    self._sockets.append(SocketUse(path, thread, int(name)))
+                    self._sockets[path] = f"{thread}/fdinfo/{name}"
                 return None
             status = statx_cached(name, directory)
         except OSError:
