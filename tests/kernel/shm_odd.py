@@ -52,20 +52,27 @@ NR_IO_URING_SETUP, NR_IO_URING_REGISTER = 425, 427
 NR_PIVOT_ROOT = {"x86_64": 155}.get(platform.machine(), 41)
 
 
-def start_thread(driven: Target, flags: int) -> int:
-    """Start a thread that first unshares this from the others, and then only waits."""
+def start_thread(driven: Target, flags: int, work: str = "", **values: object) -> int:
+    """
+    Start a thread that first unshares this from the others, and then only waits.
+
+    :param work: what it runs in between; of ``values``, and what it sets stays with the target.
+    """
     code = """
 import threading
 ready = threading.Event()
+values.update(os=os, ctypes=ctypes, libc=libc)
+os.memlens_thread_values = values
 def run():
     if libc.unshare(flags) == 0:
+        exec(work, values)
         ready.set()
     threading.Event().wait()
 thread = threading.Thread(target=run, daemon=True)
 thread.start()
 result = thread.native_id if ready.wait(10) else None
 """
-    tid: int | None = driven.run(code, flags=flags)
+    tid: int | None = driven.run(code, flags=flags, work=work, values=values)
     if tid is None:
         raise OSError("no thread")
     return tid

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from driver import CLONE_NEWPID, MAP_SHARED, PAGE, Target, target
+from shm_far import FAR
 from shm_made import Builder, Made, Mix, maps_line
 from shm_mix import CLONE_NEWIPC
 from shm_odd import CLONE_FILES, ODD, UNREACHABLE, start_thread
@@ -23,7 +24,7 @@ from memlens import (
 )
 
 IN_RAM = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
-LABELS = [make.__name__ for make in ODD]
+LABELS = [make.__name__ for make in (*ODD, *FAR)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def looked(
         with ExitStack() as stack:
             mix = Mix(tmp_path_factory.mktemp("odd"))
             builder = Builder(stack, squeeze, swap, mix)
-            made = {make.__name__: make(builder) for make in ODD}
+            made = {make.__name__: make(builder) for make in (*ODD, *FAR)}
             mix.reprove()
             found = list_shared_memory(), read_swap_ledger()
             mix.reprove()
@@ -73,6 +74,19 @@ class TestOdd:
         made = looked[0][label]
         found = [item.swap_pages for item in looked[2].objects if _is(item, made)]
         assert found == [made.out]
+
+
+@pytest.mark.parametrize("swap", ["zram"], indirect=True)
+@pytest.mark.parametrize("label", ["removed_and_cut", "segment_without_its_namespace"])
+def test_a_segment_that_goes_with_its_one_holder(
+    looked: tuple[dict[str, Made], Inventory, SwapLedger], label: str
+) -> None:
+    made = looked[0][label]
+    ((pid, _),) = made.holders.items()
+    (item,) = [item for item in looked[1].objects if _is(item, made)]
+    assert (item.sole_keeper, item.may_have_more_holders) == (pid, False)
+    (row,) = [row for row in looked[2].processes if row.pid == pid]
+    assert row.freed_on_exit_pages == row.own_pages + made.out
 
 
 @pytest.mark.parametrize("swap", ["zram"], indirect=True)

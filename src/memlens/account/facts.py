@@ -73,6 +73,7 @@ class ObjectUse(NamedTuple):
     :param tid: thread in whose table of descriptors it is, 0 if mapped.
     :param present: pages of the object that the mapping maps; None if not asked.
     :param present_pages: how many these are; None if not asked.
+    :param mappings: how many mappings of maps these are: each is an attachment of a segment.
     :param is_huge: whether any of them is mapped by a huge page.
     """
 
@@ -85,6 +86,7 @@ class ObjectUse(NamedTuple):
     stop: int = 0
     tid: int = 0
     present_pages: int | None = None
+    mappings: int = 0
 
     def pages(self, page_size_bytes: int) -> tuple[int, int]:
         """Return the half-open range of the object's pages that is mapped."""
@@ -125,7 +127,6 @@ class ProcessFacts:
     swap_pages: NDArray[np.int64]
     is_swap_hidden: bool
     frames: NDArray[np.uint32] | NDArray[np.uint64] | None
-    ipc_namespace: int
     cached_pfns: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     cached_pages: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     rollup: dict[str, int] = field(default_factory=dict)

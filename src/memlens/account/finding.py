@@ -9,29 +9,24 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from memlens.account.facts import Missed, ObjectKey, ObjectUse, ProcessFacts
+from memlens.account.follow import Stopped
 from memlens.account.foundobject import FoundObject
 from memlens.account.segments import settle_segments
 from memlens.account.sweep import Sweep
+from memlens.account.tmpfslisting import Place, TmpfsListing
 from memlens.errors import MemlensError, ParseError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.backing import Backing
+from memlens.kernel.entrance import Entrance, ipc_number
 from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.leases import Leases
-from memlens.kernel.mounts import UNNAMED, Mount
 from memlens.kernel.opening import REPLACED, VANISHED, Opener, internal_device, reopen
 from memlens.kernel.overlay import layer_mounts
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.seals import is_sealed
-from memlens.kernel.shm import (
-    SHM_DEST,
-    SHMEM_TYPES,
-    Segment,
-    TmpfsFile,
-    open_segment,
-    read_segments,
-    walk_tmpfs,
-)
+from memlens.kernel.shm import SHM_DEST, Segment, open_segment, read_segments
 from memlens.kernel.syscalls import fstatfs_type
+from memlens.kernel.tmpfs import SHMEM_TYPES, TmpfsFile
 
 NOT_SHMEM = "not shmem"
 GONE = "gone"
@@ -45,7 +40,8 @@ class Finder:
 
     :param sweep: a sweep that has run.
     :param missed: what could not be listed.
-    :param places: root of a process and mount point of every tmpfs that was listed.
+    :param places: where every tmpfs that was listed is mounted, by device.
+    :param unread: those of which not all could be listed.
     :param layers: place of each tmpfs that is a layer of an overlay, through which its files
         may be held unseen: there they have the overlay's device and inode.
     :param links: of each tmpfs, the blocks of its symbolic links that own memory, by inode.
@@ -54,7 +50,8 @@ class Finder:
 
     sweep: Sweep
     missed: list[Missed] = field(default_factory=list)
-    places: dict[int, tuple[str, str]] = field(default_factory=dict)
+    places: dict[int, Place] = field(default_factory=dict)
+    unread: set[int] = field(default_factory=set)
     layers: dict[int, str] = field(default_factory=dict)
     covered: set[int] = field(default_factory=set)
     links: dict[int, dict[int, int]] = field(default_factory=dict)
@@ -71,9 +68,12 @@ class Finder:
         for facts in self.sweep.processes:
             for use in facts.uses:
                 self._add_use(facts, use)
-        self._add_files()
-        self._add_layers()
-        self._add_segments()
+        try:
+            self._add_files()
+            self._add_layers()
+            self._add_segments()
+        except Stopped:
+            self.sweep.miss_rest("files of tmpfs and System V segments not listed by then")
         return list(self._found.values())
 
     def open(self, item: FoundObject) -> Backing | str:
@@ -116,9 +116,10 @@ class Finder:
         :param backing: None if it was not opened.
         """
         segment = item.segment
-        is_deleted = segment is not None and bool(segment.permissions & SHM_DEST)
+        is_removed = segment is not None and bool(segment.permissions & SHM_DEST)
+        is_deleted = is_removed or item.is_orphan
         if item.kind == "tmpfs":
-            # A file that is mounted alone has a place without any name in a directory.
+            # One without links may still be mounted, which is a name, and keeps it.
             is_deleted = item.file is None and not item.links
         is_attached = segment is not None and segment.attached > 0
         may_miss = self.may_miss_holders(item)
@@ -129,13 +130,13 @@ class Finder:
             "huge": item.is_huge or any(use.is_huge for _, use in item.uses),
             "sealed": backing is not None and is_sealed(backing.fd),
             "other_mount_namespace": item.is_other_mounts,
-            "other_ipc_namespace": bool(item.namespace),
+            "other_ipc_namespace": item.namespace is not None,
         }
         return tuple(name for name, holds in marks.items() if holds)
 
     def may_miss_holders(self, item: FoundObject) -> bool:
         """Return whether processes that were not looked at may hold an object."""
-        mappings = sum(use.mapping is not None for _, use in item.uses)
+        mappings = sum(use.mappings for _, use in item.uses)
         is_attached_unseen = item.segment is not None and item.segment.attached > mappings
         return self._may_miss_holders or item.key[0] in self.layers or is_attached_unseen
 
@@ -150,47 +151,23 @@ class Finder:
         item.uses.append((facts, use))
 
     def _add_files(self) -> None:
-        """List every tmpfs once, through a namespace where all of it is mounted if any."""
-        own = self._own_namespace("mnt")
-        walked: set[int] = set()
-        ways: list[tuple[bool, bool, int, int, Mount, list[Mount]]] = []
-        for (namespace, _), (pid, mounts) in self.sweep.mounts.items():
-            for mount in mounts:
-                if mount.kind in SHMEM_TYPES:
-                    is_part = mount.root != "/"
-                    ways.append((is_part, namespace != own, namespace, pid, mount, mounts))
-        ways.sort(key=lambda way: way[:3])
-        failed: dict[int, Missed] = {}
-        for is_part, is_other, _, pid, mount, mounts in ways:
-            # No directory has a file that lost its name, so that no other mount shows it.
-            if mount.device in walked and not mount.root.endswith(UNNAMED):
-                continue
-            base = f"{self.sweep.proc}/{pid}/root"
-            try:
-                for file in walk_tmpfs(base, mount, mounts):
-                    self._add_file(file, is_other)
-            except OSError as error:
-                reason = error.strerror or str(error)
-                failed[mount.device] = Missed(f"tmpfs on {mount.mount_point}", reason)
-                if mount.root.endswith(UNNAMED):
-                    self.covered.add(mount.device)
-                continue
-            failed.pop(mount.device, None)
-            self.places.setdefault(mount.device, (base, mount.mount_point))
-            if not is_part:
-                walked.add(mount.device)
-        self.missed += failed.values()
+        listing = TmpfsListing(self.sweep, _own_namespace("mnt"))
+        for file, is_other in listing.list_files():
+            self._add_file(file, is_other)
+        self.missed += listing.missed
+        self.places, self.unread = listing.places, listing.unread
+        self.covered = listing.covered
 
     def _add_layers(self) -> None:
-        own = self._own_namespace("mnt")
-        every = self.sweep.mounts.items()
-        ours = [mount for (ns, _), (_, mounts) in every if ns == own for mount in mounts]
-        for _, mounts in self.sweep.mounts.values():
-            for overlay in mounts:
+        own = _own_namespace("mnt")
+        views = self.sweep.around.views.values()
+        ours = [mount for view in views if view.namespace == own for mount in view.mounts]
+        for view in views:
+            for overlay in view.mounts:
                 if overlay.kind != "overlay":
                     continue
                 # Layers are named as whoever mounted it saw them.
-                for named in (mounts, ours):
+                for named in (view.mounts, ours):
                     for mount in layer_mounts(overlay, named):
                         if mount.kind in SHMEM_TYPES:
                             self.layers[mount.device] = mount.mount_point
@@ -208,31 +185,44 @@ class Finder:
             item.file, item.is_other_mounts, item.name = file, is_other, file.path
 
     def _add_segments(self) -> None:
-        own = self._own_namespace("ipc")
-        namespaces = {own: ""}
-        for facts in self.sweep.processes:
-            if facts.ipc_namespace:
-                path = f"{self.sweep.proc}/{facts.pid}/ns/ipc"
-                namespaces.setdefault(facts.ipc_namespace, path)
-        device = _internal_device()
-        for namespace, path in namespaces.items():
+        own = _own_namespace("ipc")
+        namespaces: dict[int, Entrance | None] = {own: None}
+        for number, entrance in self.sweep.around.ipc.items():
+            namespaces.setdefault(number, entrance)
+        device, listed = _internal_device(), set()
+        for number, namespace in namespaces.items():
+            self.sweep.check_stop()
             try:
-                segments = read_segments(self.sweep.proc, path)
+                segments = read_segments(self.sweep.proc, namespace)
             except (OSError, ParseError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 self.missed.append(Missed("System V segments of an IPC namespace", reason))
                 continue
+            listed.add(number)
             for segment in segments:
-                self._add_segment((device, segment.shmid, namespace), segment, path)
+                self._add_segment((device, segment.shmid, number), segment, namespace)
         settle_segments(self._found, self.sweep.proc)
+        if listed == set(namespaces):
+            self._mark_orphans(listed)
 
-    def _own_namespace(self, name: str) -> int:
-        try:
-            return os.stat(f"/proc/self/ns/{name}").st_ino
-        except OSError:
-            return 0
+    def _mark_orphans(self, listed: set[int]) -> None:
+        """
+        Mark segments whose IPC namespace is gone: they go with the last process that has them.
 
-    def _add_segment(self, key: ObjectKey, segment: Segment, namespace: str) -> None:
+        One that no process is in lives on while it is open or mounted somewhere.
+        """
+        mounts = [mount for view in self.sweep.around.views.values() for mount in view.mounts]
+        kept = {ipc_number(mount.root) for mount in mounts if mount.kind == "nsfs"} - {0}
+        if self._may_miss_holders or (kept | self.sweep.devices.ipc) - listed:
+            return
+        for item in self._found.values():
+            # Numbers below zero are not of namespaces: what is mapped is of none that is left.
+            is_of_known = item.key[2] in listed or item.key[2] < 0
+            item.is_orphan = item.kind == "sysv" and item.segment is None and is_of_known
+
+    def _add_segment(
+        self, key: ObjectKey, segment: Segment, namespace: Entrance | None
+    ) -> None:
         item = self._found.get(key)
         if item is None:
             item = self._found[key] = FoundObject(key, "sysv", f"sysv:{segment.shmid}")
@@ -248,8 +238,7 @@ class Finder:
                 path = f"{self.sweep.proc}/{use.tid or facts.pid}/fd/{use.fd}"
                 yield partial(os.open, path, os.O_PATH | os.O_CLOEXEC)
         if item.file is not None:
-            flags = os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW
-            yield partial(os.open, item.file.reach, flags)
+            yield item.file.hold
         if item.segment is not None:
             yield partial(open_segment, item.segment.shmid, item.namespace)
 
@@ -272,6 +261,13 @@ def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:
         return "sysv", f"sysv:{key[1]}"
     # Memory of graphics drivers is shmem on the kernel's own mount too.
     return "anonymous", f"anonymous:{key[1]}" if name == "/dev/zero" else name
+
+
+def _own_namespace(name: str) -> int:
+    try:
+        return os.stat(f"/proc/self/ns/{name}").st_ino
+    except OSError:
+        return 0
 
 
 @lru_cache(maxsize=1)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 
 from memlens.account.facts import ObjectKey, ObjectUse, ProcessFacts
 from memlens.kernel import features
-from memlens.kernel.shm import Segment, TmpfsFile
+from memlens.kernel.entrance import Entrance
+from memlens.kernel.shm import Segment
+from memlens.kernel.tmpfs import TmpfsFile
 
 
 @dataclass(slots=True)
@@ -16,7 +18,8 @@ class FoundObject:
     :param uses: the processes that hold it, and how.
     :param file: its place in a tmpfs, None if it has none.
     :param segment: its line of /proc/sysvipc/shm, None if it is no System V segment.
-    :param namespace: file of the IPC namespace of the segment, "" for our own.
+    :param namespace: the way into the IPC namespace of the segment, None for our own.
+    :param is_orphan: whether it is a segment whose IPC namespace is gone.
     :param status: what fstat said once it was held, None before.
     """
 
@@ -26,9 +29,10 @@ class FoundObject:
     uses: list[tuple[ProcessFacts, ObjectUse]] = field(default_factory=list)
     file: TmpfsFile | None = None
     segment: Segment | None = None
-    namespace: str = ""
+    namespace: Entrance | None = None
     is_other_mounts: bool = False
     is_huge: bool = False
+    is_orphan: bool = False
     status: os.stat_result | None = None
 
     @property

@@ -1,6 +1,5 @@
 """Every shared-memory object of the machine, once, with its holders."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -142,22 +141,41 @@ def read_objects(
     :param tells_freed: whether it matters what keeps an object once its only holder has ended:
         to know costs a look at every socket of the machine.
     """
-    finder = Finder(sweep)
-    items = finder.find()
-    if only is not None:
-        items = [item for item in items if only(item)]
-    disabled = features.read_disabled()
-    walking = Walking(sweep.meter, "cachewalk" not in disabled, keep_slots, sweep.proc)
-    reader = Inspector(sweep, finder, walking, only_swapped, tells_present)
-    keepers = Keepers(finder)
-    found = []
+    try:
+        finder = Finder(sweep)
+        items = finder.find()
+        if only is not None:
+            items = [item for item in items if only(item)]
+        disabled = features.read_disabled()
+        walking = Walking(sweep.meter, "cachewalk" not in disabled, keep_slots, sweep.proc)
+        reader = Inspector(sweep, finder, walking, only_swapped, tells_present)
+        keepers = Keepers(finder) if tells_freed else None
+        found = _read_items(reader, items, keepers)
+        notes = _layer_notes(finder, items)
+        if only is None and sweep.is_complete:
+            notes += _hidden_notes(finder, items)
+    finally:
+        sweep.around.close()
+    sweep.missed += [*finder.missed, *reader.list_missed()]
+    has_cachestat = features.has_cachestat() and "cachestat" not in disabled
+    if not has_cachestat and not walking.is_usable():
+        notes.append(_NO_CACHESTAT)
+    notes += dict.fromkeys(walking.notes)
+    return ObjectScan(tuple(found), tuple(notes), walking.is_usable())
+
+
+def _read_items(
+    reader: Inspector, items: list[FoundObject], keepers: Keepers | None
+) -> list[SharedObject]:
+    """Look at objects until the scan is to end; the largest come first."""
+    sweep, found = reader.sweep, []
     for number, item in enumerate(items):
         if number % _STEP == 0:
             sweep.progress(number, len(items))
         try:
             sweep.check_stop()
             shared = reader.read(item)
-            if tells_freed and shared is not None:
+            if keepers is not None and shared is not None:
                 shared = keepers.settle(item, shared)
         except Stopped:
             sweep.miss_rest(f"{len(items) - number} shared-memory objects")
@@ -167,16 +185,7 @@ def read_objects(
     else:
         sweep.progress(len(items), len(items))
     reader.close()
-    sweep.missed += [*finder.missed, *reader.list_missed()]
-    found.sort(key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
-    notes = _layer_notes(finder, items)
-    if only is None and sweep.is_complete:
-        notes += _hidden_notes(finder, items)
-    has_cachestat = features.has_cachestat() and "cachestat" not in disabled
-    if not has_cachestat and not walking.is_usable():
-        notes.append(_NO_CACHESTAT)
-    notes += dict.fromkeys(walking.notes)
-    return ObjectScan(tuple(found), tuple(notes), walking.is_usable())
+    return sorted(found, key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
 
 
 def read_meminfo_pages(name: str, proc: str) -> int:
@@ -194,26 +203,27 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
     links = _link_pages(finder)
     for device, pages in links.items():
         if device in finder.places:
-            yield _LINKS.format(finder.places[device][1], pages)
+            yield _LINKS.format(finder.places[device].mount_point, pages)
     owned = {device: pages * size for device, pages in links.items()}
     in_doubt = set()
     for item in items:
         if item.status is None and item.file is None:
             in_doubt.add(item.key[0])
         owned[item.key[0]] = owned.get(item.key[0], 0) + item.blocks * _BLOCK_BYTES
-    for device, (base, mount_point) in finder.places.items():
+    for device, place in finder.places.items():
         if device in in_doubt:
             continue
         try:
-            figures = os.statvfs(base + mount_point)
+            figures = place.statvfs()
         except OSError:
             continue
         used = (figures.f_blocks - figures.f_bfree) * figures.f_frsize
         hidden = (used - owned.get(device, 0)) // size
         if hidden > 0:
+            where = _where_hidden(finder, device)
             yield (
-                f"tmpfs on {mount_point}: {hidden} pages are in files that cannot be listed: "
-                "deleted and held by the kernel, or below another mount"
+                f"tmpfs on {place.mount_point}: {hidden} pages are in files that cannot be "
+                f"listed: {where}"
             )
 
 
@@ -224,6 +234,16 @@ def _link_pages(finder: Finder) -> dict[int, int]:
         device: sum(blocks.values()) * _BLOCK_BYTES // size
         for device, blocks in finder.links.items()
     }
+
+
+def _where_hidden(finder: Finder, device: int) -> str:
+    """Return where files of a tmpfs may be that were not found."""
+    places = ["deleted and held by the kernel"]
+    if device in finder.layers:
+        places.append("deleted and held by a process by way of an overlay")
+    if device in finder.unread:
+        places.append("in directories that could not be read")
+    return ", ".join([*places, "or below another mount"])
 
 
 def _layer_notes(finder: Finder, items: list[FoundObject]) -> list[str]:

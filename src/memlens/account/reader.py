@@ -18,6 +18,7 @@ from memlens.account.slots import Slots, read_slots
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroups import parse_cgroup
+from memlens.kernel.entrance import ipc_number, namespace_inode
 from memlens.kernel.fdtables import list_other_tables
 from memlens.kernel.filesystems import TMPFS_MAGIC
 from memlens.kernel.maps import Mapping, parse_maps
@@ -26,7 +27,6 @@ from memlens.kernel.opening import Opener, device_number
 from memlens.kernel.outline import mapped_ranges, parse_unnamed, private_ranges
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.shm import namespace_inode
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
 from memlens.pages.distinct import distinct
@@ -42,13 +42,14 @@ class ShmemDevices:
     Which devices are tmpfs; one that no mount names is looked at once.
 
     ``internal`` is that of memfds and System V segments, -1 if not known; ``hugetlb`` says of
-    others whether their huge pages are in no RSS.
+    others whether their huge pages are in no RSS.  ``ipc`` are namespaces that are open.
     """
 
     known: dict[int, bool] = field(default_factory=dict)
     silent: set[int] = field(default_factory=set)
     hugetlb: dict[int, bool] = field(default_factory=dict)
     internal: int = -1
+    ipc: set[int] = field(default_factory=set)
 
     def is_shmem(self, device: int, look: Callable[[], bool]) -> bool:
         """
@@ -206,7 +207,6 @@ class ProcessReader:
             swap_pages=_NO_PAGES if is_hidden else slots.pages,
             is_swap_hidden=is_hidden,
             frames=kept,
-            ipc_namespace=self._namespace("ipc"),
             cached_pfns=slots.cached_pfns,
             cached_pages=slots.cached_pages,
             rollup=rollup or (self._read_vm_swap() if is_hidden else {}),
@@ -260,11 +260,11 @@ class ProcessReader:
 
     def _uses(self, mappings: list[Mapping], pagemap: Pagemap | None) -> list[ObjectUse]:
         uses = []
-        for mapping, stop in _join_mappings(mappings):
+        for mapping, stop, count in _join_mappings(mappings):
             if not self._is_shmem_mapping(mapping):
                 continue
             key = self._key(device_number(mapping.device), mapping.inode, mapping.path)
-            use = ObjectUse(key, mapping.path, mapping, stop=stop)
+            use = ObjectUse(key, mapping.path, mapping, stop=stop, mappings=count)
             if pagemap is not None and (self.want.present or self.want.present_pages):
                 use = self._with_present(use, mapping, pagemap)
             uses.append(use)
@@ -322,6 +322,8 @@ class ProcessReader:
             if not path.startswith("/"):
                 if is_socket_link(path):
                     self._sockets[path] = f"{thread}/fdinfo/{name}"
+                elif number := ipc_number(path):
+                    self.tools.devices.ipc.add(number)
                 return None
             status = statx_cached(name, directory)
         except OSError:
@@ -338,16 +340,16 @@ class ProcessReader:
         return ObjectUse(key, path, None, fd=int(name))
 
 
-def _join_mappings(mappings: list[Mapping]) -> list[tuple[Mapping, int]]:
+def _join_mappings(mappings: list[Mapping]) -> list[tuple[Mapping, int, int]]:
     """
-    Return mappings and where they end, those joined that map consecutive parts in a row.
+    Return mappings, where they end and of how many they are: joined in a row.
 
-    mprotect and the like cut one mapping into thousands.
+    mprotect and the like cut one mapping into thousands, that map consecutive parts.
     """
-    joined: list[tuple[Mapping, int]] = []
+    joined: list[tuple[Mapping, int, int]] = []
     for mapping in mappings:
         if joined:
-            first, stop = joined[-1]
+            first, stop, count = joined[-1]
             is_next = (
                 mapping.start == stop
                 and mapping.inode == first.inode
@@ -356,9 +358,9 @@ def _join_mappings(mappings: list[Mapping]) -> list[tuple[Mapping, int]]:
                 and mapping.offset_bytes == first.offset_bytes + stop - first.start
             )
             if is_next:
-                joined[-1] = first, mapping.stop
+                joined[-1] = first, mapping.stop, count + 1
                 continue
-        joined.append((mapping, mapping.stop))
+        joined.append((mapping, mapping.stop, 1))
     return joined
 
 

@@ -16,14 +16,14 @@ from memlens.account.facts import Missed, ProcessFacts, Want
 from memlens.account.follow import Progress, Stop, Stopped
 from memlens.account.reader import ProcessReader, ShmemDevices, Tools
 from memlens.account.slots import find_swap_cached
+from memlens.account.surroundings import Surroundings
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.mounts import Mount, parse_mounts
 from memlens.kernel.opening import internal_device
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.kernel.shm import SHMEM_TYPES, namespace_inode
+from memlens.kernel.tmpfs import SHMEM_TYPES
 from memlens.kernel.visibility import can_look_at_others, has_all_processes
 from memlens.units import count_of
 
@@ -46,7 +46,7 @@ class Sweep:
     :param should_stop: asked often; True ends it, with the rest missed.
     :param processes: what was found.
     :param missed: what could not be looked at.
-    :param mounts: of each mount namespace, and a process in it, by its number.
+    :param around: root directories and namespaces of processes, kept open until it is closed.
     :param gone: processes that ended meanwhile.
     :param is_complete: False if it was stopped, or the budget spent.
     """
@@ -59,7 +59,7 @@ class Sweep:
     meter: Meter = field(default_factory=Meter)
     processes: list[ProcessFacts] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
-    mounts: dict[tuple[int, str], tuple[int, list[Mount]]] = field(default_factory=dict)
+    around: Surroundings = field(init=False)
     gone: int = 0
     is_complete: bool = True
     devices: ShmemDevices = field(default_factory=ShmemDevices)
@@ -68,6 +68,9 @@ class Sweep:
     _total: int = 0
     _refused: dict[str, list[int]] = field(default_factory=dict)
     _has_all: bool = True
+
+    def __post_init__(self) -> None:
+        self.around = Surroundings(self.proc)
 
     def run(self, pids: Iterable[int] | None = None) -> None:
         """
@@ -232,29 +235,14 @@ class Sweep:
     def _learn_devices(self, pids: list[int]) -> None:
         """Collect the mounts of every mount namespace, for they tell tmpfs by its device."""
         for pid in pids:
-            try:
-                fd = os.open(f"{self.proc}/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except OSError:
-                continue
-            try:
-                # A process in a chroot sees only the mounts below its root.
-                place = namespace_inode(fd, "mnt"), os.readlink("root", dir_fd=fd)
-                if place not in self.mounts:
-                    self.mounts[place] = (pid, self._read_mounts(fd))
-            except OSError:
-                continue
-            finally:
-                os.close(fd)
-        for _, mounts in self.mounts.values():
-            for mount in mounts:
+            if self.is_over():
+                break
+            self.around.add(pid)
+        for view in self.around.views.values():
+            for mount in view.mounts:
                 self.devices.known[mount.device] = mount.kind in SHMEM_TYPES
         self.devices.internal = internal_device()
         self.devices.known[self.devices.internal] = True
-
-    def _read_mounts(self, process_fd: int) -> list[Mount]:
-        fd = os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process_fd)
-        with os.fdopen(fd, "rb") as file:
-            return parse_mounts(file.read())
 
     def _read(self, pid: int, tools: Tools) -> "_Outcome":
         try:

@@ -103,15 +103,21 @@ class _Statx(ctypes.Structure):
 
 _STATX_BASIC = 0x7FF
 _STATX_BTIME = 0x800
+_STATX_MNT_ID = 0x1000
 # No server and no daemon is asked: a mount that hangs gives what is known already.
 _AT_STATX_DONT_SYNC = 0x4000
+AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
+_AT_EMPTY_PATH = 0x1000
 
 
 class FileStatus(NamedTuple):
     """
     What statx(2) says of a file, without asking anyone outside the kernel.
 
-    ``device`` as ``st_dev``; ``born_s`` seconds since 1970, 0.0 if not known.
+    ``device`` as ``st_dev``; ``born_s`` and ``changed_s`` seconds since 1970, ``born_s`` 0.0
+    if not known; ``mount_id`` of the mount it was reached through, as in mountinfo, 0 before
+    commit fa2fcf4f1df1 ("statx: add mount ID") (in v5.8).
     """
 
     mode: int
@@ -122,6 +128,8 @@ class FileStatus(NamedTuple):
     size_bytes: int
     blocks: int
     born_s: float
+    changed_s: float
+    mount_id: int
 
 
 class _FileHandle(ctypes.Structure):
@@ -150,19 +158,21 @@ def file_handle(path: str) -> bytes:
     return bytes(found.handle[: found.handle_bytes])
 
 
-def statx_cached(path: str | bytes, dir_fd: int) -> FileStatus:
+def statx_cached(path: str | bytes, dir_fd: int, flags: int = 0) -> FileStatus:
     """
-    Return the status of a file; links are followed.
+    Return the status of a file; links are followed, automounts are not made.
 
+    :param flags: ``AT_SYMLINK_NOFOLLOW`` for that of a link itself.
     :raises OSError: as statx(2) gives it.
     """
     name = os.fsencode(path)
     buffer = _Statx()
-    mask = _STATX_BASIC | _STATX_BTIME
-    if libc.statx(dir_fd, name, _AT_STATX_DONT_SYNC, mask, ctypes.byref(buffer)) != 0:
+    mask = _STATX_BASIC | _STATX_BTIME | _STATX_MNT_ID
+    flags |= _AT_STATX_DONT_SYNC | _AT_NO_AUTOMOUNT
+    if libc.statx(dir_fd, name, flags, mask, ctypes.byref(buffer)) != 0:
         raise_last_errno(os.fsdecode(name))
-    # The second pair of times is stx_btime: seconds, nanoseconds.
-    born_s = float(buffer.times[2]) if buffer.mask & _STATX_BTIME else 0.0
+    # Pairs of seconds and nanoseconds: stx_atime, stx_btime, stx_ctime, stx_mtime.
+    times = buffer.times
     return FileStatus(
         mode=buffer.mode,
         device=os.makedev(buffer.dev_major, buffer.dev_minor),
@@ -171,5 +181,16 @@ def statx_cached(path: str | bytes, dir_fd: int) -> FileStatus:
         uid=buffer.uid,
         size_bytes=buffer.size,
         blocks=buffer.blocks,
-        born_s=born_s,
+        born_s=float(times[2]) if buffer.mask & _STATX_BTIME else 0.0,
+        changed_s=times[4] + (times[5] & 0xFFFFFFFF) / 1e9,
+        mount_id=buffer.rest[0] if buffer.mask & _STATX_MNT_ID else 0,
     )
+
+
+def status_of(fd: int) -> FileStatus:
+    """
+    Return the status of an open file; O_PATH is enough.
+
+    :raises OSError: as statx(2) gives it.
+    """
+    return statx_cached(b"", fd, _AT_EMPTY_PATH)

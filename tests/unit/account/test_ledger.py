@@ -28,7 +28,6 @@ def make_facts(pid: int, slots: list[int], **changes: Any) -> ProcessFacts:
         "swap_pages": np.array(slots, np.int64),
         "is_swap_hidden": False,
         "frames": None,
-        "ipc_namespace": 0,
     }
     return ProcessFacts(**{**values, **changes})
 
