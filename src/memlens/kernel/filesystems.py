@@ -5,9 +5,10 @@ RAMFS_MAGIC = 0x858458F6
 HUGETLBFS_MAGIC = 0x958458F6
 OVERLAYFS_MAGIC = 0x794C7630
 BTRFS_MAGIC = 0x9123683E
+PROC_MAGIC = 0x9FA0
 # File systems whose files are windows on the kernel, not pages on a disk.
 KERNEL_MAGICS = {
-    0x9FA0: "proc",
+    PROC_MAGIC: "proc",
     0x62656572: "sysfs",
     0x64626720: "debugfs",
     0x74726163: "tracefs",
