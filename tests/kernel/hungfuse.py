@@ -102,6 +102,8 @@ def hung_fuse(directory: Path) -> Iterator[Hung]:
         file = mapper.os("open", str(where / "file"), 0)
         start = mapper.mmap(3, protection=PROT_READ, flags=2, fd=file)
         mapper.ask("peek", [start, start + PAGE])
+        # Another has it as its root directory.
+        mapper.fork().os("chroot", str(where))
         daemon.run("os.memlens_state['hang'] = True")
         try:
             # The thread ends with the next request, which nobody answers.

@@ -1,6 +1,7 @@
 """The root directories, mounts and namespaces that processes and their threads have."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from memlens.kernel.entrance import (
@@ -108,5 +109,7 @@ class Surroundings:
         """Keep the first ones open: their processes may end before they are looked at."""
         entrance.paths.append(path)
         if len(self._held) < _HELD:
-            entrance.hold()
             self._held.append(entrance)
+            # It may end just now, or descriptors be scarce: others may lead there later.
+            with suppress(OSError):
+                entrance.hold()

@@ -88,6 +88,9 @@ class Sweep:
         tools = self._tools()
         try:
             left = self._read_all(wanted, tools)
+        except BaseException:
+            self.around.close()
+            raise
         finally:
             if tools.flags is not None:
                 tools.flags.file.close()
