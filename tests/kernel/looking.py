@@ -36,6 +36,12 @@ libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which it also forgets
 WALK_ALONE_TELLS = {
     "hugetlb": {PageClass.CACHED, PageClass.NONE},
     "copied up": {PageClass.CACHED},
+    # Through an overlay the others do not tell a copy in the swap cache from a cached page,
+    # nor what was set aside from a hole; totals of the mapping do where all are alike.
+    "layer": {
+        *(PageClass.CACHED, PageClass.SWAP_CACHED, PageClass.SWAPPED),
+        *(PageClass.PREALLOCATED, PageClass.NONE),
+    },
 }
 
 

@@ -58,6 +58,7 @@ LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     "mincore": {
         "shmem": {P.SWAPPED, P.SWAP_CACHED},
         "overlay": {P.CACHED, P.NONE, P.ON_DISK, P.SWAPPED},
+        "layer": {P.SWAPPED, P.SWAP_CACHED},
     },
     "cachestat": {"shmem": OPEN_SHMEM - {P.SWAPPED}, "parts": {P.CACHED, P.ON_DISK}},
     # Objects without a path or a descriptor: shared anonymous, SysV, deleted, in namespaces.

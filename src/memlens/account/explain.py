@@ -368,4 +368,6 @@ def _notes(look: PageLook) -> tuple[str, ...]:
         return ()
     if look.is_steady:
         return (f"the page changed during the look, which was begun {look.tries} times",)
+    if look.is_contradicted:
+        return ("the page-cache walk says otherwise, each time: one of the two is wrong",)
     return (f"the page changed during each of {look.tries} looks: this is of the last",)

@@ -53,6 +53,8 @@ class PageLook:
     :param swap_in_mapping: pages of the mapping on swap, where only that is known.
     :param walked: what the object's page cache holds, None if that is not known.
     :param is_steady: whether nothing changed from the first read to the last.
+    :param is_contradicted: whether nothing changed that could be seen, and yet the walk says
+        otherwise than the verdict.
     """
 
     process: ProcessDir
@@ -72,6 +74,7 @@ class PageLook:
     swap_in_mapping: int | None = None
     walked: WalkedPage | None = None
     is_steady: bool = False
+    is_contradicted: bool = False
 
     @property
     def size(self) -> int:
@@ -104,7 +107,9 @@ class PageLook:
         is_same = self.mapping in self.process.read_maps()
         is_fitting = self.walked is None or self.walked.fits(self.value)
         is_same = is_same and self.word == self.word_after
-        self.is_steady = is_same and is_fitting and self._fits_word()
+        is_same = is_same and self._fits_word()
+        self.is_steady = is_same and is_fitting
+        self.is_contradicted = is_same and not is_fitting
 
     def _fits_word(self) -> bool:
         """Return whether a page was not mapped or taken away during the look."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.account.layers import LayerSettler
 from memlens.account.mappingwalk import MappingWalk
 from memlens.account.objects import TRIES, ObjectReader
 from memlens.account.pagetable import WINDOW_PAGES, PageTable
@@ -69,11 +70,13 @@ class MappingReader:
     :param disabled: interfaces that may not be used.
     :param has_cachestat: whether the kernel has cachestat.
     :param walking: the page-cache walk.
+    :param layers: settles files on overlays of which a layer may be on tmpfs.
     """
 
     table: PageTable
     opener: Opener
     settler: Settler
+    layers: LayerSettler
     disabled: frozenset[str]
     has_cachestat: bool
     walking: Walking
@@ -141,21 +144,18 @@ class MappingReader:
 
         :param verdicts: of consecutive pages, of the whole mapping if they are to help.
         """
-        if verdicts.facts.kind != "overlay" and verdicts.runs.value.max() < _ASK:
-            return verdicts.runs
-        covered = int(verdicts.runs.stop[-1] - verdicts.runs.first[0]) * self._size
+        facts, runs = verdicts.facts, verdicts.runs
+        covered = int(runs.stop[-1] - runs.first[0]) * self._size
         is_whole = covered == mapping.stop - mapping.start
-        runs = self.settler.settle(mapping, verdicts.facts.kind, verdicts.runs, is_whole)
-        refused = select_runs(runs, runs.value == Reason.NOT_OPENED)
-        if len(refused):
-            runs = self._walk_refused(mapping, verdicts.facts, runs, refused)
-        on_swap_perhaps = select_runs(runs, runs.value == Reason.OVERLAY_SWAP)
-        if not len(on_swap_perhaps):
+        if facts.kind == "overlay" and self.layers.is_asked(mapping, runs):
+            reader = self.open_object(mapping, facts)
+            if not isinstance(reader, str):
+                runs = self.layers.settle(mapping, runs, reader.backing, is_whole)
+        if runs.value.max() < _ASK:
             return runs
-        found = self._mapping_walk(verdicts.facts).verdicts(
-            mapping, on_swap_perhaps, is_absent=True
-        )
-        return replace_runs(runs, found)
+        runs = self.settler.settle(mapping, facts.kind, runs, is_whole)
+        refused = select_runs(runs, runs.value == Reason.NOT_OPENED)
+        return self._walk_refused(mapping, facts, runs, refused) if len(refused) else runs
 
     def _walk_refused(
         self, mapping: Mapping, facts: ObjectFacts, runs: Runs, refused: Runs
@@ -368,11 +368,14 @@ def make_reader(
         keep_words=keep_words,
         should_stop=should_stop,
     )
+    settler = Settler(process, size, "smaps" not in disabled)
+    walking = Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc)
     return MappingReader(
         table=table,
         opener=opener or Opener(process, disabled, size),
-        settler=Settler(process, size, "smaps" not in disabled),
+        settler=settler,
+        layers=LayerSettler(process, settler, walking, size),
         disabled=disabled,
         has_cachestat="cachestat" not in disabled and features.has_cachestat(),
-        walking=Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc),
+        walking=walking,
     )

@@ -50,12 +50,11 @@ class MappingWalk:
     page_size_bytes: int
     is_overlay: bool
 
-    def verdicts(self, mapping: Mapping, asked: Runs, is_absent: bool = False) -> Runs:
+    def verdicts(self, mapping: Mapping, asked: Runs) -> Runs:
         """
         Return what can be said of pages of a mapping, as runs inside ``asked``.
 
         :param asked: pages from the start of the mapping.
-        :param is_absent: whether it is known that they hold data and are not in RAM.
         """
         pgoff = mapping.offset_bytes // self.page_size_bytes
         first, stop = pgoff + int(asked.first[0]), pgoff + int(asked.stop[-1])
@@ -69,9 +68,7 @@ class MappingWalk:
         pages = -(-records.object.size_bytes // self.page_size_bytes)
         evidence = _with_end(evidence, pages, first, stop)
         table = object_verdicts(kind)[0].copy()
-        if is_absent:
-            table[Evidence.NEITHER] = PageClass.ON_DISK
-        if is_absent or (records.is_swap.any() and is_swap_cache_empty(self.walking.proc)):
+        if records.is_swap.any() and is_swap_cache_empty(self.walking.proc):
             table[Evidence.EVICTED | Evidence.DATA] = PageClass.SWAPPED
         found = Runs(evidence.first, evidence.pages, table[evidence.value])
         said = select_runs(found, ~np.isin(found.value, _OPEN))

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from memlens.errors import MemlensError
 from memlens.kernel.backing import Backing
 from memlens.kernel.maps import Mapping, MappingFigures
-from memlens.kernel.overlay import is_maybe_on_swap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.classes import PageClass, Reason, Verdict
 from memlens.pages.runs import Runs, count_runs, merge_runs
@@ -67,8 +66,7 @@ class Settler:
         :param is_whole: whether the runs cover the whole mapping, without which its
             totals say little.
         """
-        is_open = runs.value.max() >= Verdict.ASK
-        if not is_open and kind != "overlay":
+        if runs.value.max() < Verdict.ASK:
             return runs
         counts = count_runs(runs, _VALUES)
         table = np.arange(_VALUES, dtype=np.uint8)
@@ -80,12 +78,6 @@ class Settler:
             row = self.figures(mapping)
             if row is not None and "pf" in row.vm_flags:
                 table[Reason.KERNEL_MEMORY] = PageClass.DEVICE
-        if (
-            kind == "overlay"
-            and counts[PageClass.ON_DISK]
-            and is_maybe_on_swap(self.process, mapping)
-        ):
-            self._settle_overlay(mapping, counts, table, is_whole)
         # Swap counts what is on swap, with a copy in RAM or without.
         if (
             counts[Reason.CACHED_OR_SWAP_CACHED]
@@ -126,20 +118,6 @@ class Settler:
             table[Verdict.MAYBE_ZERO] = PageClass.PRESENT
         elif rss == counts[PageClass.PRESENT]:
             table[Verdict.MAYBE_ZERO] = PageClass.ZERO
-
-    def _settle_overlay(
-        self, mapping: Mapping, counts: Counts, table: Table, is_whole: bool
-    ) -> None:
-        """The upper file system may be tmpfs: then "on disk" is on swap."""
-        swap = self.pages(mapping, "Swap")
-        if swap is not None and is_whole:
-            swap -= int(counts[PageClass.SWAPPED])
-        if swap == 0:
-            return
-        if swap == counts[PageClass.ON_DISK] and is_whole:
-            table[PageClass.ON_DISK] = PageClass.SWAPPED
-        else:
-            table[PageClass.ON_DISK] = Reason.OVERLAY_SWAP
 
 
 def settle_preallocated(backing: Backing, values: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -249,7 +249,7 @@ def prove_anonymous(expected: Expected) -> None:
 
 
 # What cachestat's two counts, mincore and SEEK_DATA must say, per class.
-_SHMEM = {
+SHMEM_ANSWERS = {
     P.CACHED: (True, False, True, True),
     P.SWAPPED: (False, True, False, True),
     P.SWAP_CACHED: (False, True, True, True),
@@ -285,12 +285,18 @@ _BLOCK = {
 _Answers = dict[PageClass, tuple[bool | None, bool | None, bool | None, bool | None]]
 
 
-def object_proof(table: _Answers) -> Callable[[Expected], None]:
-    """Return the proof for mappings of an object that answers as ``table`` says."""
+def object_proof(
+    table: _Answers, open_it: Callable[[int, int], int] = raw.open_object
+) -> Callable[[Expected], None]:
+    """
+    Return the proof for mappings of an object that answers as ``table`` says.
+
+    :param open_it: returns the object that is mapped at an address of a process, open.
+    """
 
     def prove(expected: Expected) -> None:
         looks = _look(expected)
-        fd = raw.open_object(expected.pid, expected.start)
+        fd = open_it(expected.pid, expected.start)
         try:
             size = os.lseek(fd, 0, os.SEEK_END)
             evidence = raw.read_object(fd, expected.object_offset, len(looks))
@@ -346,7 +352,7 @@ def prove_beyond_user_space(expected: Expected) -> None:
 
 PROOFS: dict[str, Callable[[Expected], None]] = {
     "anonymous": prove_anonymous,
-    "shmem": object_proof(_SHMEM),
+    "shmem": object_proof(SHMEM_ANSWERS),
     "disk": object_proof(_DISK),
     "parts": object_proof(_PARTS),
     "overlay": object_proof(_OVERLAY),

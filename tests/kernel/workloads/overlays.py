@@ -19,16 +19,19 @@ from workloads.base import (
     BOTH,
     PRIME,
     PROOFS,
+    SHMEM_ANSWERS,
     Expected,
     P,
     StateMoved,
     Tools,
     Workload,
     entries,
+    object_proof,
     page_out,
     pattern,
 )
 from workloads.files import FADV_RANDOM, STATES, drop, require_disk
+from workloads.shmem import make_shmem, mixed_states
 
 ENTRIES, workload = entries()
 
@@ -150,6 +153,48 @@ def prove_copied_up(expected: Expected) -> None:
 
 
 PROOFS["copied up"] = prove_copied_up
+
+
+def open_layer(pid: int, _start: int) -> int:
+    """Open the file of the upper layer, which the target has open as well."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{name}"
+        if os.readlink(path).endswith("/upper/file"):
+            return os.open(path, os.O_RDONLY)
+    raise FileNotFoundError("the file of the upper layer")
+
+
+# By the layer's own file, of which cachestat tells the truth.
+PROOFS["layer"] = object_proof(SHMEM_ANSWERS, open_layer)
+
+
+def _every_state(tools: Tools, *, is_lower_there: bool) -> Workload:
+    """Every state of shared memory, in a file that is mapped through an overlay."""
+    driven = tools.target()
+    driven.isolate_mounts()
+    memory = Path(f"/dev/shm/memlens-test-{driven.pid}")
+    tools.stack.callback(shutil.rmtree, memory)
+    lower = memory / "lower" if is_lower_there else tools.directory / "lower"
+    merged = _overlay(tools, driven, lower, memory / "upper")
+    fd = driven.os("open", str(merged / "file"), os.O_RDWR | os.O_CREAT)
+    states = mixed_states(tools, 61)
+    driven.os("ftruncate", fd, len(states) * PAGE)
+    start = driven.mmap(len(states), flags=MAP_SHARED, fd=fd)
+    below = driven.os("open", str(memory / "upper" / "file"), os.O_RDWR)
+    classes = make_shmem(tools, driven, start, below, states)
+    return Workload(driven, [Expected(driven.pid, start, classes, "layer", 0, states)])
+
+
+@workload("none", *BOTH)
+def overlay_on_tmpfs_in_every_state(tools: Tools) -> Workload:
+    """All layers on a tmpfs, all that shared memory can be."""
+    return _every_state(tools, is_lower_there=True)
+
+
+@workload("none", *BOTH)
+def overlay_of_two_in_every_state(tools: Tools) -> Workload:
+    """Only the upper layer on a tmpfs, all that shared memory can be."""
+    return _every_state(tools, is_lower_there=False)
 
 
 def _on_tmpfs(tools: Tools, *, is_lower_there: bool) -> Workload:
