@@ -35,10 +35,11 @@ libc.prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, which it also forgets
 # What stays unknown without the page-cache walk: classes, by kind of proof.
 WALK_ALONE_TELLS = {
     "hugetlb": {PageClass.CACHED, PageClass.NONE},
+    "hugetlb, watched": {PageClass.CACHED, PageClass.NONE},
     "copied up": {PageClass.CACHED},
     # Through an overlay the others do not tell a copy in the swap cache from a cached page,
     # nor what was set aside from a hole; totals of the mapping do where all are alike.
-    "layer": {
+    "layer on tmpfs": {
         *(PageClass.CACHED, PageClass.SWAP_CACHED, PageClass.SWAPPED),
         *(PageClass.PREALLOCATED, PageClass.NONE),
     },

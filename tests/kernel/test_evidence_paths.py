@@ -43,7 +43,7 @@ OPEN_SHMEM = {P.CACHED, P.SWAP_CACHED, P.SWAPPED, P.PREALLOCATED, P.NONE}
 # What may stay open when one interface alone is missing: classes, by kind of proof.
 LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     # Only the scan tells markers of poison on hugetlbfs, where userfaultfd may have set some.
-    "pagemap_scan": {"hugetlb": {P.CACHED, P.NONE}},
+    "pagemap_scan": {"hugetlb, watched": {P.CACHED, P.NONE}},
     "kpageflags": {},
     "frameslots": {},
     "scm_fds": {},
@@ -58,12 +58,16 @@ LEAVES_OPEN: dict[str, dict[str, set[PageClass]]] = {
     "mincore": {
         "shmem": {P.SWAPPED, P.SWAP_CACHED},
         "overlay": {P.CACHED, P.NONE, P.ON_DISK, P.SWAPPED},
-        "layer": {P.SWAPPED, P.SWAP_CACHED},
+        "layer on tmpfs": {P.SWAPPED, P.SWAP_CACHED},
     },
     "cachestat": {"shmem": OPEN_SHMEM - {P.SWAPPED}, "parts": {P.CACHED, P.ON_DISK}},
     # Objects without a path or a descriptor: shared anonymous, SysV, deleted, in namespaces.
     # The walk by mapping knows them, but for copies in the swap cache.
-    "map_files": {"shmem": {P.SWAPPED, P.SWAP_CACHED}},
+    # So it does where the layer of an overlay is an overlay, by whose name nothing is open.
+    "map_files": {
+        "shmem": {P.SWAPPED, P.SWAP_CACHED},
+        "layer on tmpfs": {P.SWAPPED, P.SWAP_CACHED},
+    },
 }
 WITHOUT_WALK = {"map_files": {"shmem": OPEN_SHMEM, "hugetlb": {P.CACHED, P.NONE}}}
 

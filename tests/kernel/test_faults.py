@@ -120,28 +120,62 @@ memory = mmap.mmap(-1, 23 * {PAGE}, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 for page in range(0, 23, 2):
     memory[page * {PAGE}] = 1
+fd = os.memfd_create("memlens-test")
+os.ftruncate(fd, 23 * {PAGE})
+os.pwrite(fd, b"x", 0)
+shared = mmap.mmap(fd, 23 * {PAGE})
 threading.Thread(target=sys.stdin.read).start()
 print(f"{{start:x}}", flush=True)
+print(f"{{ctypes.addressof(ctypes.c_char.from_buffer(shared)):x}}", flush=True)
 ctypes.CDLL(None).syscall(60, 0)  # exit, of this thread alone
 """
 
 
-def test_a_process_whose_first_thread_has_ended(machine: None) -> None:
-    """/proc/PID looks like a zombie's; the memory is there, under another thread."""
+@pytest.fixture
+def leaderless(machine: None) -> Iterator[tuple[int, int, int]]:
+    """Yield the PID, and where its private and its shared memory are, of 23 pages each."""
     with subprocess.Popen(
         [sys.executable, "-c", LEADERLESS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
             assert process.stdout is not None
-            start = int(process.stdout.readline(), 16)
+            private, shared = (int(process.stdout.readline(), 16) for _ in range(2))
             wait_until(lambda: _state(process.pid) == "Z", "the first thread has ended")
-            where = f"{start:x}-{start + 23 * PAGE:x}"
-            done = memlens("map", process.pid, "--json", "--range", where)
-            assert (done.code, done.err) == (0, "")
-            counts = json.loads(done.out)["pages"]
-            assert counts == {"present": 12, "none": 11}
+            yield process.pid, private, shared
         finally:
             process.kill()
+
+
+def test_a_process_whose_first_thread_has_ended(leaderless: tuple[int, int, int]) -> None:
+    """/proc/PID looks like a zombie's; the memory is there, under another thread."""
+    pid, start, _ = leaderless
+    where = f"{start:x}-{start + 23 * PAGE:x}"
+    done = memlens("map", pid, "--json", "--range", where)
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["pages"] == {"present": 12, "none": 11}
+
+
+@pytest.mark.parametrize("disabled", ["cachewalk", "map_files", "map_files,cachewalk"])
+def test_what_a_thread_has_open_after_the_first_has_ended(
+    leaderless: tuple[int, int, int], disabled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Descriptors too are only in the directory of the thread that lives."""
+    monkeypatch.setenv("MEMLENS_DISABLE", disabled)
+    pid, _, start = leaderless
+    where = f"{start:x}-{start + 23 * PAGE:x}"
+    done = memlens("map", pid, "--json", "--range", where)
+    assert json.loads(done.out)["pages"] == {"cached": 1, "none": 22}
+
+
+def test_a_page_names_the_files_of_the_thread_that_lives(
+    leaderless: tuple[int, int, int],
+) -> None:
+    pid, _, start = leaderless
+    steps = json.loads(memlens("page", pid, f"{start:x}", "--json").out)["steps"]
+    (thread,) = set(os.listdir(f"/proc/{pid}/task")) - {str(pid)}
+    named = [word for step in steps for word in step["asked"].split() if "/proc/" in word]
+    assert named
+    assert not [word for word in named if not word.startswith(f"/proc/{thread}/")]
 
 
 def test_a_process_of_another_user(driven: Target) -> None:

@@ -83,7 +83,7 @@ def is_plain(reader: MappingReader, span: Span, facts: ObjectFacts) -> bool:
     """Return whether a span can be read together with others."""
     is_asked_alone = reader.table.keep_words or reader.walking.is_eager
     is_user_half = span.mapping.start < KERNEL_HALF
-    return is_user_half and not is_asked_alone and facts.kind != "overlay"
+    return is_user_half and not is_asked_alone and facts.kind not in ("overlay", "hugetlb")
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from memlens.account.facts import Missed, Want
 from memlens.account.foundobject import FoundObject
 from memlens.account.inventory import read_objects
 from memlens.account.memories import Memories, find_memories
-from memlens.account.sharedobject import kept_pages
+from memlens.account.sharedobject import holder_notes, kept_pages
 from memlens.account.sweep import Sweep
 
 
@@ -17,10 +17,12 @@ class Kept(NamedTuple):
 
     :param pages: by PID, pages in RAM of shared-memory objects that nobody else keeps.
     :param memories: which of them run in one memory with others.
+    :param notes: what is left out, and why, one line each.
     """
 
     pages: dict[int, int]
     memories: Memories
+    notes: tuple[str, ...]
 
 
 def find_kept(pids: Collection[int], proc: str, missed: list[Missed]) -> Kept:
@@ -38,6 +40,7 @@ def find_kept(pids: Collection[int], proc: str, missed: list[Missed]) -> Kept:
     sweep = Sweep(proc, Want(objects=True))
     sweep.run()
     memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, proc)
-    kept = kept_pages(read_objects(sweep, only=is_held_by_one, tells_present=False).objects)
+    objects = read_objects(sweep, only=is_held_by_one, tells_present=False).objects
     missed.extend(sweep.missed)
-    return Kept(kept, memories)
+    notes = (*memories.notes(), *holder_notes(objects))
+    return Kept(kept_pages(objects), memories, notes)

@@ -91,7 +91,7 @@ class LayerSettler:
         pgoff = mapping.offset_bytes // self.page_size_bytes
         first, stop = pgoff + int(doubtful.first[0]), pgoff + int(doubtful.stop[-1])
         records = self.walking.walk_mapping(
-            self.process.pid, mapping, first, stop, is_of_layer=True
+            self.process.tid, mapping, first, stop, is_of_layer=True
         )
         if records is None or records.object.magic in KERNEL_MAGICS:
             return None

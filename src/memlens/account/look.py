@@ -149,7 +149,7 @@ class PageLook:
         walking = Walking(self.process.meter, is_allowed, proc=self.process.proc)
         return walk_page(
             walking,
-            self.process.pid,
+            self.process.tid,
             self.mapping,
             self.object_page,
             is_of_layer=self.verdicts.facts.kind == "overlay",

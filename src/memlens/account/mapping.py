@@ -13,6 +13,7 @@ from memlens.account.pagetable import WINDOW_PAGES, PageTable
 from memlens.account.settle import Settler
 from memlens.account.verdicts import (
     VERDICT_OF,
+    WATCHED,
     Verdicts,
     judge_crumbs,
     judge_entries,
@@ -55,8 +56,6 @@ KERNEL_HALF = 1 << 63
 JOIN_PAGES = 4096
 # Members of enumerations are slow to come by.
 _ASK, _AGAIN = int(Verdict.ASK), int(Verdict.AGAIN)
-# VmFlags of smaps of what is registered with userfaultfd: missing, write-protect, minor.
-_USERFAULT_FLAGS = frozenset({"um", "uw", "ui"})
 
 
 @dataclass(slots=True)
@@ -70,18 +69,17 @@ class MappingReader:
     :param disabled: interfaces that may not be used.
     :param has_cachestat: whether the kernel has cachestat.
     :param walking: the page-cache walk.
-    :param layers: settles files on overlays of which a layer may be on tmpfs.
     """
 
     table: PageTable
     opener: Opener
     settler: Settler
-    layers: LayerSettler
     disabled: frozenset[str]
     has_cachestat: bool
     walking: Walking
     _last: tuple[tuple[object, ...], ObjectReader] | None = None
     _slots: SlotRuns = NO_SLOTS
+    _layers: LayerSettler | None = None
 
     def read(self, mapping: Mapping, first: int, stop: int) -> Verdicts:
         """
@@ -108,7 +106,7 @@ class MappingReader:
         Where the runs end is where to go on.
         """
         facts = self.opener.facts(mapping)
-        kind = mapping_kind(mapping, facts)
+        kind = self._kind(mapping, facts)
         self._slots = NO_SLOTS
         if mapping.start >= KERNEL_HALF:
             verdict = int(VERDICT_OF[kind][Entry.OUTSIDE])
@@ -128,7 +126,7 @@ class MappingReader:
 
     def until_steady(self, mapping: Mapping, facts: ObjectFacts, runs: Runs) -> Runs:
         """Read pages on the move again, a few times."""
-        kind = mapping_kind(mapping, facts)
+        kind = self._kind(mapping, facts)
         for _ in range(TRIES):
             again = select_runs(runs, runs.value == _AGAIN)
             if not len(again):
@@ -147,15 +145,26 @@ class MappingReader:
         facts, runs = verdicts.facts, verdicts.runs
         covered = int(runs.stop[-1] - runs.first[0]) * self._size
         is_whole = covered == mapping.stop - mapping.start
-        if facts.kind == "overlay" and self.layers.is_asked(mapping, runs):
-            reader = self.open_object(mapping, facts)
-            if not isinstance(reader, str):
-                runs = self.layers.settle(mapping, runs, reader.backing, is_whole)
+        if facts.kind == "overlay":
+            runs = self._settle_layer(mapping, facts, runs, is_whole)
         if runs.value.max() < _ASK:
             return runs
         runs = self.settler.settle(mapping, facts.kind, runs, is_whole)
         refused = select_runs(runs, runs.value == Reason.NOT_OPENED)
         return self._walk_refused(mapping, facts, runs, refused) if len(refused) else runs
+
+    def _settle_layer(
+        self, mapping: Mapping, facts: ObjectFacts, runs: Runs, is_whole: bool
+    ) -> Runs:
+        if self._layers is None:
+            process = self.opener.process
+            self._layers = LayerSettler(process, self.settler, self.walking, self._size)
+        if not self._layers.is_asked(mapping, runs):
+            return runs
+        reader = self.open_object(mapping, facts)
+        if isinstance(reader, str):
+            return runs
+        return self._layers.settle(mapping, runs, reader.backing, is_whole)
 
     def _walk_refused(
         self, mapping: Mapping, facts: ObjectFacts, runs: Runs, refused: Runs
@@ -163,7 +172,7 @@ class MappingReader:
         found = self._mapping_walk(facts).verdicts(mapping, refused)
         if not len(found):
             return runs
-        kind = mapping_kind(mapping, facts)
+        kind = self._kind(mapping, facts)
         windows = window_runs(found, JOIN_PAGES)
         now = concat_runs([self._look_again(mapping, kind, *window) for window in windows])
         # As for every object: what was mapped meanwhile is what the page table says now.
@@ -173,6 +182,18 @@ class MappingReader:
     @property
     def _size(self) -> int:
         return self.table.pagemap.page_size_bytes
+
+    def _kind(self, mapping: Mapping, facts: ObjectFacts) -> str:
+        """Return by which column of ``VERDICT_OF`` to judge a mapping, as it is read here."""
+        kind = mapping_kind(mapping, facts)
+        if facts.kind != "hugetlb" or kind not in WATCHED:
+            return kind
+        # Words, which are faster where runs are short, do not show poison of huge pages.
+        self.table.is_crumbled = False
+        if self.table.use_scan:
+            return kind
+        figures = self.settler.figures(mapping)
+        return WATCHED[kind] if figures is None or figures.is_watched else kind
 
     def _look_again(self, mapping: Mapping, kind: str, first: int, stop: int) -> Runs:
         """Return the verdicts of what the page table says now."""
@@ -199,8 +220,6 @@ class MappingReader:
         if facts.kind == "overlay" and is_maybe_copied_up(self.opener.process, mapping):
             runs = replace_runs(runs, self._mapping_walk(facts).verdicts(mapping, asked))
             return replace_value(runs, Verdict.ASK, Reason.COPIED_UP), ""
-        if facts.kind == "hugetlb" and self._may_be_marked(mapping):
-            return replace_value(runs, Verdict.ASK, Reason.TRANSIT), ""
         reader = self.open_object(mapping, facts)
         if isinstance(reader, str):
             return replace_value(runs, Verdict.ASK, Reason.NOT_OPENED), reader
@@ -216,20 +235,9 @@ class MappingReader:
             self._slots = concat_slots([again, found])
         return answered, ""
 
-    def _may_be_marked(self, mapping: Mapping) -> bool:
-        """
-        Return whether entries of hugetlb that read 0 may be markers of poison.
-
-        Only PAGEMAP_SCAN tells these apart; only userfaultfd sets them.
-        """
-        if self.table.use_scan:
-            return False
-        figures = self.settler.figures(mapping)
-        return figures is None or not _USERFAULT_FLAGS.isdisjoint(figures.vm_flags)
-
     def _mapping_walk(self, facts: ObjectFacts) -> MappingWalk:
         is_overlay = facts.kind == "overlay"
-        return MappingWalk(self.walking, self.opener.process.pid, self._size, is_overlay)
+        return MappingWalk(self.walking, self.opener.process.tid, self._size, is_overlay)
 
     def open_object(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
         """Open an object, or go on with the last one if it is the same; or say why not."""
@@ -368,14 +376,11 @@ def make_reader(
         keep_words=keep_words,
         should_stop=should_stop,
     )
-    settler = Settler(process, size, "smaps" not in disabled)
-    walking = Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc)
     return MappingReader(
         table=table,
         opener=opener or Opener(process, disabled, size),
-        settler=settler,
-        layers=LayerSettler(process, settler, walking, size),
+        settler=Settler(process, size, "smaps" not in disabled),
         disabled=disabled,
         has_cachestat="cachestat" not in disabled and features.has_cachestat(),
-        walking=walking,
+        walking=Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc),
     )

@@ -89,15 +89,16 @@ def word_place(word: int) -> tuple[int, int] | None:
 
 
 def walk_page(
-    walking: Walking, pid: int, mapping: Mapping, page: int, *, is_of_layer: bool = False
+    walking: Walking, tid: int, mapping: Mapping, page: int, *, is_of_layer: bool = False
 ) -> WalkedPage | None:
     """
     Return what the object's page cache holds for a page, None if that cannot be known.
 
+    :param tid: a live thread of the process.
     :param page: page of the object.
     :param is_of_layer: whether an overlay is mapped.
     """
-    records = walking.walk_mapping(pid, mapping, page, page + 1, is_of_layer=is_of_layer)
+    records = walking.walk_mapping(tid, mapping, page, page + 1, is_of_layer=is_of_layer)
     if records is None:
         return None
     if not len(records):

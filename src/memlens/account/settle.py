@@ -106,7 +106,8 @@ class Settler:
         self, mapping: Mapping, counts: Counts, table: Table, is_whole: bool
     ) -> None:
         table[Verdict.MAYBE_ZERO] = Reason.MAYBE_ZERO
-        if self.pages(mapping, "Private_Hugetlb") or self.pages(mapping, "Shared_Hugetlb"):
+        figures = self.figures(mapping)
+        if figures is not None and figures.is_hugetlb:
             # There is no huge page of zeroes for hugetlb, and these are in no Rss.
             table[Verdict.MAYBE_ZERO] = PageClass.PRESENT
             return

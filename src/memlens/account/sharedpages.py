@@ -283,7 +283,7 @@ class _Run:
             is_hidden=False,
             is_complete=is_complete,
             missed=tuple(self.missed),
-            notes=(*self._notes(shares), *kept.memories.notes()),
+            notes=(*self._notes(shares), *kept.notes),
             cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
         )
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
 from memlens.kernel.opening import KERNEL_NAMES, ObjectFacts
-from memlens.pages.classes import Entry, PageClass, Verdict, entry_verdicts
+from memlens.pages.classes import Entry, PageClass, Reason, Verdict, entry_verdicts
 from memlens.pages.dense import blend, look_up
 from memlens.pages.runs import Runs, clip_runs, fill_runs, merge_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
@@ -16,6 +16,12 @@ KINDS = ("anonymous", "private", "shared", "special", "kernel")
 # Verdicts by number of the kind of mapping and entry, and by its name.
 VERDICTS = np.stack([entry_verdicts(kind) for kind in KINDS])
 VERDICT_OF = dict(zip(KINDS, VERDICTS, strict=True))
+# Of hugetlbfs, watched by userfaultfd, where only words are to be had: poison reads as an
+# empty word, and only PAGEMAP_SCAN calls it a swap entry.
+WATCHED = {kind: f"{kind}, watched" for kind in ("private", "shared")}
+VERDICT_OF |= {name: VERDICT_OF[kind].copy() for kind, name in WATCHED.items()}
+for _name in WATCHED.values():
+    VERDICT_OF[_name][Entry.EMPTY] = Reason.TRANSIT
 # Members of enumerations are slow to come by.
 _ASK, _EMPTY = int(Verdict.ASK), int(Entry.EMPTY)
 

@@ -95,23 +95,24 @@ class Walking:
         return self._walk(lambda found: found.walk_fd(fd, first, stop), name)
 
     def walk_mapping(
-        self, pid: int, mapping: Mapping, first: int, stop: int, *, is_of_layer: bool = False
+        self, tid: int, mapping: Mapping, first: int, stop: int, *, is_of_layer: bool = False
     ) -> "CacheRecords | None":
         """
         Return the records of what is mapped, None if there is no valid answer.
 
-        :param pid: whose mapping it is, as ``proc`` numbers it.
+        :param tid: a live thread of whose mapping it is, as ``proc`` numbers it: a first thread
+            that has ended has no memory.
         :param first: first page of the object.
         :param stop: page of the object to stop before.
         :param is_of_layer: whether an overlay is mapped: what is walked is then the file of a
             layer, which has another number.
         """
         if not self._is_own_proc():
-            return None  # the PID may be another process's here
+            return None  # the number may be another thread's here
         records = self._walk(
             # It holds the mmap lock of the process.
             lambda found: self.meter.time(
-                lambda: found.walk_vma(pid, mapping.start, first, stop)
+                lambda: found.walk_vma(tid, mapping.start, first, stop)
             ),
             mapping.path,
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from memlens.errors import MemlensError
+from memlens.errors import AccessDenied, MemlensError
 from memlens.units import escape_text, parse_address, parse_range
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def _code_of(call: Callable[[], Any]) -> int:
         complain(_usage_line(error))
         return EXIT_USAGE
     except MemlensError as error:
-        complain(str(error))
+        complain(_error_line(error))
         return EXIT_ERROR
     except ValueError as error:
         # What the user's environment says is usage; any other ValueError is a bug.
@@ -223,6 +223,15 @@ def _code_of(call: Callable[[], Any]) -> int:
         complain(str(error))
         return EXIT_USAGE
     return code if isinstance(code, int) else EXIT_OK
+
+
+def _error_line(error: MemlensError) -> str:
+    if not isinstance(error, AccessDenied):
+        return str(error)
+    # Imported here: most commands are refused nothing.
+    from memlens.account.refusals import refusal_line
+
+    return refusal_line(error)
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -11,6 +11,10 @@ from typing import NamedTuple
 from memlens.errors import ParseError
 from memlens.kernel.procfs import decode_bytes
 
+# What maps prints for a newline, and how many are read in both ways.
+_NEWLINE = "\\012"
+_NEWLINES_READ = 3
+
 
 class Mapping(NamedTuple):
     """
@@ -50,6 +54,31 @@ class Mapping(NamedTuple):
         return f"{self.start:x}-{self.stop:x}"
 
 
+def possible_paths(path: str) -> list[str]:
+    r"""
+    Return the names that a mapped file may really have, going by what maps prints.
+
+    >>> possible_paths("/d/a\\012b")
+    ['/d/a\nb', '/d/a\\012b']
+
+    A newline is printed as ``\012`` and a backslash as itself; `` (deleted)`` may belong to
+    the name.  What is found by one of them must be proven to be what is mapped.  Of a
+    name with many newlines not all readings are given: see ``has_all_paths``.
+    """
+    parts = path.split(_NEWLINE)
+    if not has_all_paths(path):
+        return ["\n".join(parts), path]
+    names = parts[:1]
+    for part in parts[1:]:
+        names = [name + between + part for name in names for between in ("\n", _NEWLINE)]
+    return names
+
+
+def has_all_paths(path: str) -> bool:
+    """Return whether ``possible_paths`` gives every name that a file may have."""
+    return path.count(_NEWLINE) <= _NEWLINES_READ
+
+
 class MappingFigures(NamedTuple):
     """
     One block of /proc/PID/smaps.
@@ -62,6 +91,18 @@ class MappingFigures(NamedTuple):
     mapping: Mapping
     size_bytes: dict[str, int]
     vm_flags: frozenset[str] = frozenset()
+
+    @property
+    def is_hugetlb(self) -> bool:
+        """Return whether it is of hugetlbfs, which ``Rss`` leaves out."""
+        return "ht" in self.vm_flags or any(
+            self.size_bytes.get(name) for name in ("Private_Hugetlb", "Shared_Hugetlb")
+        )
+
+    @property
+    def is_watched(self) -> bool:
+        """Return whether userfaultfd watches it: for missing pages, writes or minor faults."""
+        return not self.vm_flags.isdisjoint(("um", "uw", "ui"))
 
 
 def parse_maps(raw: bytes, path: str = "/proc/PID/maps") -> list[Mapping]:

@@ -24,7 +24,7 @@ from memlens.kernel.filesystems import (
     may_hang,
 )
 from memlens.kernel.leases import Leases
-from memlens.kernel.maps import Mapping
+from memlens.kernel.maps import Mapping, possible_paths
 from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
@@ -182,9 +182,8 @@ class Opener:
         if fd is not None:
             paths.append(base + b"/fd/" + fd.encode())
         if mapping.path.startswith("/"):
-            # maps writes a newline as \012 and a backslash as it is; a name may end in
-            # " (deleted)" by itself.  Which object it is, is looked at in any case.
-            names = dict.fromkeys((mapping.path.replace("\\012", "\n"), mapping.path))
+            # Which object one of these is, is looked at in any case.
+            names = possible_paths(mapping.path)
             paths += [base + b"/root" + encode_text(name) for name in names]
         return paths
 

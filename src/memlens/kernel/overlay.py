@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from memlens.errors import MemlensError
 from memlens.kernel import features
-from memlens.kernel.filesystems import TMPFS_MAGIC
-from memlens.kernel.maps import Mapping
+from memlens.kernel.filesystems import OVERLAYFS_MAGIC, TMPFS_MAGIC
+from memlens.kernel.maps import Mapping, has_all_paths, possible_paths
 from memlens.kernel.mounts import Mount, parse_mounts
 from memlens.kernel.opening import device_number
 from memlens.kernel.process import ProcessDir
@@ -54,15 +54,17 @@ def is_maybe_copied_up(process: ProcessDir, mapping: Mapping) -> bool:
         return True
     if not overlay.upper:
         return False
-    path = mapping.path.replace("\\012", "\n")
     prefix = overlay.mount_point.rstrip("/") + "/"
     # A deleted file's path may by now be that of another one.
-    if not path.startswith(prefix) or path.endswith(" (deleted)"):
+    paths = possible_paths(mapping.path)
+    is_named = paths[0].startswith(prefix) and has_all_paths(mapping.path)
+    if not is_named or paths[0].endswith(" (deleted)"):
         return True
     upper = _reach(process, overlay.upper)
     if upper is None:
         return True
-    return _is_copy(os.path.join(upper, encode_text(path[len(prefix) :])), overlay.is_by_user)
+    names = [os.path.join(upper, encode_text(path[len(prefix) :])) for path in paths]
+    return any(_is_copy(name, overlay.is_by_user) for name in names)
 
 
 def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
@@ -72,7 +74,7 @@ def is_maybe_on_swap(process: ProcessDir, mapping: Mapping) -> bool:
         return True
     layers = [*filter(None, [overlay.upper]), *overlay.lower]
     reached = [_reach(process, layer) for layer in layers]
-    return any(path is None or _is_tmpfs(path) for path in reached)
+    return any(path is None or _is_maybe_tmpfs(path) for path in reached)
 
 
 def parse_overlays(raw: bytes) -> dict[int, Overlay]:
@@ -149,13 +151,14 @@ def _reach(process: ProcessDir, path: str) -> bytes | None:
     return found[0] if is_one else None
 
 
-def _is_tmpfs(path: bytes) -> bool:
+def _is_maybe_tmpfs(path: bytes) -> bool:
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return True
     try:
-        return fstatfs_type(fd) == TMPFS_MAGIC
+        # A layer that is an overlay itself has layers of its own.
+        return fstatfs_type(fd) in (TMPFS_MAGIC, OVERLAYFS_MAGIC)
     finally:
         os.close(fd)
 

@@ -285,18 +285,22 @@ _BLOCK = {
 _Answers = dict[PageClass, tuple[bool | None, bool | None, bool | None, bool | None]]
 
 
+def _open_mapped(expected: Expected) -> int:
+    return raw.open_object(expected.pid, expected.start)
+
+
 def object_proof(
-    table: _Answers, open_it: Callable[[int, int], int] = raw.open_object
+    table: _Answers, open_object: Callable[[Expected], int] = _open_mapped
 ) -> Callable[[Expected], None]:
     """
     Return the proof for mappings of an object that answers as ``table`` says.
 
-    :param open_it: returns the object that is mapped at an address of a process, open.
+    :param open_object: opens the object that is to answer, by default what is mapped.
     """
 
     def prove(expected: Expected) -> None:
         looks = _look(expected)
-        fd = open_it(expected.pid, expected.start)
+        fd = open_object(expected)
         try:
             size = os.lseek(fd, 0, os.SEEK_END)
             evidence = raw.read_object(fd, expected.object_offset, len(looks))

@@ -196,6 +196,22 @@ def disk_file_deleted_and_cut(tools: Tools) -> Workload:
     return Workload(driven, [deleted, cut])
 
 
+@workload()
+def odd_names(tools: Tools) -> Workload:
+    """Names that maps prints as it prints others, of files that are not open any more."""
+    require_disk(tools.directory)
+    driven = tools.target()
+    states = pattern(("mapped", "cached", "on disk", "hole"), PRIME)
+    mappings = []
+    for name in ("there (deleted)", "a\\012b", "c\nd", "c\\012d\n (deleted)"):
+        fd = _file(driven, tools.directory / name, PRIME)
+        start = driven.mmap(PRIME, flags=MAP_SHARED, fd=fd)
+        classes = _make(tools, driven, fd, start, states)
+        driven.os("close", fd)
+        mappings.append(Expected(driven.pid, start, classes, "disk", 0, states))
+    return Workload(driven, mappings)
+
+
 PRIVATE = {
     "copied": P.PRESENT,
     "copied, swapped": P.SWAPPED,

@@ -28,7 +28,7 @@ from workloads.base import (
     entries,
     kinds,
 )
-from workloads.userfault import protect, watch
+from workloads.userfault import poison, protect, watch
 
 ENTRIES, workload = entries()
 SMALL = HUGE // PAGE
@@ -182,6 +182,26 @@ def hugetlb_in_part(tools: Tools) -> Workload:
 
 
 @workload()
+def hugetlb_poisoned(tools: Tools) -> Workload:
+    """
+    Poison by userfaultfd: pagemap shows an empty entry, an access is SIGBUS.
+
+    Nothing tells it from a page in migration, so that it is unknown at best.
+    """
+    _fill_pool(tools, 6)
+    driven = tools.target()
+    fd = driven.os("memfd_create", "memlens-test", MFD_HUGETLB)
+    driven.os("ftruncate", fd, 4 * HUGE)
+    start = _map(driven, fd, 4)
+    _touch(driven, start, 0, 1)
+    driven.madvise(start, range(SMALL, 2 * SMALL), MADV_DONTNEED)
+    poison(driven, watch(driven, start, 4 * SMALL), start, range(3 * SMALL, 4 * SMALL))
+    expected = _expect(driven, start, P.PRESENT, P.CACHED, P.NONE, P.UNKNOWN)
+    expected.proof = "hugetlb, watched"
+    return Workload(driven, [expected])
+
+
+@workload()
 def hugetlb_forked(tools: Tools) -> Workload:
     """Private huge pages that a child maps too: in no Rss, and yet no zero pages."""
     _fill_pool(tools, 3)
@@ -214,11 +234,12 @@ def hugetlb_system_v(tools: Tools) -> Workload:
 
 def prove_hugetlb(expected: Expected) -> None:
     """
-    Page table for what is mapped; st_blocks of the whole file for the rest.
+    Page table for what is mapped or poisoned; st_blocks of the whole file for the rest.
 
     Which pages of a part are there nothing else tells: that is as they were built.
     """
     words = raw.read_pagemap(expected.pid, expected.start, len(expected.classes)).tolist()
+    scan = raw.read_scan(expected.pid, expected.start, len(expected.classes)).tolist()
     fd = raw.open_object(expected.pid, expected.start)
     try:
         status = os.fstat(fd)
@@ -231,9 +252,10 @@ def prove_hugetlb(expected: Expected) -> None:
             P.PRESENT: is_present,
             P.NONE: not is_present and allocated < status.st_size,
             P.CACHED: not is_present and allocated > 0,
+            P.UNKNOWN: word == 0 and bool(scan[page] & raw.IS_SWAPPED),
         }[kind]
         if not proven:
             raise StateMoved(f"{expected.describe(page)}: word {word:#x}, {status}")
 
 
-PROOFS["hugetlb"] = prove_hugetlb
+PROOFS["hugetlb"] = PROOFS["hugetlb, watched"] = prove_hugetlb

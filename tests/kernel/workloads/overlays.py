@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import raw
@@ -155,48 +156,6 @@ def prove_copied_up(expected: Expected) -> None:
 PROOFS["copied up"] = prove_copied_up
 
 
-def open_layer(pid: int, _start: int) -> int:
-    """Open the file of the upper layer, which the target has open as well."""
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        path = f"/proc/{pid}/fd/{name}"
-        if os.readlink(path).endswith("/upper/file"):
-            return os.open(path, os.O_RDONLY)
-    raise FileNotFoundError("the file of the upper layer")
-
-
-# By the layer's own file, of which cachestat tells the truth.
-PROOFS["layer"] = object_proof(SHMEM_ANSWERS, open_layer)
-
-
-def _every_state(tools: Tools, *, is_lower_there: bool) -> Workload:
-    """Every state of shared memory, in a file that is mapped through an overlay."""
-    driven = tools.target()
-    driven.isolate_mounts()
-    memory = Path(f"/dev/shm/memlens-test-{driven.pid}")
-    tools.stack.callback(shutil.rmtree, memory)
-    lower = memory / "lower" if is_lower_there else tools.directory / "lower"
-    merged = _overlay(tools, driven, lower, memory / "upper")
-    fd = driven.os("open", str(merged / "file"), os.O_RDWR | os.O_CREAT)
-    states = mixed_states(tools, 61)
-    driven.os("ftruncate", fd, len(states) * PAGE)
-    start = driven.mmap(len(states), flags=MAP_SHARED, fd=fd)
-    below = driven.os("open", str(memory / "upper" / "file"), os.O_RDWR)
-    classes = make_shmem(tools, driven, start, below, states)
-    return Workload(driven, [Expected(driven.pid, start, classes, "layer", 0, states)])
-
-
-@workload("none", *BOTH)
-def overlay_on_tmpfs_in_every_state(tools: Tools) -> Workload:
-    """All layers on a tmpfs, all that shared memory can be."""
-    return _every_state(tools, is_lower_there=True)
-
-
-@workload("none", *BOTH)
-def overlay_of_two_in_every_state(tools: Tools) -> Workload:
-    """Only the upper layer on a tmpfs, all that shared memory can be."""
-    return _every_state(tools, is_lower_there=False)
-
-
 def _on_tmpfs(tools: Tools, *, is_lower_there: bool) -> Workload:
     driven = tools.target()
     driven.isolate_mounts()
@@ -230,3 +189,92 @@ def overlay_on_tmpfs(tools: Tools) -> Workload:
 def overlay_of_two_filesystems(tools: Tools) -> Workload:
     """Upper on tmpfs, lower on disk: stat answers with the device of a layer."""
     return _on_tmpfs(tools, is_lower_there=False)
+
+
+@dataclass
+class Layered(Expected):
+    """
+    A mapping of an overlay whose pages are those of a file on tmpfs.
+
+    :param layer: that file, which answers every question as shared memory does.
+    """
+
+    layer: Path = Path()
+
+
+def _open_layer(expected: Expected) -> int:
+    assert isinstance(expected, Layered)
+    return os.open(expected.layer, os.O_RDONLY | os.O_CLOEXEC)
+
+
+PROOFS["layer on tmpfs"] = object_proof(SHMEM_ANSWERS, _open_layer)
+
+
+def _layered(tools: Tools, mount: Callable[[Target, Path], Path]) -> Workload:
+    """
+    Make every state of shared memory in a file on tmpfs, and map it through an overlay too.
+
+    :param mount: mounts the overlay, given the directory of the file; returns where.
+    """
+    driven = tools.target()
+    driven.isolate_mounts()
+    memory = Path(f"/dev/shm/memlens-test-{driven.pid}")
+    tools.stack.callback(shutil.rmtree, memory)
+    layer = memory / "layer" / "file"
+    layer.parent.mkdir(parents=True)
+    states = mixed_states(tools, 61)
+    fd = driven.os("open", str(layer), os.O_RDWR | os.O_CREAT)
+    driven.os("ftruncate", fd, len(states) * PAGE)
+    home = driven.mmap(len(states), flags=MAP_SHARED, fd=fd)
+    classes = make_shmem(tools, driven, home, fd, states)
+    merged = mount(driven, memory)
+    through = driven.os("open", str(merged / "file"), os.O_RDONLY)
+    start = driven.mmap(len(states), protection=PROT_READ, flags=MAP_SHARED, fd=through)
+    mapped = [page for page, kind in enumerate(classes) if kind is P.PRESENT][::2]
+    driven.peek(start, mapped)
+    # A read fault maps its neighbours too (fault-around).
+    others = [page for page in range(len(states)) if page not in mapped]
+    driven.madvise(start, others, MADV_DONTNEED)
+    seen = [P.CACHED if kind is P.PRESENT else kind for kind in classes]
+    for page in mapped:
+        seen[page] = P.PRESENT
+    place = driven.pid, start, seen, "layer on tmpfs", 0, states
+    return Workload(driven, [Layered(*place, layer=layer)])
+
+
+@workload("none", *BOTH)
+def overlay_with_upper_on_tmpfs(tools: Tools) -> Workload:
+    """As a container whose changes are kept in memory."""
+
+    def mount(driven: Target, memory: Path) -> Path:
+        return _overlay(tools, driven, memory / "lower", memory / "layer")
+
+    return _layered(tools, mount)
+
+
+@workload("none", *BOTH)
+def overlay_with_lower_on_tmpfs(tools: Tools) -> Workload:
+    """A file of a tmpfs that was not copied up to the disk."""
+    require_disk(tools.directory)
+
+    def mount(driven: Target, memory: Path) -> Path:
+        return _overlay(tools, driven, memory / "layer", tools.directory / "disk" / "upper")
+
+    return _layered(tools, mount)
+
+
+@workload("none", *BOTH)
+def overlay_on_overlay_on_tmpfs(tools: Tools) -> Workload:
+    """The tmpfs is a layer of a layer."""
+    require_disk(tools.directory)
+
+    def mount(driven: Target, memory: Path) -> Path:
+        below, above = tools.directory / "below", tools.directory / "above"
+        # With layers on several file systems the lower overlay would go by another device.
+        empty = memory / "empty"
+        empty.mkdir()
+        driven.mount("overlay", below, f"lowerdir={memory / 'layer'}:{empty}")
+        driven.mount("overlay", above, f"lowerdir={below}:{empty}")
+        return above
+
+    return _layered(tools, mount)

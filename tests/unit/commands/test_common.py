@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from memlens.commands import common
 from memlens.errors import AccessDenied, MemlensError
+from memlens.kernel.procfs import READ_NEEDS
+from memlens.kernel.visibility import can_look_at_others
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -55,6 +57,15 @@ def test_who_closed_standard_error_gets_no_message_elsewhere(capfd, monkeypatch)
     monkeypatch.setattr(sys, "stderr", None)
     common.complain("nobody wants to know")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not can_look_at_others(), reason="needs root with CAP_SYS_PTRACE"
+)
+def test_root_is_not_told_to_be_root(capfd: pytest.CaptureFixture[str]) -> None:
+    refusal = AccessDenied("no", path="/proc/1/maps", needs=READ_NEEDS)
+    assert common.exit_code_of(raises(refusal)) == 1
+    assert capfd.readouterr().err == "memlens: no (/proc/1/maps), even to root\n"
 
 
 def test_bugs_are_not_hidden() -> None:

@@ -24,11 +24,11 @@ def place(tmp_path: Path) -> Path:
     return place
 
 
-def is_copied(place: Path, upper: object, options: str = "") -> bool:
+def is_copied(place: Path, upper: object, options: str = "", line: bytes = LINE) -> bool:
     mount = f"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir={upper},workdir=/w{options}"
     (place / "mountinfo").write_text(mount)
     with ProcessDir(7, str(place.parent)) as process:
-        return is_maybe_copied_up(process, parse_maps(LINE)[0])
+        return is_maybe_copied_up(process, parse_maps(line)[0])
 
 
 def test_what_the_upper_directory_does_not_have_was_not_copied(
@@ -72,3 +72,15 @@ def test_escapes_in_the_names_of_layers() -> None:
     line = rb"9 1 0:42 / /m\040x rw - overlay o rw,lowerdir=/a\072b:/c\054d,upperdir=/u\134"
     (found,) = parse_overlays(line).values()
     assert (found.mount_point, found.upper, found.lower) == ("/m x", "/u\\", ("/a:b", "/c,d"))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\\012b", "a\n\\012b", "\n" * 9])
+def test_a_copy_by_any_name_that_maps_prints_so(place: Path, tmp_path: Path, name: str) -> None:
+    """A newline reads as a backslash and its number do, which a name may have too."""
+    line = LINE.replace(b"/m/file", b"/m/" + name.encode().replace(b"\n", rb"\012"))
+    (tmp_path / name).touch()
+    try:
+        os.setxattr(tmp_path / name, "user.overlay.origin", b"")
+    except OSError:
+        pass  # what cannot be known counts as a copy
+    assert is_copied(place, tmp_path, ",userxattr", line)

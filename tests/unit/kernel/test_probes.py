@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
-from memlens.kernel.features import SWITCHES
+from memlens.kernel.features import SWITCHES, read_disabled
 from memlens.kernel.probes import Probe, probe_features, run_row
 from memlens.kernel.probes_other import Child
 from memlens.kernel.probes_own import Ground
@@ -170,3 +170,11 @@ def test_reader(tmp_path: Path) -> None:
     assert found == Reader(os.geteuid(), ("CAP_SYS_ADMIN",), True, False, True)
     (tmp_path / "ns" / "user").unlink()
     assert read_reader(str(tmp_path)).is_init_user_namespace is None
+
+
+def test_names_of_switches_may_have_blanks_around_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMLENS_DISABLE", " cachestat, mincore ,")
+    assert read_disabled() == {"cachestat", "mincore"}
+    monkeypatch.setenv("MEMLENS_DISABLE", "cache stat")
+    with pytest.raises(ValueError, match="unknown cache stat"):
+        read_disabled()
