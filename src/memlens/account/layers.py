@@ -40,6 +40,8 @@ _CACHED, _ON_DISK, _NONE = (
 )
 _SWAPPED, _COPIED = int(PageClass.SWAPPED), int(PageClass.SWAP_CACHED)
 _RAM_OR_NOT, _DISK_OR_HOLE = int(Reason.RAM_OR_NOT), int(Reason.DISK_OR_HOLE)
+_MARKERS = [int(kind) for kind in (PageClass.GUARD, PageClass.POISONED)]
+_OWN = [*_MARKERS, int(PageClass.PRESENT), int(PageClass.ZERO), _SWAPPED]
 _EVICTED = int(Evidence.EVICTED | Evidence.DATA)
 _IS_DOUBTFUL = np.zeros(_VALUES, bool)
 _IS_DOUBTFUL[[_CACHED, _ON_DISK, _NONE, _RAM_OR_NOT, _DISK_OR_HOLE]] = True
@@ -121,12 +123,24 @@ class LayerSettler:
             pass
         elif is_closed and swap == on_disk:
             table[_ON_DISK] = _SWAPPED
-        elif is_closed and swap == on_disk + cached:
+        elif is_closed and swap == on_disk + cached and not _is_any_hidden(mapping, counts):
             table[_ON_DISK], table[_CACHED] = _SWAPPED, _COPIED
         else:
             table[_ON_DISK] = table[_CACHED] = Reason.OVERLAY_SWAP
         value = settle_preallocated(backing, table[runs.value])
         return merge_runs(Runs(runs.first, runs.pages, value))
+
+
+def _is_any_hidden(mapping: Mapping, counts: NDArray[np.int64]) -> bool:
+    """
+    Return whether Swap may count pages of the object that other pages hide here.
+
+    Of a mapping that is shared, or may not be written, smaps counts all slots of the object.
+    """
+    if mapping.is_shared:
+        # Its present pages are the object's own, which are on no slot.
+        return bool(counts[_MARKERS].any())
+    return "w" not in mapping.permissions and bool(counts[_OWN].any())
 
 
 def _with_copies(evicted: Runs, before: Runs, backing: Backing, pgoff: int) -> Runs:

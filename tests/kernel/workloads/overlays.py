@@ -9,6 +9,8 @@ from pathlib import Path
 import raw
 from driver import (
     MADV_DONTNEED,
+    MADV_GUARD_INSTALL,
+    MAP_PRIVATE,
     MAP_SHARED,
     PAGE,
     PROT_READ,
@@ -23,6 +25,7 @@ from workloads.base import (
     SHMEM_ANSWERS,
     Expected,
     P,
+    PageClass,
     StateMoved,
     Tools,
     Workload,
@@ -32,7 +35,7 @@ from workloads.base import (
     pattern,
 )
 from workloads.files import FADV_RANDOM, STATES, drop, require_disk
-from workloads.shmem import make_shmem, mixed_states
+from workloads.shmem import make_shmem, mixed_states, push_out
 
 ENTRIES, workload = entries()
 
@@ -278,3 +281,61 @@ def overlay_on_overlay_on_tmpfs(tools: Tools) -> Workload:
         return above
 
     return _layered(tools, mount)
+
+
+# As many pages of the file are on swap behind what hides them here as are cached: smaps Swap
+# counts the former, and is the number of all that is not hidden.
+HIDING = ("hidden", "cached", "swapped", "hole") * 7
+BEHIND = {"cached": P.CACHED, "swapped": P.SWAPPED, "hole": P.NONE}
+
+
+def _hiding(tools: Tools, flags: int, hide: Callable[[Target, int], PageClass]) -> Workload:
+    """
+    Hide pages of a file on tmpfs, mapped through an overlay, and have them swapped out.
+
+    :param hide: hides them in the mapping at an address; returns what they are there.
+    """
+    driven = tools.target()
+    driven.isolate_mounts()
+    memory = Path(f"/dev/shm/memlens-test-{driven.pid}")
+    tools.stack.callback(shutil.rmtree, memory)
+    merged = _overlay(tools, driven, memory / "lower", memory / "upper")
+    through = driven.os("open", str(merged / "file"), os.O_RDWR | os.O_CREAT)
+    driven.os("ftruncate", through, len(HIDING) * PAGE)
+    layer = memory / "upper" / "file"
+    fd = driven.os("open", str(layer), os.O_RDWR)
+    start = driven.mmap(len(HIDING), flags=flags, fd=through)
+    out = pages_where(HIDING, "hidden", "swapped")
+    with tools.squeeze.cgroup() as cgroup:
+        with cgroup.charging(driven.pid):
+            driven.pwrite(fd, out)
+        driven.pwrite(fd, pages_where(HIDING, "cached"))
+        known = BEHIND | {"hidden": hide(driven, start)}
+        push_out(cgroup, driven, fd, out)
+    driven.libc("mprotect", start, len(HIDING) * PAGE, PROT_READ)
+    place = driven.pid, start, [known[state] for state in HIDING]
+    # Here, as for all that hides pages of an object, Swap is not the sum of the classes.
+    layered = Layered(*place, "layer on tmpfs", 0, HIDING, ("Rss",), layer=layer)
+    return Workload(driven, [layered])
+
+
+@workload(*BOTH)
+def overlay_on_tmpfs_behind_copies(tools: Tools) -> Workload:
+    """Private copies, in a mapping that may no longer be written."""
+
+    def copy(driven: Target, start: int) -> PageClass:
+        driven.poke(start, pages_where(HIDING, "hidden"))
+        return P.PRESENT
+
+    return _hiding(tools, MAP_PRIVATE, copy)
+
+
+@workload(*BOTH)
+def overlay_on_tmpfs_behind_guards(tools: Tools) -> Workload:
+    """Guard regions in a shared mapping."""
+
+    def guard(driven: Target, start: int) -> PageClass:
+        driven.madvise(start, pages_where(HIDING, "hidden"), MADV_GUARD_INSTALL)
+        return P.GUARD
+
+    return _hiding(tools, MAP_SHARED, guard)
