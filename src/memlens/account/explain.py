@@ -180,7 +180,7 @@ def _explain(look: PageLook) -> PageExplanation:
         kpage_flags=() if flags is None else tuple(meanings.kpage_names(flags)),
         holders=holders.rows,
         missed_holders=holders.missed,
-        notes=_notes(look),
+        notes=page_notes(look),
     )
 
 
@@ -363,11 +363,13 @@ def _holders(look: PageLook) -> Holders:
     return find_holders(look.process.pid, look.mapping, address, look.size, look.process.proc)
 
 
-def _notes(look: PageLook) -> tuple[str, ...]:
+def page_notes(look: PageLook) -> tuple[str, ...]:
+    """Return what makes less of an explanation: a page on the move, or evidence at odds."""
     if look.is_steady and look.tries == 1:
         return ()
     if look.is_steady:
         return (f"the page changed during the look, which was begun {look.tries} times",)
     if look.is_contradicted:
-        return ("the page-cache walk says otherwise, each time: one of the two is wrong",)
+        text = "the evidence contradicts itself: the page-cache walk is against the verdict"
+        return (f"{text}, and nothing changed during {look.tries} looks",)
     return (f"the page changed during each of {look.tries} looks: this is of the last",)

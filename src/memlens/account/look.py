@@ -53,8 +53,8 @@ class PageLook:
     :param swap_in_mapping: pages of the mapping on swap, where only that is known.
     :param walked: what the object's page cache holds, None if that is not known.
     :param is_steady: whether nothing changed from the first read to the last.
-    :param is_contradicted: whether nothing changed that could be seen, and yet the walk says
-        otherwise than the verdict.
+    :param is_contradicted: whether the walk says otherwise than the verdict, and neither
+        these nor anything else changed from the first look to this one.
     """
 
     process: ProcessDir
@@ -110,6 +110,17 @@ class PageLook:
         is_same = is_same and self._fits_word()
         self.is_steady = is_same and is_fitting
         self.is_contradicted = is_same and not is_fitting
+
+    def compare(self, before: "PageLook") -> None:
+        """Take back that the evidence contradicts itself if the look before saw otherwise."""
+        is_again = before.is_contradicted and self._seen() == before._seen()
+        self.is_contradicted = self.is_contradicted and is_again
+
+    def _seen(self) -> tuple[object, ...]:
+        # Flags of a folio come and go while it stays where it is.
+        walked = self.walked
+        place = None if walked is None else (walked.holds, walked.area, walked.slot)
+        return self.mapping, self.word, self.value, place
 
     def _fits_word(self) -> bool:
         """Return whether a page was not mapped or taken away during the look."""
@@ -187,12 +198,11 @@ def look_until_steady(process: ProcessDir, pagemap: Pagemap, address: int) -> Pa
     :raises MemlensError: if the address is not mapped.
     """
     look = PageLook(process, pagemap, address)
-    for _ in range(_TRIES):
-        look.run()
-        if look.is_steady:
-            return look
-        look = PageLook(process, pagemap, address, tries=look.tries + 1)
     look.run()
+    while not look.is_steady and look.tries <= _TRIES:
+        before, look = look, PageLook(process, pagemap, address, tries=look.tries + 1)
+        look.run()
+        look.compare(before)
     return look
 
 
