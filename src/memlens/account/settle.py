@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from memlens.errors import MemlensError
 from memlens.kernel.backing import Backing
 from memlens.kernel.maps import Mapping, MappingFigures
+from memlens.kernel.overlay import is_maybe_on_swap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.classes import PageClass, Reason, Verdict
 from memlens.pages.runs import Runs, count_runs, merge_runs
@@ -93,14 +94,18 @@ class Settler:
     ) -> None:
         table[Verdict.HIDDEN] = table[Verdict.HIDDEN_WP] = Reason.HIDDEN
         swap = self.pages(mapping, "Swap")
-        # Of shmem the pages of the object count too.
-        if swap is None or (kind == "shmem" and swap):
+        if swap is None or (swap and self._may_count_object(mapping, kind)):
             return
         hidden = int(counts[Verdict.HIDDEN] + counts[Verdict.HIDDEN_WP])
         if swap == 0 and kind == "anonymous":
             table[Verdict.HIDDEN_WP] = PageClass.NONE
         elif is_whole and swap == hidden:
             table[Verdict.HIDDEN] = table[Verdict.HIDDEN_WP] = PageClass.SWAPPED
+
+    def _may_count_object(self, mapping: Mapping, kind: str) -> bool:
+        """Return whether Swap of smaps may count pages of the object, as it does of shmem."""
+        is_overlay = kind == "overlay"
+        return kind == "shmem" or (is_overlay and is_maybe_on_swap(self.process, mapping))
 
     def _settle_zero(
         self, mapping: Mapping, counts: Counts, table: Table, is_whole: bool
