@@ -17,31 +17,18 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from memlens.account.abilities import Abilities
-from memlens.account.demo import DemoResult
-from memlens.account.explain import PageExplanation
-from memlens.account.flagworkers import FlagCounts
-from memlens.account.inventory import Inventory
-from memlens.account.ledger import SwapLedger
-from memlens.account.model import ProcessMap
-from memlens.account.sharing import ProcessList
-from memlens.account.sharingmodel import Sharing
 from memlens.pages.classes import PageClass
 from memlens.pages.flagfilter import all_of
-from memlens.views import (
-    demo,
-    doctor,
-    flags,
-    inventory,
-    ledger,
-    page,
-    processes,
-    sharing,
-)
+from memlens.physical.records import FlagCounts
+from memlens.residency.records import PageExplanation, ProcessMap
+from memlens.selftest.records import Abilities, DemoResult
+from memlens.sharing.records import ProcessList, Sharing
+from memlens.shm.records import Inventory
+from memlens.swap.records import SwapLedger
+from memlens.views import flags, page, selftest, sharing, shm, swap
 from memlens.views.lines import Line
-from memlens.views.reasons import select_classes
+from memlens.views.map import TextOptions, render_map, select_classes
 from memlens.views.table import TableOptions
-from memlens.views.text import TextOptions, render_map
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"
@@ -111,7 +98,7 @@ def render_page_text() -> str:
 
 def render_doctor_text(first: str = "") -> str:
     """Return what `memlens doctor` prints, all or from the section that begins so."""
-    lines = plain_lines(doctor.render_text(read_record("doctor", Abilities), TEXT_WIDTH))
+    lines = plain_lines(selftest.render_doctor(read_record("doctor", Abilities), TEXT_WIDTH))
     if first:
         start = next(number for number, line in enumerate(lines) if line.startswith(first))
         lines = ["...", *lines[start:]]
@@ -120,7 +107,7 @@ def render_doctor_text(first: str = "") -> str:
 
 def render_demo_text(first: str = "") -> str:
     """Return what `memlens demo` prints, all or a section and the end."""
-    lines = plain_lines(demo.render_text(read_record("demo", DemoResult)))
+    lines = plain_lines(selftest.render_demo(read_record("demo", DemoResult)))
     if first:
         start = next(number for number, line in enumerate(lines) if line.startswith(first))
         end = lines.index("", start)
@@ -132,20 +119,20 @@ def render_demo_text(first: str = "") -> str:
 def render_swap_text() -> str:
     """Return what `memlens swap` prints."""
     found = read_record("swap", SwapLedger)
-    return block("memlens swap", join_segments(ledger.render_text(found, TABLE)))
+    return block("memlens swap", join_segments(swap.render_text(found, TABLE)))
 
 
 def render_shm_text() -> str:
     """Return what `memlens shm` prints."""
     found = read_record("shm", Inventory)
-    return block("memlens shm", join_segments(inventory.render_text(found, TABLE)))
+    return block("memlens shm", join_segments(shm.render_text(found, TABLE)))
 
 
 def render_ps_text() -> str:
     """Return what `memlens ps` prints of processes of one name, and of them together."""
     found = read_record("ps", ProcessList)
-    each = join_segments(processes.render_text(found, TABLE))
-    group = join_segments(processes.render_text(found, TABLE, "name"))
+    each = join_segments(sharing.render_processes(found, TABLE))
+    group = join_segments(sharing.render_processes(found, TABLE, "name"))
     name = found.processes[0].name
     return block(f"memlens ps --name {name}", each) + block(
         f"memlens ps --name {name} --group-by name", group

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.harness.context import Context, SkipError
 from bench.harness.cpu import cpu_of, cpu_of_program
 from bench.harness.rows import Row
-from memlens.account.files import FileScan
+from memlens.physical.files import FileScan
 
 TITLE = "100,000 cached pages in 1,000 files"
 FILES, PAGES = 1000, 100

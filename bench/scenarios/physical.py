@@ -11,9 +11,9 @@ from bench.harness.build import find_thpmaps
 from bench.harness.context import GIB, Context, SkipError
 from bench.harness.cpu import cpu_of, cpu_of_program
 from bench.harness.rows import Row
-from memlens.account.flags import count_process_flags
-from memlens.account.frameflags import count_machine_flags
-from memlens.account.huge import map_huge
+from memlens.physical.flags import count_process_flags
+from memlens.physical.frameflags import count_machine_flags
+from memlens.physical.huge import map_huge
 
 TITLE = "page flags and huge pages of 4 GiB"
 BUILD = Path(__file__).parents[1] / "build"

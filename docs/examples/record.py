@@ -24,17 +24,17 @@ sys.path[:0] = [str(ROOT / "tests" / "kernel"), str(ROOT / "docs")]
 
 from swapareas import machine_lock, swap_area  # noqa: E402
 
-from memlens.account.abilities import Abilities  # noqa: E402
-from memlens.account.capture import map_process  # noqa: E402
-from memlens.account.demo import run_demo  # noqa: E402
-from memlens.account.explain import explain_page  # noqa: E402
-from memlens.account.flags import count_process_flags  # noqa: E402
-from memlens.account.inventory import list_shared_memory  # noqa: E402
-from memlens.account.ledger import read_swap_ledger  # noqa: E402
-from memlens.account.model import Kernel  # noqa: E402
-from memlens.account.sharedpages import read_sharing  # noqa: E402
-from memlens.account.sharing import ProcessFilter, list_processes  # noqa: E402
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
+from memlens.physical.flags import count_process_flags  # noqa: E402
+from memlens.residency.capture import map_process  # noqa: E402
+from memlens.residency.records import Kernel  # noqa: E402
+from memlens.residency.steps import explain_page  # noqa: E402
+from memlens.selftest.demo import run_demo  # noqa: E402
+from memlens.selftest.records import Abilities  # noqa: E402
+from memlens.sharing.frames import read_sharing  # noqa: E402
+from memlens.sharing.processes import ProcessFilter, list_processes  # noqa: E402
+from memlens.shm.inventory import list_shared_memory  # noqa: E402
+from memlens.swap.ledger import read_swap_ledger  # noqa: E402
 from recorded import write_record  # noqa: E402
 
 MIB = 1 << 20
@@ -147,7 +147,7 @@ def record_demo() -> None:
 def record_doctor() -> None:
     """Record this as an ordinary user, who has something to be told."""
     command = ["setpriv", "--reuid", f"{NOBODY}", "--regid", f"{NOBODY}", "--clear-groups"]
-    code = "import pickle, sys, memlens.account.abilities as a"
+    code = "import pickle, sys, memlens.selftest.doctor as a"
     code += "; sys.stdout.buffer.write(pickle.dumps(a.read_abilities('/proc')))"
     done = subprocess.run(
         [*command, sys.executable, "-B", "-c", code], stdout=subprocess.PIPE, check=True

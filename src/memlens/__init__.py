@@ -8,46 +8,6 @@ nothing and ``memlens --version`` imports no numpy.
 # Not typing.TYPE_CHECKING: typing is milliseconds of every ``memlens --version``.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from memlens.account.areaswap import AreaSwap
-    from memlens.account.capture import map_process
-    from memlens.account.cgroupmodel import CgroupList, CgroupPages
-    from memlens.account.cgrouppages import list_cgroups, read_cgroup
-    from memlens.account.cost import Cost
-    from memlens.account.explain import PageExplanation, explain_page
-    from memlens.account.facts import Missed
-    from memlens.account.fileflags import count_file_flags
-    from memlens.account.files import FileCache, FileScan
-    from memlens.account.flags import count_process_flags
-    from memlens.account.flagworkers import FlagCounts
-    from memlens.account.frameflags import count_cgroup_flags, count_machine_flags
-    from memlens.account.huge import map_huge
-    from memlens.account.hugemodel import HugeResult
-    from memlens.account.inventory import Inventory, list_shared_memory
-    from memlens.account.ledger import (
-        CgroupSwap,
-        ProcessSwap,
-        SwapLedger,
-        ZswapUse,
-        read_swap_ledger,
-    )
-    from memlens.account.model import (
-        Kernel,
-        MappingPages,
-        Process,
-        ProcessMap,
-        UnknownRun,
-        Words,
-    )
-    from memlens.account.sharedobject import Holder, SharedObject
-    from memlens.account.sharedpages import read_sharing
-    from memlens.account.sharing import (
-        ProcessFilter,
-        ProcessGroup,
-        ProcessList,
-        ProcessMemory,
-        list_processes,
-    )
-    from memlens.account.sharingmodel import Sharing
     from memlens.errors import (
         AccessDenied,
         MemlensError,
@@ -56,64 +16,99 @@ if TYPE_CHECKING:
         SnapshotError,
         Unsupported,
     )
-    from memlens.kernel.probes import Features, probe_features
     from memlens.pages.classes import PageClass
     from memlens.pages.runs import Runs
+    from memlens.physical.cgroup import list_cgroups, read_cgroup
+    from memlens.physical.files import FileScan
+    from memlens.physical.flags import count_process_flags
+    from memlens.physical.frameflags import (
+        count_cgroup_flags,
+        count_file_flags,
+        count_machine_flags,
+    )
+    from memlens.physical.huge import map_huge
+    from memlens.physical.records import (
+        CgroupList,
+        CgroupPages,
+        FileCache,
+        FlagCounts,
+        HugeResult,
+    )
+    from memlens.record import Cost, Missed
+    from memlens.residency.capture import map_process
+    from memlens.residency.records import (
+        Kernel,
+        MappingPages,
+        PageExplanation,
+        Process,
+        ProcessMap,
+        UnknownRun,
+        Words,
+    )
+    from memlens.residency.steps import explain_page
+    from memlens.selftest.probes import Features, probe_features
+    from memlens.sharing.frames import read_sharing
+    from memlens.sharing.processes import ProcessFilter, list_processes
+    from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory, Sharing
+    from memlens.shm.inventory import list_shared_memory
+    from memlens.shm.records import Holder, Inventory, SharedObject
+    from memlens.swap.ledger import read_swap_ledger
+    from memlens.swap.records import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AccessDenied": "errors",
-    "AreaSwap": "account.areaswap",
-    "CgroupList": "account.cgroupmodel",
-    "CgroupPages": "account.cgroupmodel",
-    "CgroupSwap": "account.ledger",
-    "Cost": "account.cost",
-    "Features": "kernel.probes",
-    "FileCache": "account.files",
-    "FileScan": "account.files",
-    "FlagCounts": "account.flagworkers",
-    "Holder": "account.sharedobject",
-    "HugeResult": "account.hugemodel",
-    "Inventory": "account.inventory",
-    "Kernel": "account.model",
-    "MappingPages": "account.model",
+    "AreaSwap": "swap.records",
+    "CgroupList": "physical.records",
+    "CgroupPages": "physical.records",
+    "CgroupSwap": "swap.records",
+    "Cost": "record",
+    "Features": "selftest.probes",
+    "FileCache": "physical.records",
+    "FileScan": "physical.files",
+    "FlagCounts": "physical.records",
+    "Holder": "shm.records",
+    "HugeResult": "physical.records",
+    "Inventory": "shm.records",
+    "Kernel": "residency.records",
+    "MappingPages": "residency.records",
     "MemlensError": "errors",
-    "Missed": "account.facts",
+    "Missed": "record",
     "PageClass": "pages.classes",
-    "PageExplanation": "account.explain",
+    "PageExplanation": "residency.records",
     "ParseError": "errors",
-    "Process": "account.model",
-    "ProcessFilter": "account.sharing",
+    "Process": "residency.records",
+    "ProcessFilter": "sharing.processes",
     "ProcessGone": "errors",
-    "ProcessGroup": "account.sharing",
-    "ProcessList": "account.sharing",
-    "ProcessMap": "account.model",
-    "ProcessMemory": "account.sharing",
-    "ProcessSwap": "account.ledger",
+    "ProcessGroup": "sharing.records",
+    "ProcessList": "sharing.records",
+    "ProcessMap": "residency.records",
+    "ProcessMemory": "sharing.records",
+    "ProcessSwap": "swap.records",
     "Runs": "pages.runs",
-    "SharedObject": "account.sharedobject",
-    "Sharing": "account.sharingmodel",
+    "SharedObject": "shm.records",
+    "Sharing": "sharing.records",
     "SnapshotError": "errors",
-    "SwapLedger": "account.ledger",
-    "UnknownRun": "account.model",
+    "SwapLedger": "swap.records",
+    "UnknownRun": "residency.records",
     "Unsupported": "errors",
-    "Words": "account.model",
-    "ZswapUse": "account.ledger",
-    "count_cgroup_flags": "account.frameflags",
-    "count_file_flags": "account.fileflags",
-    "count_machine_flags": "account.frameflags",
-    "count_process_flags": "account.flags",
-    "explain_page": "account.explain",
-    "list_cgroups": "account.cgrouppages",
-    "list_processes": "account.sharing",
-    "list_shared_memory": "account.inventory",
-    "map_huge": "account.huge",
-    "map_process": "account.capture",
-    "probe_features": "kernel.probes",
-    "read_cgroup": "account.cgrouppages",
-    "read_sharing": "account.sharedpages",
-    "read_swap_ledger": "account.ledger",
+    "Words": "residency.records",
+    "ZswapUse": "swap.records",
+    "count_cgroup_flags": "physical.frameflags",
+    "count_file_flags": "physical.frameflags",
+    "count_machine_flags": "physical.frameflags",
+    "count_process_flags": "physical.flags",
+    "explain_page": "residency.steps",
+    "list_cgroups": "physical.cgroup",
+    "list_processes": "sharing.processes",
+    "list_shared_memory": "shm.inventory",
+    "map_huge": "physical.huge",
+    "map_process": "residency.capture",
+    "probe_features": "selftest.probes",
+    "read_cgroup": "physical.cgroup",
+    "read_sharing": "sharing.frames",
+    "read_swap_ledger": "swap.ledger",
 }
 
 __all__ = [

@@ -3,7 +3,6 @@
 import re
 
 ADDRESS_LIMIT = 1 << 64
-
 _SUFFIXES = ("K", "M", "G", "T", "P", "E")
 _ADDRESS = re.compile(r"(0[xX])?([0-9a-fA-F]+)\Z")
 _CONTROL = re.compile(

@@ -40,7 +40,7 @@ from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import cachewalk
 from memlens.kernel.cacherecords import CacheRecords
 from memlens.kernel.cachewalk import CacheWalker
-from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
+from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.swapareas import number_areas
 
 NONE = pytest.mark.parametrize("swap", ["none"], indirect=True)

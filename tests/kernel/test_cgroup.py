@@ -13,12 +13,12 @@ import raw
 from driver import HUGE, MADV_DONTNEED, MADV_HUGEPAGE, MAP_SHARED, PAGE, PROT_READ, Target
 from swapareas import Cgroup, Squeeze
 
-from memlens.account.cgroupmodel import CgroupPages
-from memlens.account.cgrouppages import list_cgroups, read_cgroup
-from memlens.account.frameflags import resolve_cgroup
-from memlens.account.huge import list_cgroup_pids
 from memlens.errors import MemlensError
 from memlens.kernel.cgroups import find_hierarchy
+from memlens.physical.cgroup import list_cgroups, read_cgroup
+from memlens.physical.frameflags import resolve_cgroup
+from memlens.physical.huge import list_cgroup_pids
+from memlens.physical.records import CgroupPages
 
 PRIVATE, SHARED, OF_FILE = 1009, 401, 307
 

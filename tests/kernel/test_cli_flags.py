@@ -25,7 +25,7 @@ FRAME = (1 << 55) - 1
 # may be out of his reach.
 AS_NOBODY = """
 import ctypes, os, sys
-import memlens.account.flaglist, memlens.account.flags, memlens.account.frameflags
+import memlens.physical.flaglist, memlens.physical.flags, memlens.physical.frameflags
 import memlens.commands.flags, memlens.commands.huge, memlens.views.flags, numpy
 from memlens.account import huge
 from memlens.commands.main import cli

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from swapareas import wait_until
 
-from memlens.account.demo import DemoResult, run_demo
+from memlens.selftest.demo import run_demo
+from memlens.selftest.records import DemoResult
 
 MEMLENS = (sys.executable, "-m", "memlens")
 # Huge pages have to be set aside by whoever runs the machine.
@@ -110,7 +111,7 @@ def test_without_capabilities_it_knows_less_and_is_not_wrong() -> None:
 
 STOPPED = """
 import signal
-from memlens.account.demo import run_demo
+from memlens.selftest.demo import run_demo
 
 def stop(stage):
     if stage.startswith("looking"):

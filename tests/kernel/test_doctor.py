@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 import memlens
-from memlens.account.abilities import read_abilities
 from memlens.errors import AccessDenied
 from memlens.kernel.kpage import KpageFile, read_kpagecount, read_kpageflags
 from memlens.kernel.swaps import read_swap
+from memlens.selftest.doctor import read_abilities
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 USER = 12345

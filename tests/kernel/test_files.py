@@ -17,11 +17,12 @@ from driver import HUGE, MAP_SHARED, PAGE, PROT_READ, Target
 from swapareas import setting
 from workloads.hugetlb import POOL
 
-from memlens.account.cachedfiles import HeldFiles, read_page_cache
-from memlens.account.fileflags import count_file_flags
-from memlens.account.files import FileCache, FileScan
 from memlens.errors import MemlensError
-from memlens.kernel.leases import LEASED
+from memlens.objects.leases import LEASED
+from memlens.physical.files import FileScan
+from memlens.physical.frameflags import count_file_flags
+from memlens.physical.heldfiles import HeldFiles, read_page_cache
+from memlens.physical.records import FileCache
 
 TRIES = 8
 NOBODY = 65534
@@ -327,7 +328,7 @@ def test_what_an_ordinary_user_may_not_know(tmp_path: Path) -> None:
         directory.chmod(0o755)
     code = f"""
 import os
-from memlens.account.files import FileScan
+from memlens.physical.files import FileScan
 from memlens.account import filemapped
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 scan = FileScan([{str(path)!r}])

@@ -25,15 +25,20 @@ from kernelsource import page_types
 from numpy.typing import NDArray
 from swapareas import Squeeze, wait_until
 
-from memlens.account.fileflags import count_file_flags
-from memlens.account.flaglist import PageLister
-from memlens.account.flags import count_process_flags
-from memlens.account.flagworkers import FlagCounts, Part, Worker
-from memlens.account.follow import Follow
-from memlens.account.frameflags import count_cgroup_flags, count_machine_flags, resolve_cgroup
-from memlens.kernel.physical import NodeRange
+from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.flags import expand_words, group_words, known_words, mask_of
 from memlens.pages.frameruns import find_runs
+from memlens.physical.counting import Part, Worker
+from memlens.physical.flaglist import PageLister
+from memlens.physical.flags import count_process_flags
+from memlens.physical.frameflags import (
+    count_cgroup_flags,
+    count_file_flags,
+    count_machine_flags,
+    resolve_cgroup,
+)
+from memlens.physical.records import FlagCounts
+from memlens.scan.machine import Follow
 
 Show = Callable[[NDArray[np.uint64]], NDArray[np.uint64]]
 # DAMON and the reclaim that it drives change these under a process that is stopped.

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from swapareas import setting, wait_until
 from swapped_objects import PAGE, read_slots, written_swap_file
 
-from memlens.account.cachedslots import CachedSlots, add_unowned, find_cached_slots
-from memlens.account.facts import ProcessFacts, Want
-from memlens.account.sweep import Sweep
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.frameslots import FrameSlotReader, FrameSlotsInvalid
+from memlens.scan.facts import ProcessFacts, Want
+from memlens.scan.sweep import Sweep
+from memlens.swap.swapcache import CachedSlots, add_unowned, find_cached_slots
 
 PAGES = 12_289
 HUGE_PAGES = 24 * 512

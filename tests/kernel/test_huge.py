@@ -24,10 +24,10 @@ from driver import (
 from kernelsource import thpmaps
 from swapareas import Squeeze, setting, wait_until
 
-from memlens.account.flags import count_process_flags
-from memlens.account.huge import HugeReader, list_cgroup_pids, map_huge
-from memlens.kernel.physical import NodeRange, count_frames
+from memlens.kernel.zoneinfo import NodeRange, count_frames
 from memlens.pages.flags import mask_of
+from memlens.physical.flags import count_process_flags
+from memlens.physical.huge import HugeReader, list_cgroup_pids, map_huge
 from memlens.views.huge import list_rows, render_json, render_text
 
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2

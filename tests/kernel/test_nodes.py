@@ -7,11 +7,11 @@ from driver import HUGE, MADV_HUGEPAGE, PAGE, target
 from raw import PRESENT, read_pagemap
 
 from memlens import PageClass, map_process
-from memlens.account.nodes import add_nodes
 from memlens.kernel.pagemap import Pagemap
-from memlens.kernel.physical import count_frames, read_node_ranges
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
+from memlens.kernel.zoneinfo import count_frames, read_node_ranges
+from memlens.residency.capture import add_nodes
 
 BLOCK = 16 << 20
 PFN = np.uint64((1 << 55) - 1)

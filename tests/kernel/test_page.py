@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from looking import can_walk
 
-from memlens.account.capture import map_process
-from memlens.account.explain import PageExplanation, explain_page
 from memlens.errors import AccessDenied, MemlensError, ProcessGone
-from memlens.kernel.specimens import Specimen, SpecimenProcess
 from memlens.pages.classes import PageClass
+from memlens.residency.capture import map_process
+from memlens.residency.records import PageExplanation
+from memlens.residency.steps import explain_page
+from memlens.selftest.specimens import Specimen, SpecimenProcess
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MEMLENS = (sys.executable, "-m", "memlens", "page")

@@ -44,10 +44,10 @@ from memlens import (
     ProcessMemory,
     list_processes,
 )
-from memlens.account.frames import Frames
-from memlens.account.mapcounts import MapCounts
 from memlens.kernel.cgroups import find_hierarchy
 from memlens.kernel.kpage import KpageFile
+from memlens.scan.mapcounts import MapCounts
+from memlens.scan.pagetable import Frames
 
 NAME = "memlens-family"
 KPF_ZERO_PAGE = 24

@@ -22,8 +22,8 @@ from standstill import again_if_moved
 from swapareas import Missing, Squeeze, wait_until
 from workloads.base import StateMoved
 
-from memlens.account.sharedpages import read_sharing
-from memlens.account.sharingmodel import ProcessShare, Sharing
+from memlens.sharing.frames import read_sharing
+from memlens.sharing.records import ProcessShare, Sharing
 
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS
 PFN = (1 << 55) - 1
@@ -326,7 +326,7 @@ def test_real_servers(squeeze: Squeeze, name: str) -> None:
 def test_an_ordinary_user_gets_what_smaps_says() -> None:
     code = """
 import json, os
-import memlens.account.sharedpages as module, memlens.account.smapssharing
+import memlens.sharing.frames as module, memlens.sharing.smaps
 from memlens.views.sharing import render_json
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 import ctypes

@@ -29,12 +29,12 @@ from swapped_objects import (
 )
 
 from memlens import SwapLedger, map_process
-from memlens.account.model import MappingPages
-from memlens.account.walking import ObjectWalk, Walking
-from memlens.kernel.backing import Backing
 from memlens.kernel.procfs import Meter
+from memlens.objects.backing import Backing
 from memlens.pages.classes import PageClass
 from memlens.pages.slotruns import SlotRuns
+from memlens.residency.records import MappingPages
+from memlens.residency.walk import ObjectWalk, Walking
 
 PAGES = 3_001
 KPF_WRITEBACK = 8

@@ -14,13 +14,13 @@ from workloads.base import Entry, Expected, Workload
 from workloads.catalogue import cases
 
 from memlens import PageClass, ProcessMap, map_process
-from memlens.account.objects import ObjectReader
-from memlens.account.walking import Walking
-from memlens.kernel.backing import Backing
 from memlens.kernel.cacherecords import CacheRecords, CacheWalkInvalid
 from memlens.kernel.cachewalk import CacheWalker
 from memlens.kernel.procfs import Meter
+from memlens.objects.backing import Backing
 from memlens.pages.runs import decode_runs
+from memlens.residency.answers import ObjectReader
+from memlens.residency.walk import Walking
 
 PAGE = mmap.PAGESIZE
 

@@ -16,13 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plainobject import SHMEM, PlainObject
 
-from memlens.account.batch import Batch, Span, batches
-from memlens.account.mapping import MappingReader
-from memlens.account.pagetable import PageTable
-from memlens.account.settle import Settler
-from memlens.account.walking import Walking
 from memlens.kernel.maps import Mapping
-from memlens.kernel.opening import ANONYMOUS, VANISHED, ObjectFacts
 from memlens.kernel.pagemap import (
     PAGE_IS_PFNZERO,
     PAGE_IS_PRESENT,
@@ -30,8 +24,13 @@ from memlens.kernel.pagemap import (
     SCAN_REGIONS,
 )
 from memlens.kernel.procfs import Meter
+from memlens.objects.opener import ANONYMOUS, VANISHED, ObjectFacts
 from memlens.pages.classes import Entry, PageClass, Reason
 from memlens.pages.runs import decode_runs
+from memlens.residency.entries import PageTable
+from memlens.residency.judge import Batch, MappingReader, Span, batches
+from memlens.residency.totals import Settler
+from memlens.residency.walk import Walking
 
 SIZE = 4096
 ZERO_PFN = 77

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlens.pages.dense import blend, look_up
+from memlens.pages.arrays import blend, look_up
 
 bytes_ = st.integers(0, 255)
 

@@ -7,15 +7,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlens.account.cost import Cost
-from memlens.account.model import (
-    Kernel,
-    MappingPages,
-    Process,
-    ProcessMap,
-)
 from memlens.pages.classes import PageClass, counts_by_name
 from memlens.pages.runs import encode_runs
+from memlens.record import Cost
+from memlens.residency.records import Kernel, MappingPages, Process, ProcessMap
 
 PAGE_SIZE = 4096
 pages = st.lists(st.sampled_from(PageClass), min_size=1, max_size=60)

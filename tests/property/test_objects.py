@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plainobject import STATES, PlainObject
 
-from memlens.account.objects import ObjectReader
-from memlens.account.walking import Walking, record_evidence
 from memlens.kernel.cacherecords import CacheObject, CacheRecords
-from memlens.kernel.filesystems import TMPFS_MAGIC
+from memlens.kernel.mounts import TMPFS_MAGIC
 from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass, verdict_class
 from memlens.pages.runs import decode_runs
+from memlens.residency.answers import ObjectReader
+from memlens.residency.walk import Walking, record_evidence
 
 INTERFACES = ("seek_data", "cachestat", "mincore")
 

@@ -54,7 +54,7 @@ def test_version_loads_nothing_heavy() -> None:
     )
     assert memlens.__version__ in done.stdout
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert not loaded & {"numpy", "rich", "psutil", "memlens.account.capture"}
+    assert not loaded & {"numpy", "rich", "psutil", "memlens.residency.capture"}
 
 
 def test_the_package_alone_loads_nothing() -> None:

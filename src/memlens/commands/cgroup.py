@@ -3,7 +3,7 @@
 import click
 
 from memlens.commands import common
-from memlens.commands.watch import Watch
+from memlens.commands.run import Watch
 
 
 @click.command("cgroup")
@@ -46,8 +46,8 @@ def command(
 
 
 def _list(watch: Watch, as_json: bool, proc: str) -> bool:
-    from memlens.account.cgrouppages import list_cgroups
-    from memlens.commands.lines import terminal_width
+    from memlens.commands.common import terminal_width
+    from memlens.physical.cgroup import list_cgroups
     from memlens.views.cgroup import list_json, list_text
 
     result = list_cgroups(
@@ -69,8 +69,8 @@ def _show(
     as_json: bool,
     proc: str,
 ) -> bool:
-    from memlens.account.cgrouppages import read_cgroup
-    from memlens.commands.lines import terminal_width
+    from memlens.commands.common import terminal_width
+    from memlens.physical.cgroup import read_cgroup
     from memlens.views.cgroup import render_json, render_text
 
     result = read_cgroup(

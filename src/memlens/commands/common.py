@@ -9,6 +9,7 @@ code.  No command catches what it cannot answer.
 import os
 import sys
 from collections.abc import Callable, Iterable
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -18,6 +19,7 @@ from memlens.units import escape_text, parse_address, parse_range
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -25,8 +27,8 @@ EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: what a C program gives when its reader is gone
-
 _F = TypeVar("_F", bound=Callable[..., Any])
+
 # No process has more digits than that on any kernel; int() is slow on endless ones.
 _PID_DIGITS = 18
 
@@ -229,7 +231,7 @@ def _error_line(error: MemlensError) -> str:
     if not isinstance(error, AccessDenied):
         return str(error)
     # Imported here: most commands are refused nothing.
-    from memlens.account.refusals import refusal_line
+    from memlens.scan.machine import refusal_line
 
     return refusal_line(error)
 
@@ -253,3 +255,27 @@ def _drop_output() -> None:
         os.close(nowhere)
     except (OSError, ValueError, AttributeError):
         pass
+
+
+def terminal_width() -> int:
+    """Return the cells in a line; 80 where there is no terminal and COLUMNS is not set."""
+    return get_terminal_size().columns
+
+
+def is_unicode() -> bool:
+    """Return whether characters beyond ASCII can be printed."""
+    return (sys.stdout.encoding or "").lower().startswith("utf")
+
+
+def print_lines(lines: Iterable["Text"], no_color: bool) -> None:
+    """
+    Print lines as they are, never wrapped again.
+
+    Without colour rich is left out: it ends the program with 1 when its reader is gone.
+    """
+    if not is_colored(no_color):
+        write_pieces(f"{line.plain}\n" for line in lines)
+        return
+    printer = console(no_color)
+    for line in lines:
+        printer.print(line, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import click
 
-from memlens.commands import common, lines
+from memlens.commands import common
 
 
 @click.command(name="demo")
@@ -17,14 +17,14 @@ def command(as_json: bool, no_color: bool, no_swap: bool) -> None:
     being: a zram device, or a swap file. Shown is what pagemap alone says of the pages
     beside what memlens says. Exits with 1 if memlens is wrong on any page.
     """
-    from memlens.account.demo import run_demo
-    from memlens.views import demo as view
+    from memlens.selftest.demo import run_demo
+    from memlens.views import selftest as view
 
     result = run_demo(use_swap=not no_swap)
     if as_json:
-        common.write_pieces((view.render_json(result), "\n"))
+        common.write_pieces((view.render_demo_json(result), "\n"))
     else:
-        width = lines.terminal_width()
-        lines.print_lines(view.render_text(result, width, lines.is_unicode()), no_color)
+        width = common.terminal_width()
+        common.print_lines(view.render_demo(result, width, common.is_unicode()), no_color)
     if result.disagreeing_pages or result.leftovers:
         raise click.exceptions.Exit(common.EXIT_ERROR)

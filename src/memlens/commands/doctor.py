@@ -2,7 +2,7 @@
 
 import click
 
-from memlens.commands import common, lines
+from memlens.commands import common
 
 
 @click.command(name="doctor")
@@ -18,12 +18,12 @@ def command(as_json: bool, no_color: bool, proc: str, strict: bool) -> None:
     may still say nothing. For what is missing: why, and the least privilege or kernel
     that would give it. Ends with what `memlens map` can say, and what it leaves open.
     """
-    from memlens.account.abilities import read_abilities
-    from memlens.views import doctor as view
+    from memlens.selftest.doctor import read_abilities
+    from memlens.views import selftest as view
 
     abilities = read_abilities(proc)
     if as_json:
-        common.write_pieces((view.render_json(abilities), "\n"))
+        common.write_pieces((view.render_doctor_json(abilities), "\n"))
     else:
-        lines.print_lines(view.render_text(abilities, lines.terminal_width()), no_color)
+        common.print_lines(view.render_doctor(abilities, common.terminal_width()), no_color)
     common.strict_exit(strict, not abilities.is_complete)

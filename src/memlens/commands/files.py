@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memlens.commands import common
-from memlens.commands.watch import Watch
+from memlens.commands.run import Watch
 from memlens.errors import MemlensError
 
 if TYPE_CHECKING:
-    from memlens.account.cachedfiles import HeldFiles, PageCache
-    from memlens.account.files import FileCache
+    from memlens.physical.heldfiles import HeldFiles, PageCache
+    from memlens.physical.records import FileCache
 
 _TOP = 20
 
@@ -79,7 +79,7 @@ def command(**options: object) -> None:
 
 class _Work:
     def __init__(self, request: _Request, watch: Watch) -> None:
-        from memlens.account.files import FileScan
+        from memlens.physical.files import FileScan
 
         self.request = request
         self.watch = watch
@@ -94,7 +94,7 @@ class _Work:
         self.failed: list[FileCache] = []
 
     def _hold(self) -> "HeldFiles":
-        from memlens.account import cachedfiles
+        from memlens.physical import heldfiles as cachedfiles
 
         return cachedfiles.HeldFiles(self.scan)
 
@@ -113,7 +113,7 @@ class _Work:
         return render_json(self.rows(), self.scan.page_size_bytes, self._finish)
 
     def print_text(self) -> None:
-        from memlens.commands.lines import is_unicode, terminal_width
+        from memlens.commands.common import is_unicode, terminal_width
         from memlens.views.files import Skipped, TopFiles, render_notes, render_text
 
         top = TopFiles(self._most())
@@ -157,7 +157,7 @@ class _Work:
         return max(_TOP, len(self.scan.paths)) if self.scan.paths or self.held else None
 
     def _cache(self) -> "PageCache":
-        from memlens.account.cachedfiles import read_page_cache
+        from memlens.physical.heldfiles import read_page_cache
 
         return read_page_cache(self.scan)
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memlens.commands import common
-from memlens.commands.watch import Watch
+from memlens.commands.run import Watch
 from memlens.errors import MemlensError
 
 if TYPE_CHECKING:
-    from memlens.account.flaglist import PageRange
-    from memlens.account.flagworkers import FlagCounts
+    from memlens.physical.records import FlagCounts, PageRange
     from memlens.views.flags import FlagOptions
 
 
@@ -118,14 +117,14 @@ def _count(request: _Request, watch: Watch) -> "FlagCounts":
     }
     # What is not asked for is not imported: it is a tenth of the time of a small process.
     if request.files:
-        from memlens.account.fileflags import count_file_flags
+        from memlens.physical.frameflags import count_file_flags
 
         return count_file_flags(request.files, offsets=where, proc=proc, **follow)
     if request.pids:
-        from memlens.account.flags import count_process_flags
+        from memlens.physical.flags import count_process_flags
 
         return count_process_flags(request.pids, addresses=where, proc=proc, **follow)
-    from memlens.account.frameflags import count_cgroup_flags, count_machine_flags
+    from memlens.physical.frameflags import count_cgroup_flags, count_machine_flags
 
     if request.machine:
         return count_machine_flags(addresses=where, proc=proc, **follow)
@@ -134,7 +133,7 @@ def _count(request: _Request, watch: Watch) -> "FlagCounts":
 
 
 def _cgroup_inode(request: _Request) -> int:
-    from memlens.account.frameflags import resolve_cgroup
+    from memlens.physical.frameflags import resolve_cgroup
 
     text = request.cgroup or ""
     if text.startswith("@"):
@@ -166,8 +165,8 @@ def _print(request: _Request, shown: "FlagOptions", counts: "FlagCounts") -> Non
 
 
 def _list(request: _Request, shown: "FlagOptions") -> None:
-    from memlens.account.flaglist import PageLister
-    from memlens.account.follow import Follow
+    from memlens.physical.flaglist import PageLister
+    from memlens.scan.machine import Follow
     from memlens.views.flags import list_end, list_json, list_text
 
     inode = _cgroup_inode(request) if request.cgroup is not None else 0

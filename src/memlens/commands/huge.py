@@ -7,7 +7,7 @@ import click
 
 from memlens.commands import common
 from memlens.commands.flags import parse_pids
-from memlens.commands.watch import Watch
+from memlens.commands.run import Watch
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -61,7 +61,7 @@ def command(
     """
     if bool(pids) == (cgroup is not None):
         raise click.UsageError("name PIDs, or --cgroup")
-    from memlens.account.huge import list_cgroup_pids, map_huge
+    from memlens.physical.huge import list_cgroup_pids, map_huge
     from memlens.views.huge import render_json, render_text
 
     chosen = pids if cgroup is None else list_cgroup_pids(cgroup, proc)

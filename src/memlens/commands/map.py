@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import click
 
-from memlens.account.capture import map_process
-from memlens.account.model import ProcessMap
-from memlens.commands import common, lines, tables
-from memlens.commands.watch import Watch
+from memlens.commands import common, run
+from memlens.commands.run import Watch
 from memlens.errors import MemlensError
 from memlens.pages.classes import PageClass
+from memlens.residency.capture import map_process
+from memlens.residency.records import ProcessMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def command(**options: object) -> None:
     kills.
     """
     request = _Request(**options)  # type: ignore[arg-type]
-    tables.check_formats(request.as_json, request.as_csv)
+    run.check_formats(request.as_json, request.as_csv)
     if request.as_csv and request.words:
         raise click.UsageError("--words is for text and --json")
     with Watch(f"reading process {request.pid}", request.no_color) as watch:
@@ -77,7 +77,7 @@ def command(**options: object) -> None:
         watch.end_scan()
         _print(request, whole)
     is_unknown = bool(whole.counts()[PageClass.UNKNOWN])
-    tables.finish(watch, whole.is_complete, request.strict, is_unknown)
+    run.finish(watch, whole.is_complete, request.strict, is_unknown)
 
 
 def _scan(request: _Request, watch: Watch) -> ProcessMap:
@@ -98,7 +98,7 @@ def _scan(request: _Request, watch: Watch) -> ProcessMap:
 
 
 def _print(request: _Request, whole: ProcessMap) -> None:
-    from memlens.views.reasons import select_classes
+    from memlens.views.map import select_classes
 
     shown = select_classes(whole, request.only) if request.only else whole
     if request.as_json or request.as_csv:
@@ -108,7 +108,7 @@ def _print(request: _Request, whole: ProcessMap) -> None:
 
 
 def _print_machine(request: _Request, shown: ProcessMap) -> None:
-    from memlens.views.machine import render_csv, render_json, render_runs_csv
+    from memlens.views.formats import render_csv, render_json, render_runs_csv
 
     if request.as_json:
         common.write_pieces(render_json(shown, request.pages))
@@ -117,13 +117,13 @@ def _print_machine(request: _Request, shown: ProcessMap) -> None:
 
 
 def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None:
-    from memlens.views.text import TextOptions, render_map
+    from memlens.views.map import TextOptions, render_map
 
     options = TextOptions(
-        width=lines.terminal_width(),
+        width=common.terminal_width(),
         is_colored=common.is_colored(request.no_color),
-        is_unicode=lines.is_unicode(),
+        is_unicode=common.is_unicode(),
         addresses=request.addresses,
         has_runs=request.pages,
     )
-    tables.print_lines(render_map(shown, whole, options), options.is_colored)
+    run.print_lines(render_map(shown, whole, options), options.is_colored)

@@ -2,7 +2,7 @@
 
 import click
 
-from memlens.commands import common, lines
+from memlens.commands import common
 
 
 @click.command(name="page")
@@ -19,12 +19,12 @@ def command(pid: int, address: int, as_json: bool, no_color: bool, proc: str) ->
     it; then the verdict, the object that backs the page, and who else maps it. ADDRESS is
     hexadecimal, as /proc/PID/maps prints it.
     """
-    from memlens.account.explain import explain_page
+    from memlens.residency.steps import explain_page
     from memlens.views import page as view
 
     found = explain_page(pid, address, proc=proc)
     if as_json:
         common.write_pieces((view.render_json(found), "\n"))
         return
-    width = lines.terminal_width()
-    lines.print_lines(view.render_text(found, width, lines.is_unicode()), no_color)
+    width = common.terminal_width()
+    common.print_lines(view.render_text(found, width, common.is_unicode()), no_color)

@@ -4,7 +4,7 @@ from functools import partial
 
 import click
 
-from memlens.commands import tables
+from memlens.commands import run
 from memlens.commands.flags import parse_pids
 
 
@@ -31,9 +31,9 @@ def _parse_user(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Choice(["name", "user", "cgroup"]),
     help="Show groups, in which a page that many map counts once.",
 )
-@tables.scan_options
+@run.scan_options
 def command(
-    asked: tables.TableRequest,
+    asked: run.TableRequest,
     pids: tuple[int, ...],
     user: int | None,
     cgroup: str | None,
@@ -47,13 +47,13 @@ def command(
     what nobody else maps. Swap: its own, and its even part of swapped shared memory that it
     maps. Freed on exit is the RAM that its end would give back.
     """
-    from memlens.views import processes as view
+    from memlens.views import sharing as view
 
-    sort = tables.check_sort(asked.sort, view.list_sorts(group_by is not None))
-    from memlens.account.sharing import ProcessFilter, list_processes
+    sort = run.check_sort(asked.sort, view.list_sorts(group_by is not None))
+    from memlens.sharing.processes import ProcessFilter, list_processes
 
     top = asked.top
-    tables.run_scan(
+    run.run_scan(
         asked,
         "reading processes",
         partial(
@@ -62,10 +62,12 @@ def command(
             group_by=group_by,
             keep=ProcessFilter(user, cgroup, name),
         ),
-        tables.Rendering(
-            json=lambda found: view.render_json(found, group_by, sort, top),
+        run.Rendering(
+            json=lambda found: view.render_processes_json(found, group_by, sort, top),
             csv=lambda found: view.render_processes_csv(found, group_by, sort, top),
-            text=lambda found, options: view.render_text(found, options, group_by, sort, top),
+            text=lambda found, options: view.render_processes(
+                found, options, group_by, sort, top
+            ),
         ),
         lambda found: bool(found.missed),
     )

@@ -4,7 +4,7 @@ import click
 
 from memlens.commands import common
 from memlens.commands.flags import parse_pids
-from memlens.commands.watch import Watch
+from memlens.commands.run import Watch
 
 
 @click.command("sharing")
@@ -29,8 +29,8 @@ def command(
     both map. For a child that was forked from another of them: what it still shares with
     its parent, what one of the two has copied since by writing, and what is new.
     """
-    from memlens.account.sharedpages import read_sharing
-    from memlens.commands.lines import is_unicode, terminal_width
+    from memlens.commands.common import is_unicode, terminal_width
+    from memlens.sharing.frames import read_sharing
     from memlens.views.sharing import render_json, render_text
 
     with Watch("reading page tables") as watch:

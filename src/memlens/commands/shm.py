@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.commands import tables
+from memlens.commands import run
 
 if TYPE_CHECKING:
     from memlens.views.lines import Line
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.command("shm")
 @click.argument("name", metavar="[OBJECT]", required=False)
 @click.option("--pages", is_flag=True, help="Add the runs: consecutive pages of one class.")
-@tables.scan_options
-def command(asked: tables.TableRequest, name: str | None, pages: bool) -> None:
+@run.scan_options
+def command(asked: run.TableRequest, name: str | None, pages: bool) -> None:
     """
     List every shared-memory object of the machine once: memfds, tmpfs files, System V
     segments, shared anonymous memory, also those that no process holds; and set their sum
@@ -28,25 +28,26 @@ def command(asked: tables.TableRequest, name: str | None, pages: bool) -> None:
     """
     if pages and name is None and not asked.as_json:
         raise click.UsageError("--pages is for one OBJECT, or for --json")
-    from memlens.views import inventory as view
+    from memlens.views import shm as view
 
-    sort = tables.check_sort(asked.sort, view.list_sorts())
-    from memlens.account.inventory import Inventory, list_shared_memory
+    sort = run.check_sort(asked.sort, view.list_sorts())
+    from memlens.shm.inventory import list_shared_memory
+    from memlens.shm.records import Inventory
 
     top = asked.top
 
     def render(found: Inventory, options: "TableOptions") -> Iterator["Line"]:
         if name is None:
             return view.render_text(found, options, sort, top)
-        from memlens.views.sharedobject import render_objects
+        from memlens.views.shm import render_objects
 
         return render_objects(found, options, pages)
 
-    tables.run_scan(
+    run.run_scan(
         asked,
         "reading shared memory",
         partial(list_shared_memory, name),
-        tables.Rendering(
+        run.Rendering(
             json=lambda found: view.render_json(found, sort, top, pages),
             csv=lambda found: view.render_inventory_csv(found, sort, top),
             text=render,

@@ -12,6 +12,7 @@ import sys
 from typing import NoReturn
 
 _EXIT_INTERRUPTED = 130  # as in common, which imports too much to be asked here
+
 # Python's own, 700, runs its collector dozens of times over modules that are all kept.
 _GARBAGE = 20_000
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.commands import tables
+from memlens.commands import run
 
 if TYPE_CHECKING:
-    from memlens.account.ledger import SwapLedger
+    from memlens.swap.records import SwapLedger
     from memlens.views.lines import Line
     from memlens.views.table import TableOptions
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     help="Show all rows of one table.",
 )
 @click.option("--map", "has_map", is_flag=True, help="With --by area: draw who has which slot.")
-@tables.scan_options
-def command(asked: tables.TableRequest, by: str | None, has_map: bool) -> None:
+@run.scan_options
+def command(asked: run.TableRequest, by: str | None, has_map: bool) -> None:
     """
     Show where all swap of the machine is, as a ledger that closes.
 
@@ -36,17 +36,17 @@ def command(asked: tables.TableRequest, by: str | None, has_map: bool) -> None:
     """
     if has_map and (by != "area" or asked.as_csv):
         raise click.UsageError("--map goes with --by area, as text or JSON")
-    from memlens.views import ledger as view
+    from memlens.views import swap as view
 
-    sort = tables.check_sort(asked.sort, view.list_sorts(by))
-    from memlens.account.ledger import read_swap_ledger
+    sort = run.check_sort(asked.sort, view.list_sorts(by))
+    from memlens.swap.ledger import read_swap_ledger
 
     top = asked.top
-    tables.run_scan(
+    run.run_scan(
         asked,
         "reading the swap of all processes",
         partial(read_swap_ledger, slots=has_map),
-        tables.Rendering(
+        run.Rendering(
             json=lambda found: view.render_json(found, by, sort, top),
             csv=lambda found: view.render_ledger_csv(found, by, sort, top),
             text=lambda found, options: chain(

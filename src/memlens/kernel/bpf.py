@@ -21,22 +21,18 @@ from memlens.kernel.syscalls import libc
 
 # Of the two, both little-endian, as the blobs are.
 _NR_BPF = {"x86_64": 321, "aarch64": 280}
-
 _MAP_CREATE = 0
 _MAP_UPDATE_ELEM = 2
 _PROG_LOAD = 5
 _PROG_TEST_RUN = 10
 _LINK_CREATE = 28
 _ITER_CREATE = 33
-
 _MAP_TYPE_ARRAY = 2
 _PROG_TYPE_SYSCALL = 31
 _F_SLEEPABLE = 1 << 4
 _TRACE_ITER = 28
-
 _CAP_SYS_ADMIN = 1 << 21
 _CAP_PERFMON_AND_BPF = 1 << 38 | 1 << 39
-
 NEEDS = "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, in the initial user namespace"
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 LOCKDOWN_PATH = "/sys/kernel/security/lockdown"

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.filesystems import TMPFS_MAGIC
+from memlens.kernel.mounts import TMPFS_MAGIC
 from memlens.kernel.swapareas import NumberedArea, find_impossible, read_areas
 
 # These mirror bpf/cachewalk.bpf.c.
@@ -32,9 +32,7 @@ KIND_SWAP, KIND_UPTODATE, KIND_DIRTY, KIND_WRITEBACK = 1, 2, 4, 8
 # include/linux/swapops.h: the area is in the top 5 of the 63 bits of a value entry.
 _AREA_SHIFT = np.uint64(58)
 _SLOT = np.uint64((1 << 58) - 1)
-
 _MAX_ORDER = 30
-
 Records = NDArray[np.void]
 
 

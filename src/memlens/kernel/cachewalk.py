@@ -32,7 +32,7 @@ from memlens.kernel.cacherecords import (
     decode_records,
     in_base_pages,
 )
-from memlens.kernel.filesystems import HUGETLBFS_MAGIC, OVERLAYFS_MAGIC
+from memlens.kernel.mounts import HUGETLBFS_MAGIC, OVERLAYFS_MAGIC
 from memlens.kernel.swapareas import NumberedArea
 
 _ALL_PAGES = 1 << 52

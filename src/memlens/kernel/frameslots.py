@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError, Unsupported
 from memlens.kernel import bpf
-from memlens.kernel.kpage import KpageFile
-from memlens.kernel.kpagebatch import read_sorted
+from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import Meter
 from memlens.kernel.swapareas import NumberedArea, find_impossible, read_areas
@@ -40,6 +39,7 @@ _SLOT = np.uint64((1 << 58) - 1)
 # Own pages that must all lead to the same array; one that moves meanwhile is asked again.
 _OWN_PAGES = 8
 _TRIES = 4
+
 # Present in BTF where frames are elements of one array, CONFIG_SPARSEMEM_VMEMMAP.
 _VMEMMAP_FUNCTION = b"\0vmemmap_populate\0"
 

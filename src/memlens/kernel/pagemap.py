@@ -28,9 +28,9 @@ WORD_BYTES = 8
 # bounds a call to some 2 ms in the worst case.
 SCAN_PAGES = 1 << 14
 SCAN_SPAN = 1 << 20
+
 # The kernel drops the mmap lock each time its own buffer of 512 regions is full.
 SCAN_REGIONS = 1 << 9
-
 PAGE_IS_FILE = 1 << 2
 PAGE_IS_PRESENT = 1 << 3
 PAGE_IS_SWAPPED = 1 << 4
@@ -43,7 +43,6 @@ PAGE_IS_HUGE = 1 << 6
 _READ_S = 0.0005
 _PAUSE_S = 0.000001
 _GAP_S = 0.00006
-
 _PRESENT = np.uint64(1 << 63)
 _PAGEMAP_SCAN = (3 << 30) | (96 << 16) | (ord("f") << 8) | 16
 
@@ -242,3 +241,7 @@ class Pagemap:
         if error.errno == errno.EINVAL:
             raise Unsupported("this PAGEMAP_SCAN lacks a category", path=self.path) from error
         raise_errno(error, "cannot read the page table", self.path)
+
+
+# Above this address is the kernel's half, which no page table of a process covers.
+KERNEL_HALF = 1 << 63

@@ -6,8 +6,10 @@ its directory is held open, so that a reused PID is never read by mistake.
 """
 
 import os
+import platform
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
@@ -15,6 +17,7 @@ from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
 from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import READ_NEEDS, Meter, decode_bytes, raise_errno, read_file
+from memlens.kernel.syscalls import libc
 
 PF_KTHREAD = 0x00200000
 
@@ -299,3 +302,46 @@ def _is_hidden(pid: int, proc: str) -> bool:
     except OSError:
         return False
     return True
+
+
+# Tables of descriptors of one process: threads may have their own.
+#
+# /proc/PID/task/TID/fd, kcmp(2), unshare(2) with CLONE_FILES.
+
+
+# alpha, sparc and the like have numbers of their own: there every thread is read.
+_NR_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272}.get(platform.machine())
+_KCMP_FILES = 2
+
+
+def list_other_tables(process: ProcessDir) -> list[int]:
+    """
+    Return threads, one for each table of descriptors that is not that of ``process.tid``.
+
+    Where tables cannot be compared every thread is given: what it has open may be seen twice.
+    """
+    try:
+        names = os.listdir(f"{process.path}/task")
+    except OSError:
+        return []
+    can_ask = _NR_KCMP is not None and _has_own_pids(process.proc)
+    known = [process.tid]
+    for thread in sorted(map(int, names)):
+        if thread == process.tid:
+            continue
+        if not (can_ask and any(_is_same_table(thread, other) for other in known)):
+            known.append(thread)
+    return known[1:]
+
+
+def _is_same_table(thread: int, other: int) -> bool:
+    return bool(libc.syscall(_NR_KCMP, thread, other, _KCMP_FILES, 0, 0) == 0)
+
+
+@lru_cache(maxsize=1)
+def _has_own_pids(proc: str) -> bool:
+    """Return whether this /proc numbers processes as system calls of ours do."""
+    try:
+        return os.readlink(f"{proc}/self") == str(os.getpid())
+    except OSError:
+        return False

@@ -15,9 +15,7 @@ from typing import NoReturn, TypeVar
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 
 _T = TypeVar("_T")
-
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-
 READ_NEEDS = "the same user, or root (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
 
 

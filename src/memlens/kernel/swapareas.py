@@ -26,6 +26,7 @@ TABLE_ROW = np.dtype(
     [("is_used", "<u4"), ("slots", "<u4"), ("pages", "<u4"), ("unused", "<u4")]
 )
 _TABLE_ROWS = 32
+
 # Of more areas than these, all have to be seen; nobody has tried so many.
 _MOST_ORDERED = 8
 

@@ -1,15 +1,18 @@
 """System calls that Python does not wrap, through the C library."""
 
 import ctypes
+import errno
 import os
 import platform
 from typing import NamedTuple
+
+from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
+from memlens.kernel.procfs import read_file
 
 libc = ctypes.CDLL(None, use_errno=True)
 
 # One number on every architecture but alpha (include/uapi/asm-generic/unistd.h).
 NR_CACHESTAT = 451 if platform.machine() != "alpha" else 561
-
 MAP_PRIVATE = 0x02
 MAP_NORESERVE = 0x4000
 PROT_NONE = 0
@@ -104,6 +107,7 @@ class _Statx(ctypes.Structure):
 _STATX_BASIC = 0x7FF
 _STATX_BTIME = 0x800
 _STATX_MNT_ID = 0x1000
+
 # No server and no daemon is asked: a mount that hangs gives what is known already.
 _AT_STATX_DONT_SYNC = 0x4000
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -194,3 +198,82 @@ def status_of(fd: int) -> FileStatus:
     :raises OSError: as statx(2) gives it.
     """
     return statx_cached(b"", fd, _AT_EMPTY_PATH)
+
+
+# Whether two tasks run in one memory: kcmp(2).
+#
+# Processes made by clone(2) with CLONE_VM and without CLONE_THREAD do; nothing in /proc tells
+# them from forked ones whose memory is alike.
+
+
+_KCMP_VM = 1
+
+# The system call tables of the kernel; most of the newer ones share the generic one.
+_NUMBERS = {
+    "x86_64": 312,
+    "aarch64": 272,
+    "riscv64": 272,
+    "loongarch64": 272,
+    "ppc64le": 354,
+    "ppc64": 354,
+    "s390x": 343,
+}
+_ORDERS = {0: 0, 1: -1, 2: 1}
+
+
+def compare_memory(one: int, other: int) -> int:
+    """
+    Return 0 if two tasks run in one memory, else -1 or 1: the kernel has an order of them.
+
+    :param one: PID or TID, in the namespace of this process.
+    :raises ProcessGone: if one of them is gone.
+    :raises AccessDenied: if this reader may not ask.
+    :raises Unsupported: if this kernel has no kcmp, or nobody knows its number here.
+
+    Two that have ended and not been waited for are alike: they have no memory.
+    """
+    number = _NUMBERS.get(platform.machine())
+    if number is None:
+        raise Unsupported("kcmp has no known number on this machine")
+    order = libc.syscall(number, one, other, _KCMP_VM, 0, 0)
+    if order < 0:
+        _raise_last(one)
+    if order not in _ORDERS:
+        raise Unsupported("kcmp gives no order of memories")
+    return _ORDERS[order]
+
+
+def _raise_last(pid: int) -> None:
+    try:
+        raise_last_errno()
+    except OSError as error:
+        if error.errno == errno.ESRCH:
+            raise ProcessGone(f"process {pid} or another has ended") from error
+        if error.errno in (errno.EPERM, errno.EACCES):
+            message = "kcmp is not permitted"
+            raise AccessDenied(message, needs="CAP_SYS_PTRACE") from error
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            message = "this kernel has no kcmp (CONFIG_KCMP)"
+            raise Unsupported(message) from error
+        raise MemlensError(f"kcmp: {error.strerror}") from error
+
+
+def has_memory(tid: int, proc: str = "/proc") -> bool:
+    """Return whether a task still has memory, as one that has ended has not."""
+    try:
+        return int(read_file(f"{proc}/{tid}/statm").split()[0]) > 0
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def is_own_namespace(proc: str = "/proc") -> bool:
+    """Return whether the PIDs of a /proc are those that system calls of this process take."""
+    try:
+        if int(os.readlink(f"{proc}/self")) != os.getpid():
+            return False
+        lines = read_file(f"{proc}/self/status").split(b"\n")
+    except (OSError, ValueError):
+        return False
+    # One number for each namespace from that of the mount inwards.
+    numbers = [line.split()[1:] for line in lines if line.startswith(b"NSpid:")]
+    return all(len(row) == 1 for row in numbers)

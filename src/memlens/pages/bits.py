@@ -109,3 +109,16 @@ KPAGE_BITS = (
     Bit(62, "KPF_SWAP", "swap", "2.6.25", "pagemap: swapped out, or a marker: no page"),
     Bit(63, "KPF_MMAP_EXCLUSIVE", "mmap_exclusive", "4.2", "pagemap: mapped here alone"),
 )
+
+# PAGEMAP_SCAN, include/uapi/linux/fs.h: names of the PAGE_IS_ categories, by bit.
+CATEGORIES = (
+    "WPALLOWED",
+    "WRITTEN",
+    "FILE",
+    "PRESENT",
+    "SWAPPED",
+    "PFNZERO",
+    "HUGE",
+    "SOFT_DIRTY",
+    "GUARD",
+)

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+ON_DISK = ("file", "block")
+
 
 class PageClass(IntEnum):
     """What a page is; every page is in exactly one class."""
@@ -245,7 +247,6 @@ class EntryRow(NamedTuple):
 ANY = ("anonymous", "private", "shared", "special", "kernel")
 OF_OBJECT = ("private", "shared")
 OF_KERNEL = ("special", "kernel")
-
 ENTRY_TABLE = (
     EntryRow(Entry.OUTSIDE, ANY, PageClass.DEVICE),
     EntryRow(Entry.ZERO, ANY, PageClass.ZERO),
@@ -295,9 +296,7 @@ class ObjectRow(NamedTuple):
 
 _E = Evidence
 SHMEM = ("shmem",)
-ON_DISK = ("file", "block")
 EVERY = ("shmem", "ramfs", "hugetlb", "overlay", "block", "file")
-
 OBJECT_TABLE = (
     # Asked first: a huge page keeps RAM beyond the end of a short file.
     ObjectRow(EVERY, _E.PAST_END, PageClass.BEYOND_END),

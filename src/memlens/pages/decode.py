@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.pages.arrays import look_up
 from memlens.pages.bits import (
     PAGEMAP_BITS,
     PM_FILE,
@@ -22,7 +23,6 @@ from memlens.pages.bits import (
     SWAP_MARKER,
 )
 from memlens.pages.classes import Entry
-from memlens.pages.dense import look_up
 
 
 class SwapEntries(NamedTuple):

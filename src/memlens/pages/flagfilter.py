@@ -13,10 +13,10 @@ from memlens.pages.flags import COMPOUND
 
 Words = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
-
 _TOKEN = re.compile(r"\s*(?:(?P<name>\w+)|(?P<sign>[()!&|]+?))")
 _ALL_BITS = (1 << 64) - 1
 _SIGNS = {"!": "not", "&": "and", "|": "or"}
+
 # Parentheses nest on Python's stack.
 _DEPTH_AT_MOST = 50
 

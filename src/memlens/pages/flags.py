@@ -34,14 +34,15 @@ KPF_NOPAGE = mask_of("NOPAGE")
 KPF_THP = mask_of("THP")
 KPF_ZERO_PAGE = mask_of("ZERO_PAGE")
 COMPOUND = KPF_HEAD | KPF_TAIL
+
 # Bits that page-types hides without -r.
 HIDDEN_BITS = np.uint64(0xFFFF << 32)
+
 # The bits of a pagemap word that page-types shows; no bit of kpageflags is there.
 PAGEMAP_PART = PM_SOFT_DIRTY | PM_MMAP_EXCLUSIVE | PM_FILE | PM_SWAP
 
 # The same bits where ``expand_words`` puts them: what is known where flags are hidden.
 PAGEMAP_FLAGS = int(mask_of("SOFTDIRTY", "FILE", "SWAP", "MMAP_EXCLUSIVE"))
-
 _NAMES = {row.bit: row.name for row in KPAGE_BITS}
 _PAGEMAP_BITS = (
     (PM_SOFT_DIRTY, mask_of("SOFTDIRTY")),

@@ -17,7 +17,6 @@ ANON, FILE = range(2)
 FITS = ("aligned", "unaligned")
 ALIGNED, UNALIGNED = range(2)
 ORDERS = 32
-
 _Ints = NDArray[np.int64]
 
 

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 # Odd numbers without a pattern: powers of a constant of Knuth's.
 _MULTIPLIERS = tuple(np.uint64(pow(6364136223846793005, i, 1 << 64)) for i in range(1, 65))
 _BITS_AT_LEAST = 10
+
 # Neighbours are mostly alike; runs shorter than this on average are not worth finding.
 _RUN_PAGES = 4
 _NO_BITS = np.uint64(0)

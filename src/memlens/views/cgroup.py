@@ -5,13 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from memlens.account.cgroupmodel import (
-    KINDS,
-    CgroupList,
-    CgroupPages,
-    ElsewherePages,
-    OwnerPages,
-)
+from memlens.physical.records import KINDS, CgroupList, CgroupPages, ElsewherePages, OwnerPages
 from memlens.units import escape_text, format_size
 
 SCHEMA = "memlens.cgroup/1"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from memlens.account.files import FileCache, FileTotals, StripCell
+from memlens.physical.records import FileCache, FileTotals, StripCell
 from memlens.units import count_of, escape_text, format_size
 from memlens.views.lines import percent
 
@@ -19,7 +19,6 @@ _STRIP_LEAST, _STRIP_MOST, _NAME_LEAST = 8, 48, 20
 _SKIPPED_SHOWN = 5
 _SHADES = {True: "░▒▓█", False: ".-+#"}
 _NONE = {True: "·", False: "_"}
-
 Cells = Callable[[str, int], list[StripCell]]
 
 

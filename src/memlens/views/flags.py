@@ -19,8 +19,7 @@ from memlens.pages.flags import (
 from memlens.units import escape_text, format_size
 
 if TYPE_CHECKING:
-    from memlens.account.flaglist import PageRange
-    from memlens.account.flagworkers import FlagCounts
+    from memlens.physical.records import FlagCounts, PageRange
 
 SCHEMA = "memlens.flags/1"
 

@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from memlens.account.hugemodel import HugeFigures, HugeProcess, HugeResult
 from memlens.pages.folios import FITS, KINDS
+from memlens.physical.records import HugeFigures, HugeProcess, HugeResult
 from memlens.units import count_of, escape_text, format_size
 
 SCHEMA = "memlens.huge/1"
+
 # Below, there is no transparent huge page of anonymous memory, and thpmaps shows none.
 _LEAST_ORDER = 2
 

@@ -4,11 +4,13 @@ What the views of text are made of: pieces of text with a style, and how wide th
 A style is spelled as rich spells it; rich itself is needed only where lines are coloured.
 """
 
+import pwd
 import textwrap
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
-from memlens.account.cost import Cost
+from memlens.record import Cost
 from memlens.units import format_size
 
 BOLD, DIM, ALARM = "bold", "dim", "bold red"
@@ -99,3 +101,17 @@ def percent(pages: float, total: float) -> str:
     if pages < total and share >= 99.5:
         return ">99%"
     return f"{share:.0f}%" if share >= 0.5 or not pages else "<1%"
+
+
+@lru_cache(maxsize=1024)
+def user_name(uid: int) -> str:
+    """
+    Return the name of a user of this machine, the number if it has none.
+
+    >>> user_name(0), user_name(4294967294)
+    ('root', '4294967294')
+    """
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)

@@ -8,14 +8,11 @@ from typing import Any
 
 from rich.text import Text
 
-from memlens.account.explain import PageExplanation, Step
-from memlens.account.holders import PageHolder
-from memlens.account.pageplace import folio_text
 from memlens.pages.classes import CLASSES
+from memlens.residency.records import PageExplanation, PageHolder, Step, folio_text
 from memlens.units import escape_text, format_size
 
 SCHEMA = "memlens.page/1"
-
 _LEAST_WIDTH = 40
 _WIDEST = 120
 _HOLDERS_SHOWN = 20

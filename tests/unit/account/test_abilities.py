@@ -2,11 +2,12 @@
 
 import pytest
 
-from memlens.account.abilities import Abilities, Outlook, derive_abilities
-from memlens.kernel.probes import Features, Probe
-from memlens.kernel.probes_reader import Reader
-from memlens.kernel.probes_rows import PROBE_TABLE
 from memlens.kernel.swaps import Swap, SwapArea
+from memlens.selftest.doctor import derive_abilities
+from memlens.selftest.probe_ground import Reader
+from memlens.selftest.probe_rows import PROBE_TABLE
+from memlens.selftest.probes import Features, Probe
+from memlens.selftest.records import Abilities, Outlook
 
 # What does not bear on what `memlens map` says.
 HARMLESS = {"guard", "page_idle", "soft_dirty", "uffd_wp", "uffd_wp_async"}

@@ -6,9 +6,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from memlens.account.cost import Cost
-from memlens.account.demo import Answer, judge
-from memlens.account.model import (
+from memlens.pages.classes import PageClass
+from memlens.pages.runs import encode_runs
+from memlens.record import Cost
+from memlens.residency.records import (
     Kernel,
     MappingPages,
     Process,
@@ -16,9 +17,9 @@ from memlens.account.model import (
     UnknownRun,
     Words,
 )
-from memlens.kernel.specimens import Specimen
-from memlens.pages.classes import PageClass
-from memlens.pages.runs import encode_runs
+from memlens.selftest.demo import judge
+from memlens.selftest.records import Answer
+from memlens.selftest.specimens import Specimen
 
 PAGE = 4096
 START = 0x10000

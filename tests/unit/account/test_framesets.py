@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from memlens.account import framesets
-from memlens.account.cgroupmodel import KINDS
-from memlens.account.chargedframes import Charged, classify_kinds, count_by_owner
-from memlens.account.framesets import FrameRanks, FrameSet
 from memlens.pages.flags import mask_of
+from memlens.physical.charges import Charged, classify_kinds, count_by_owner
+from memlens.physical.records import KINDS
+from memlens.sharing import framesets
+from memlens.sharing.framesets import FrameRanks, FrameSet
 
 
 def test_ranks_are_dense_and_stay() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memlens.account.frames import Frames
-from memlens.account.frametable import ANSWER_LIMIT, FrameTable
-from memlens.account.mapcounts import FrameSums, MapCounts
 from memlens.kernel.kpage import KpageFile
+from memlens.scan.frametable import ANSWER_LIMIT, FrameTable
+from memlens.scan.mapcounts import FrameSums, MapCounts
+from memlens.scan.pagetable import Frames
 
 ZONE = "Node 0, zone DMA\n  spanned {pages}\n  start_pfn: 0\n"
 

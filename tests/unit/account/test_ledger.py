@@ -5,15 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from memlens.account.areaswap import area_rows
-from memlens.account.cachedslots import CachedSlots, _doubted
-from memlens.account.facts import ProcessFacts
-from memlens.account.ledger import _process_rows, split_objects
-from memlens.account.privateslots import count_slots
-from memlens.account.sharedobject import Holder, SharedObject
 from memlens.kernel.swaps import Swap, SwapArea
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
+from memlens.scan.facts import ProcessFacts
+from memlens.shm.records import Holder, SharedObject, split_objects
+from memlens.swap.areas import area_rows
+from memlens.swap.ledger import _process_rows
+from memlens.swap.slots import count_slots
+from memlens.swap.swapcache import CachedSlots, _doubted
 
 
 def make_facts(pid: int, slots: list[int], **changes: Any) -> ProcessFacts:

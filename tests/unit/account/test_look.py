@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from memlens.account.explain import page_notes
-from memlens.account.look import PageLook
-from memlens.account.pageplace import WalkedPage
 from memlens.kernel.maps import parse_maps
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass
+from memlens.residency.onepage import PageLook
+from memlens.residency.places import WalkedPage
+from memlens.residency.steps import page_notes
 
 (MAPPING,) = parse_maps(b"00400000-00401000 r--s 00000000 00:2a 131 /m/file\n")
 LookOf = Callable[..., PageLook]

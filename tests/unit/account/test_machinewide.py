@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import memlens
-from memlens.account.facts import Want
-from memlens.account.sweep import Sweep
 from memlens.errors import MemlensError, ProcessGone, Unsupported
+from memlens.scan.facts import Want
+from memlens.scan.sweep import Sweep
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 IS_ROOT = os.geteuid() == 0

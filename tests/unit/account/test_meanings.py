@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 
-from memlens.account.meanings import (
+from memlens.pages.classes import Entry
+from memlens.pages.decode import decode_entries
+from memlens.residency.onepage import Call, Trace
+from memlens.residency.wording import (
     call_answer,
     call_meaning,
     categories_meaning,
     kpage_meaning,
     word_meaning,
 )
-from memlens.account.trace import Call, Trace
-from memlens.pages.classes import Entry
-from memlens.pages.decode import decode_entries
 
 PRESENT, SWAP, FILE, GUARD, WP = 1 << 63, 1 << 62, 1 << 61, 1 << 58, 1 << 57
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from memlens.account import runflags
-from memlens.account.runflags import ReadBuffer, RunFlags, RunReader
 from memlens.kernel.kpage import KpageFile
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.flags import PAGEMAP_PART
 from memlens.pages.frameruns import find_runs
 from memlens.pages.wordcounts import WordCounts
+from memlens.physical import runflags
+from memlens.physical.runflags import ReadBuffer, RunFlags, RunReader
 
 FRAMES = 5000
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from memlens.account.cachedslots import CachedSlots
-from memlens.account.facts import ProcessFacts
-from memlens.account.sharedobject import SharedObject
-from memlens.account.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.pages.runs import EMPTY
 from memlens.pages.slotruns import SlotRuns
+from memlens.scan.facts import ProcessFacts
+from memlens.shm.records import SharedObject
+from memlens.swap.records import SlotMap
+from memlens.swap.slotmap import confirm_claims, make_slot_map
+from memlens.swap.swapcache import CachedSlots
 from memlens.views.slotmap import count_cells, json_slots, render_text
 from memlens.views.table import TableOptions
 

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 
 from memlens.commands import common
 from memlens.errors import AccessDenied, MemlensError
+from memlens.kernel.processes import can_look_at_others
 from memlens.kernel.procfs import READ_NEEDS
-from memlens.kernel.visibility import can_look_at_others
 
 # mypy: disable-error-code="no-untyped-def"
 

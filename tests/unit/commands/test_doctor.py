@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from memlens.account.abilities import Abilities, derive_abilities
 from memlens.commands.doctor import command
 from memlens.errors import Unsupported
-from memlens.kernel.probes import Features, Probe
-from memlens.kernel.probes_reader import Reader
-from memlens.kernel.probes_rows import PROBE_TABLE
 from memlens.kernel.swaps import Swap, SwapArea, ZramFigures, ZswapFigures
-from memlens.views.doctor import SCHEMA, render_json, render_text
+from memlens.selftest.doctor import derive_abilities
+from memlens.selftest.probe_ground import Reader
+from memlens.selftest.probe_rows import PROBE_TABLE
+from memlens.selftest.probes import Features, Probe
+from memlens.selftest.records import Abilities
+from memlens.views.selftest import DOCTOR_SCHEMA, render_doctor, render_doctor_json
 
 ESCAPE = "\x1b"
 
@@ -45,7 +46,7 @@ def abilities() -> Abilities:
 
 
 def text(width: int) -> str:
-    return "\n".join(line.plain for line in render_text(abilities(), width))
+    return "\n".join(line.plain for line in render_doctor(abilities(), width))
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
@@ -88,8 +89,8 @@ def test_names_cannot_move_the_cursor() -> None:
 
 
 def test_json() -> None:
-    document = json.loads(render_json(abilities()))
-    assert document["schema"] == SCHEMA == "memlens.doctor/1"
+    document = json.loads(render_doctor_json(abilities()))
+    assert document["schema"] == DOCTOR_SCHEMA == "memlens.doctor/1"
     assert document["kernel"] == {"release": "6.18.0", "page_size_bytes": 4096}
     assert document["reader"]["capabilities"] == ["CAP_CHOWN", "CAP_PERFMON"]
     interfaces = {row["name"]: row for row in document["interfaces"]}
@@ -125,7 +126,7 @@ def test_command_prints_text_without_colour() -> None:
 def test_command_prints_json() -> None:
     result = run("--json")
     assert result.exit_code == 0
-    assert json.loads(result.stdout)["schema"] == SCHEMA
+    assert json.loads(result.stdout)["schema"] == DOCTOR_SCHEMA
 
 
 def test_strict_tells_by_exit_code() -> None:

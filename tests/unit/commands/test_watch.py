@@ -8,8 +8,8 @@ import sys
 import pytest
 import rich.progress
 
-from memlens.commands import watch
-from memlens.commands.watch import Watch
+from memlens.commands import run
+from memlens.commands.run import Watch
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -50,7 +50,7 @@ def test_a_bar_is_drawn_late_and_only_on_a_terminal(
 ) -> None:
     stream = error()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(watch, "_PATIENCE_S", patience_s)
+    monkeypatch.setattr(run, "_PATIENCE_S", patience_s)
     monkeypatch.setenv("TERM", "xterm")
     with Watch("reading process 7") as seen:
         seen.should_stop()
@@ -66,7 +66,7 @@ def test_a_bar_is_drawn_late_and_only_on_a_terminal(
 def test_the_bar_has_no_colour_if_none_is_wanted(monkeypatch, no_color: bool) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
-    monkeypatch.setattr(watch, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(run, "_PATIENCE_S", 0.0)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     with Watch("reading", no_color) as seen:
@@ -89,11 +89,11 @@ def test_an_interrupt_gives_the_cursor_back_at_once(monkeypatch, tmp_path) -> No
 
 def test_a_bar_begins_with_what_was_done_before(monkeypatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(watch, "_PATIENCE_S", 1000.0)
+    monkeypatch.setattr(run, "_PATIENCE_S", 1000.0)
     monkeypatch.setenv("TERM", "xterm")
     with Watch("reading") as seen:
         seen.on_progress(3, 4)
-        monkeypatch.setattr(watch, "_PATIENCE_S", 0.0)
+        monkeypatch.setattr(run, "_PATIENCE_S", 0.0)
         seen.should_stop()
         assert seen._bar is not None
         assert seen._bar.tasks[0].percentage == 75

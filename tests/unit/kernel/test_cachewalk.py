@@ -24,13 +24,8 @@ from memlens.kernel.cacherecords import (
     decode_records,
     in_base_pages,
 )
-from memlens.kernel.filesystems import HUGETLBFS_MAGIC, TMPFS_MAGIC
-from memlens.kernel.swapareas import (
-    TABLE_ROW,
-    NumberedArea,
-    number_by_order,
-    number_by_table,
-)
+from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
+from memlens.kernel.swapareas import TABLE_ROW, NumberedArea, number_by_order, number_by_table
 from memlens.kernel.swaps import SwapArea
 
 ROOT = Path(__file__).parents[3]

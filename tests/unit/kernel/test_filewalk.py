@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from memlens.kernel.averages import parse_config
-from memlens.kernel.filemaps import FileMappers, FileMapping
-from memlens.kernel.filewalk import parse_mount_reasons
-from memlens.kernel.memorystat import parse_memory_stat
-from memlens.kernel.processtree import add_descendants, parse_parent
+from memlens.kernel.cgroups import parse_memory_stat
+from memlens.kernel.features import parse_config
+from memlens.kernel.processes import FileMappers, FileMapping, add_descendants, parse_parent
+from memlens.objects.filewalk import parse_mount_reasons
 
 
 def mount(point: str, kind: str) -> bytes:

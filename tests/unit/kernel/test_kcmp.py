@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from memlens.errors import ProcessGone
-from memlens.kernel.kcmp import compare_memory, has_memory, is_own_namespace
+from memlens.kernel.syscalls import compare_memory, has_memory, is_own_namespace
 
 
 @pytest.fixture

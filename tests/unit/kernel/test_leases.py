@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from memlens.kernel.filewalk import LEASED, FileWalk
-from memlens.kernel.leases import Leases, parse_leases
+from memlens.objects.filewalk import FileWalk
+from memlens.objects.leases import LEASED, Leases, parse_leases
 
 
 def test_a_lease_is_seen_also_when_another_proc_is_read(tmp_path: Path) -> None:

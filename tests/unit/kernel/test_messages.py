@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from memlens.kernel.messages import (
+from memlens.objects.references import (
     has_message_counts,
     is_socket_link,
     read_message_descriptors,

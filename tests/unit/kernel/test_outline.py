@@ -7,8 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from memlens.kernel.maps import Mapping, parse_maps
-from memlens.kernel.outline import mapped_ranges, parse_unnamed, private_ranges
+from memlens.kernel.maps import (
+    Mapping,
+    mapped_ranges,
+    parse_maps,
+    parse_unnamed,
+    private_ranges,
+)
 
 HUGE = 1 << 32
 

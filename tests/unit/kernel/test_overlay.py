@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from memlens.kernel.maps import parse_maps
-from memlens.kernel.overlay import is_maybe_copied_up, parse_overlays
 from memlens.kernel.process import ProcessDir
+from memlens.objects.overlay import is_maybe_copied_up, parse_overlays
 
 STAT = "7 (a) R 1 1 1 0 -1 64 " + "0 " * 10 + "1 0 99 0"
 LINE = b"00400000-00401000 r--p 00000000 00:2a 131 /m/file\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memlens.kernel.physical import (
+from memlens.kernel.zoneinfo import (
     NodeRange,
     count_frames,
     parse_zone_stop,

@@ -8,17 +8,17 @@ import pytest
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.features import SWITCHES, read_disabled
-from memlens.kernel.probes import Probe, probe_features, run_row
-from memlens.kernel.probes_other import Child
-from memlens.kernel.probes_own import Ground
-from memlens.kernel.probes_reader import (
+from memlens.selftest.probe_ground import (
     CAPABILITIES,
+    Ground,
     Reader,
     parse_capabilities,
     parse_status,
     read_reader,
 )
-from memlens.kernel.probes_rows import PROBE_TABLE, ProbeRow
+from memlens.selftest.probe_others import Child
+from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
+from memlens.selftest.probes import Probe, probe_features, run_row
 
 GROUPS = {"own", "other", "frames", "tracking", "swap"}
 NOBODY = Reader(65534, (), True, True, False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from memlens.errors import Unsupported
-from memlens.kernel import specimens
+from memlens.selftest import specimens
 
 
 def test_without_proc_nothing_is_started(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from memlens.kernel.swapcache import is_swap_cache_empty
+from memlens.kernel.swaps import is_swap_cache_empty
 
 
 def make_proc(path: Path, vmstat: str, has_refresh: bool = True) -> str:

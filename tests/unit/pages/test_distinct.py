@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from memlens.pages.distinct import count_distinct, distinct, is_in
+from memlens.pages.arrays import count_distinct, distinct, is_in
 
 ARRAYS = [
     np.empty(0, np.uint64),

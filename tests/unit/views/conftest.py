@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from memlens.account.cost import Cost
-from memlens.account.model import Kernel, MappingPages, Process, ProcessMap, UnknownRun
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs, select_runs
+from memlens.record import Cost
+from memlens.residency.records import Kernel, MappingPages, Process, ProcessMap, UnknownRun
 
 PAGE = 4096
 GLYPHS = {glyph: kind for kind, glyph in enumerate("PzckSda.GXeD?")}

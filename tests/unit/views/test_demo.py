@@ -4,16 +4,9 @@ import json
 
 import pytest
 
-from memlens.account.demo import (
-    Answer,
-    DemoResult,
-    Disagreement,
-    Finding,
-    LeftOut,
-    SwapUse,
-)
-from memlens.account.model import Kernel
-from memlens.views.demo import render_json, render_text
+from memlens.residency.records import Kernel
+from memlens.selftest.records import Answer, DemoResult, Disagreement, Finding, LeftOut, SwapUse
+from memlens.views.selftest import render_demo, render_demo_json
 
 GOOD = Finding(
     "memfd", "swapped out", 4096, 23, (Answer(23, "nothing", "swapped", True),), (), ()
@@ -53,7 +46,7 @@ def result(*findings: Finding, swap: SwapUse | None = None, leftovers: str = "")
 
 
 def text_of(found: DemoResult, width: int = 80, is_unicode: bool = True) -> str:
-    return "\n".join(line.plain for line in render_text(found, width, is_unicode))
+    return "\n".join(line.plain for line in render_demo(found, width, is_unicode))
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -97,7 +90,7 @@ def test_what_is_left_out_is_told_with_one_reason() -> None:
 
 
 def test_json_holds_all_of_it() -> None:
-    found = json.loads(render_json(result(GOOD, WRONG)))
+    found = json.loads(render_demo_json(result(GOOD, WRONG)))
     assert found["schema"] == "memlens.demo/1"
     assert found["totals"] == {
         "pages": 46,

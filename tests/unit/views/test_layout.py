@@ -3,8 +3,9 @@
 import pytest
 
 from memlens.pages.classes import PageClass
-from memlens.views.columns import Row
-from memlens.views.layout import cell_len, choose_layout, cut_middle, short_name
+from memlens.residency.records import Row
+from memlens.views.lines import cell_len, cut_middle
+from memlens.views.map import choose_layout, short_name
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memlens.account.model import UnknownRun, Words
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
 from memlens.pages.slotruns import encode_slots
-from memlens.views.machine import render_csv, render_json, render_runs_csv
+from memlens.residency.records import UnknownRun, Words
+from memlens.views.formats import render_csv, render_json, render_runs_csv
 
 # mypy: disable-error-code="no-untyped-def"
 

@@ -10,20 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memlens.account.areaswap import AreaSwap
-from memlens.account.cost import Cost
-from memlens.account.facts import Missed
-from memlens.account.inventory import Inventory
-from memlens.account.ledger import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
-from memlens.account.sharedobject import Holder, SharedObject
-from memlens.account.sharing import ProcessGroup, ProcessList, ProcessMemory
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
-from memlens.views import inventory as shm
-from memlens.views import ledger as swap
-from memlens.views import processes as ps
+from memlens.record import Cost, Missed
+from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
+from memlens.shm.records import Holder, Inventory, SharedObject
+from memlens.swap.records import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
+from memlens.views import sharing as ps
+from memlens.views import shm, swap
 from memlens.views.lines import Line, cell_len
-from memlens.views.sharedobject import render_objects
+from memlens.views.shm import render_objects
 from memlens.views.table import TableOptions
 
 EVIL = "evil\x1b[31m\nname\udcff"
@@ -110,8 +106,8 @@ def render_everything(options: TableOptions) -> Iterator[tuple[str, Iterator[Lin
         yield f"swap by {part}", swap.render_text(LEDGER, options, part)
     yield "shm", shm.render_text(INVENTORY, options)
     yield "object", render_objects(INVENTORY, options, has_runs=True)
-    yield "ps", ps.render_text(PROCESSES, options)
-    yield "groups", ps.render_text(PROCESSES, options, "user")
+    yield "ps", ps.render_processes(PROCESSES, options)
+    yield "groups", ps.render_processes(PROCESSES, options, "user")
 
 
 def plain(lines: Iterator[Line]) -> list[str]:
@@ -161,7 +157,7 @@ def test_an_incomplete_answer_says_so_first(width: int) -> None:
     for lines in (
         swap.render_text(replace(LEDGER, is_complete=False), options),
         shm.render_text(replace(INVENTORY, is_complete=False), options),
-        ps.render_text(replace(PROCESSES, is_complete=False), options),
+        ps.render_processes(replace(PROCESSES, is_complete=False), options),
     ):
         assert plain(lines)[0].startswith("INCOMPLETE")
 
@@ -209,7 +205,7 @@ def test_shm_json_is_as_fixed() -> None:
 
 
 def test_ps_json_is_as_fixed() -> None:
-    found = json.loads("".join(ps.render_json(PROCESSES, "user")))
+    found = json.loads("".join(ps.render_processes_json(PROCESSES, "user")))
     assert found["schema"] == "memlens.ps/1"
     assert found["processes"][0] == {
         "pid": 7,

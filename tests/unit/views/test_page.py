@@ -6,10 +6,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from memlens.account.explain import PageExplanation, PageObject, Step, SwapPlace
-from memlens.account.holders import PageHolder
-from memlens.account.model import Process
 from memlens.pages.classes import PageClass
+from memlens.residency.records import (
+    PageExplanation,
+    PageHolder,
+    PageObject,
+    Process,
+    Step,
+    SwapPlace,
+)
 from memlens.views.page import render_json, render_text
 
 PAGE = PageExplanation(

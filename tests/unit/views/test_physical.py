@@ -5,17 +5,19 @@ from dataclasses import replace
 
 import pytest
 
-from memlens.account.cgroupmodel import (
+from memlens.physical.files import unknown_file
+from memlens.physical.records import (
     CgroupPages,
     ElsewherePages,
+    FileCache,
+    FileTotals,
     KindPages,
     OwnerPages,
     StatLine,
+    StripCell,
 )
-from memlens.account.cost import Cost
-from memlens.account.facts import Missed
-from memlens.account.files import FileCache, FileTotals, StripCell, unknown_file
-from memlens.account.sharingmodel import MappingShare, PairShare, ProcessShare, Sharing
+from memlens.record import Cost, Missed
+from memlens.sharing.records import MappingShare, PairShare, ProcessShare, Sharing
 from memlens.views import cgroup, files, sharing
 
 COST = Cost(0.1, 4096, 0.001)

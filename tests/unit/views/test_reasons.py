@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from memlens.account.model import UnknownRun, Words
 from memlens.pages.classes import PageClass
-from memlens.views.reasons import Unknown, group_unknown, list_runs, select_classes
+from memlens.residency.records import UnknownRun, Words
+from memlens.views.map import Unknown, group_unknown, list_runs, select_classes
 
 # mypy: disable-error-code="no-untyped-def"
 

@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memlens.account.model import Words
 from memlens.pages.classes import CLASSES, PageClass
+from memlens.residency.records import Words
 from memlens.views.lines import cell_len, format_seconds
-from memlens.views.reasons import select_classes
-from memlens.views.text import TextOptions, render_map, scanned_pages
+from memlens.views.map import TextOptions, render_map, scanned_pages, select_classes
 
 # mypy: disable-error-code="no-untyped-def"
 

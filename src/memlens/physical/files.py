@@ -1,0 +1,214 @@
+"""
+What of each file is in the page cache, and how much of that processes map.
+
+Files are told one after the other and not kept: a tree may hold millions.  numpy is
+loaded only when a file turns up that a process maps.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from memlens.errors import MemlensError
+from memlens.kernel.processes import FileMappers
+from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
+from memlens.objects.filewalk import FileWalk, OpenFile
+from memlens.physical.records import FileCache, FileTotals, StripCell
+from memlens.units import count_of
+
+if TYPE_CHECKING:
+    from memlens.scan.mappings import MappedPages
+
+
+class FileScan:
+    """
+    Looks at files and directories.
+
+    :param paths: as the user names them.
+    :param proc: root of the /proc to read.
+    :param one_file_system: whether to stay on the file system of each directory named.
+    :param is_each_once: whether files may come that are not below ``paths``, so that every
+        one has to be remembered.
+
+    Iterate ``rows``; ``totals``, ``walk`` and ``notes`` are complete when that has ended.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        *,
+        proc: str = "/proc",
+        one_file_system: bool = False,
+        is_each_once: bool = False,
+    ) -> None:
+        self.page_size_bytes = os.sysconf("SC_PAGE_SIZE")
+        self.paths = list(dict.fromkeys(paths))
+        self.proc = proc
+        self.walk = FileWalk(proc, one_file_system)
+        self.totals = FileTotals()
+        self.reader = CacheReader(self.page_size_bytes, _disabled())
+        self.mappers = FileMappers(proc)
+        self._mapped: MappedPages | None = None
+        # From one place only files with several names can come twice.
+        self._keeps_all = is_each_once or len(self.paths) > 1
+        self._has_mappers = False
+        self._seen: set[tuple[int, int]] = set()
+
+    def rows(self) -> Iterator[FileCache]:
+        """
+        Yield every file once.
+
+        :raises Unsupported: if ``proc`` is none.
+        """
+        self.walk.leases.prefetch()
+        self.read_mappers()
+        for item in self.walk.iter_files(self.paths):
+            row = self._look(item)
+            if row is not None:
+                yield row
+
+    def close(self) -> None:
+        """Close what was kept open; twice is fine."""
+        if self._mapped is not None:
+            self._mapped.close()
+
+    def read_mappers(self) -> None:
+        """Learn who maps what, once."""
+        if not self._has_mappers:
+            self.mappers.read()
+            self._has_mappers = True
+
+    def count(self, row: FileCache) -> FileCache:
+        """Add a file to the totals and return it."""
+        self.totals.add(row, self.page_size_bytes)
+        return row
+
+    def is_new(self, device: int, inode: int) -> bool:
+        """Return whether a file comes for the first time, and remember it."""
+        before = len(self._seen)
+        self._seen.add((device, inode))
+        return len(self._seen) > before
+
+    def _look(self, item: OpenFile) -> FileCache | None:
+        status = item.status
+        if status is None:
+            return self.count(unknown_file(item.path, item.reason))
+        is_doubtful = self._keeps_all or status.st_nlink > 1
+        if is_doubtful and not self.is_new(status.st_dev, status.st_ino):
+            self.totals.other_names += 1
+            return None
+        return self.count(self.look_at(item.path, item.fd, status))
+
+    def look_at(self, path: str, fd: int, status: os.stat_result) -> FileCache:
+        """Return what is known of an open file."""
+        size = status.st_size
+        try:
+            kind = self.reader.kind(fd)
+            quiet = self.reader.has_cachestat or is_quiet(fd)
+            figures, reason = self.reader.ask(fd, kind, 0, size, quiet)
+            if kind == "hugetlb" and size:
+                figures, reason = _walk_hugetlb(fd, figures, reason)
+        except OSError as error:
+            kind, reason, figures = "file", os.strerror(error.errno or 0), UNKNOWN
+        mapped: int | None = 0
+        mappings = self.mappers.find(status, fd, kind) if size else []
+        if mappings:
+            mapped = self._mapped_pages().count(mappings, -(-size // self.page_size_bytes))
+        if figures.cached is not None and mapped is not None:
+            # Both were true, at different moments.
+            mapped = min(mapped, figures.cached)
+        return FileCache(path, kind, size, *figures, mapped, reason)
+
+    def notes(self) -> list[str]:
+        """Return what limits the numbers, one line each."""
+        lines = []
+        walk, totals = self.walk, self.totals
+        if totals.other_names:
+            names = count_of(totals.other_names, "other name", "other names")
+            lines.append(f"left out: {names} of files that count already")
+        if walk.vanished:
+            lines.append(f"{count_of(walk.vanished, 'file', 'files')} vanished meanwhile")
+        if walk.special:
+            lines.append(f"devices, pipes and sockets, never opened: {walk.special}")
+        denied = self.mappers.denied + (self._mapped.denied if self._mapped else 0)
+        if denied:
+            processes = count_of(denied, "process", "processes")
+            lines.append(f"mapped: the page tables of {processes} may not be read by this user")
+        if totals.shmem_evicted_pages:
+            lines.append("evicted pages of shared memory are on swap")
+        if not self.reader.has_cachestat:
+            lines.append(
+                "without cachestat (v6.5): dirty, writeback and evicted are not known, and "
+                "of shared memory a copy kept with its swap slot counts as cached"
+            )
+        return lines
+
+    def cells(self, path: str, cells: int) -> list[StripCell]:
+        """
+        Return where in a file its cached pages are, as they are now.
+
+        :param cells: parts of equal length, fewer if the file has fewer pages.
+        :return: nothing for a file that cannot be opened any more.
+        """
+        try:
+            fd = open_quietly(path)
+        except (OSError, ValueError):
+            return []
+        try:
+            return cells_of(self.reader, fd, os.fstat(fd), cells)
+        except OSError:
+            return []
+        finally:
+            os.close(fd)
+
+    def _mapped_pages(self) -> "MappedPages":
+        if self._mapped is None:
+            from memlens.scan.mappings import MappedPages
+
+            self._mapped = MappedPages(self.proc)
+        return self._mapped
+
+
+def cells_of(
+    reader: CacheReader, fd: int, status: os.stat_result, cells: int
+) -> list[StripCell]:
+    """Return the strip of an open file; see ``FileScan.cells``."""
+    size = reader.page_size_bytes
+    pages = -(-status.st_size // size)
+    cells = min(cells, pages)
+    kind, quiet = reader.kind(fd), is_quiet(fd)
+    found = []
+    for number in range(cells):
+        first, stop = pages * number // cells, pages * (number + 1) // cells
+        end = min(stop * size, status.st_size)
+        figures, _ = reader.ask(fd, kind, first * size, end, quiet)
+        if figures.cached is None:
+            return []
+        found.append(StripCell(stop - first, figures.cached, figures.evicted))
+    return found
+
+
+def unknown_file(path: str, reason: str, size_bytes: int | None = None) -> FileCache:
+    """Return the row of a file that cannot be looked at."""
+    return FileCache(path, "", size_bytes, None, None, None, None, None, None, reason)
+
+
+def _walk_hugetlb(fd: int, figures: Figures, reason: str) -> tuple[Figures, str]:
+    """Ask the page-cache walk, the only one that knows, where it can be used."""
+    from memlens.kernel.cachewalk import walker
+
+    if "cachewalk" in _disabled():
+        return figures, reason
+    try:
+        records = walker().walk_fd(fd)
+    except (MemlensError, OSError):
+        return figures, reason
+    return Figures(int(records.pages.sum())), ""
+
+
+def _disabled() -> frozenset[str]:
+    if not os.environ.get("MEMLENS_DISABLE"):
+        return frozenset()
+    from memlens.kernel import features
+
+    return features.read_disabled()

@@ -1,0 +1,213 @@
+"""Pages one after the other with frame, flags, map count and cgroup, joined into ranges."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import MemlensError
+from memlens.kernel import features
+from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
+from memlens.kernel.kpage import KpageFile
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import Meter
+from memlens.kernel.zoneinfo import count_frames
+from memlens.objects.filepages import CachedFile
+from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
+from memlens.pages.flags import PAGEMAP_PART, join_words
+from memlens.physical.frameflags import iter_file_flags, raise_if_hidden
+from memlens.physical.records import PageRange
+from memlens.scan.machine import Follow
+from memlens.scan.pagetable import list_windows, read_windows
+
+_PIECE = 1 << 16
+_NO_PLACE = -1
+Wanted = Callable[[NDArray[np.uint64]], NDArray[np.bool_]]
+
+
+class _Piece(NamedTuple):
+    place: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    joined: NDArray[np.uint64]
+
+
+class PageLister:
+    """
+    Lists pages.
+
+    :param wanted: takes joined words and says which to list; where frames are hidden, only
+        the bits of pagemap are in them.
+    :param inode: only pages that are charged to this cgroup, 0 for all.
+    :param follow: told of the pages that were looked at; ends the list between pieces.
+
+    ``is_stopped`` tells whether a list was ended early; ``refusal``, None if there is none,
+    why frames and their flags are hidden: then only the pages of processes can be listed.
+    """
+
+    def __init__(
+        self, wanted: Wanted, proc: str = "/proc", inode: int = 0, follow: Follow | None = None
+    ) -> None:
+        self.proc = proc
+        self.wanted = wanted
+        self.inode = inode
+        self.is_stopped = False
+        self._follow = follow or Follow()
+        self._files = ExitStack()
+        self.refusal: MemlensError | None = None
+        self._flags: KpageFile | None = None
+        try:
+            raise_if_hidden(proc)
+            self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
+        except MemlensError as error:
+            self.refusal = error
+        self._counts = self._open("kpagecount")
+        self._cgroups = self._open("kpagecgroup")
+
+    def __enter__(self) -> "PageLister":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def list_process(
+        self, pid: int, addresses: tuple[int, int] | None = None
+    ) -> Iterator[PageRange]:
+        """Yield the pages of a process in the order of addresses; each is read once."""
+        size = features.page_size_bytes()
+        with ProcessDir(pid, self.proc) as directory:
+            path = f"{directory.path}/pagemap"
+            pagemap = Pagemap(directory.open("pagemap"), size, Meter(), path)
+            try:
+                jobs = list_windows(directory, size, addresses)
+                windows = [window for job in jobs for window in job]
+                total, done = sum(stop - first for first, stop in windows), 0
+                for first, stop in windows:
+                    if self._is_ended(done, total):
+                        return
+                    words = read_windows(pagemap, [(first, stop)])
+                    yield from self._ranges(self._of_words(words, first))
+                    done += stop - first
+            except EOFError:
+                raise directory.gone_error() from None
+            finally:
+                pagemap.close()
+
+    def list_file(
+        self, path: str, offsets: tuple[int, int] | None = None
+    ) -> Iterator[PageRange]:
+        """Yield the cached pages of a file in the order of offsets."""
+        flags = self._flags_or_raise()
+        with CachedFile(path) as file:
+            for piece in iter_file_flags(file, flags, offsets):
+                if self._is_ended(piece.stop, file.pages):
+                    return
+                yield from self._ranges(
+                    _Piece(
+                        piece.place[piece.is_same],
+                        piece.pfn[piece.is_same],
+                        piece.joined[piece.is_same],
+                    )
+                )
+
+    def list_machine(self, addresses: tuple[int, int] | None = None) -> Iterator[PageRange]:
+        """Yield page frames in order."""
+        flags, size = self._flags_or_raise(), features.page_size_bytes()
+        first, stop = 0, 1 << 52
+        if addresses is not None:
+            first, stop = addresses[0] // size, -(-addresses[1] // size)
+        begin, total = first, max(min(count_frames(self.proc), stop) - first, 0)
+        while first < stop and not self._is_ended(first - begin, total):
+            pages = min(_PIECE, stop - first)
+            words = flags.read_range(first, pages)
+            pfns = np.arange(first, first + len(words))
+            yield from self._ranges(_Piece(np.full(len(pfns), _NO_PLACE), pfns, words))
+            if len(words) < pages:
+                return
+            first += pages
+
+    def cgroup_names(self) -> dict[int, str]:
+        """Return the paths of cgroups by the number that ranges give."""
+        return cgroup_paths_by_inode(find_hierarchy(self.proc))
+
+    def _is_ended(self, done: int, total: int) -> bool:
+        """Say how far the list is, and return whether to end it."""
+        if self._follow.on_progress is not None:
+            self._follow.on_progress(min(done, total), total)
+        if self._follow.should_stop is not None and self._follow.should_stop():
+            self.is_stopped = True
+        return self.is_stopped
+
+    def _flags_or_raise(self) -> KpageFile:
+        if self._flags is None:
+            raise self.refusal or ValueError("no list without frames")
+        return self._flags
+
+    def _open(self, name: str) -> KpageFile | None:
+        if self.refusal is not None:
+            return None
+        try:
+            return self._files.enter_context(KpageFile(name, self.proc))
+        except MemlensError:
+            return None
+
+    def _of_words(self, words: NDArray[np.uint64], first: int) -> _Piece:
+        if self._flags is None:
+            listed = np.flatnonzero(words & (PM_PRESENT | PM_SWAP))
+            hidden = np.zeros(len(listed), np.int64)
+            return _Piece(listed + first, hidden, words[listed] & PAGEMAP_PART)
+        is_swap = (words & PM_SWAP) != 0
+        has_frame = ((words & PM_PRESENT) != 0) & ((words & PM_PFN) != 0)
+        listed = np.flatnonzero(is_swap | has_frame)
+        kept, is_slot = words[listed], is_swap[listed]
+        pfns = np.where(is_slot, (kept & PM_SWAP_SLOT) >> PM_SWAP_SLOT_SHIFT, kept & PM_PFN)
+        flags = np.zeros(len(kept), np.uint64)
+        flags[~is_slot] = self._flags.read_pfns(pfns[~is_slot])
+        return _Piece(listed + first, pfns.astype(np.int64), join_words(flags, kept))
+
+    def _ranges(self, piece: _Piece) -> Iterator[PageRange]:
+        is_wanted = self.wanted(piece.joined)
+        place, pfn = piece.place[is_wanted], piece.pfn[is_wanted]
+        joined = piece.joined[is_wanted]
+        counts = _read(self._counts, pfn, joined)
+        cgroups = _read(self._cgroups, pfn, joined)
+        if self.inode and cgroups is not None:
+            is_charged = cgroups == np.uint64(self.inode)
+            place, pfn, joined = place[is_charged], pfn[is_charged], joined[is_charged]
+            cgroups = cgroups[is_charged]
+            counts = counts[is_charged] if counts is not None else None
+        if not len(pfn):
+            return
+        has_place = int(place[0]) != _NO_PLACE
+        step = 1 if self.refusal is None else 0
+        is_new = (np.diff(pfn) != step) | (joined[1:] != joined[:-1])
+        if has_place:
+            is_new |= np.diff(place) != 1
+        for column in (counts, cgroups):
+            if column is not None:
+                is_new |= column[1:] != column[:-1]
+        heads = np.append(0, np.flatnonzero(is_new) + 1)
+        lengths = np.diff(np.append(heads, len(pfn)))
+        for head, pages in zip(heads.tolist(), lengths.tolist(), strict=True):
+            yield PageRange(
+                int(place[head]),
+                pages,
+                None if self.refusal is not None else int(pfn[head]),
+                int(joined[head]),
+                None if counts is None else int(counts[head]),
+                None if cgroups is None else int(cgroups[head]),
+            )
+
+
+def _read(
+    file: KpageFile | None, pfns: NDArray[np.int64], joined: NDArray[np.uint64]
+) -> NDArray[np.uint64] | None:
+    """Return the words of frames, 0 for what is a slot and no frame."""
+    if file is None:
+        return None
+    is_frame = (joined & PM_SWAP) == 0
+    words = np.zeros(len(pfns), np.uint64)
+    words[is_frame] = file.read_pfns(pfns[is_frame].astype(np.uint64))
+    return words

@@ -1,0 +1,223 @@
+"""Page frames by combination of flags: of the whole machine, or of one memory cgroup."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import AccessDenied
+from memlens.kernel import features
+from memlens.kernel.cgroups import find_cgroup, read_cgroup_inode
+from memlens.kernel.kpage import KpageFile, read_sorted
+from memlens.kernel.zoneinfo import count_frames
+from memlens.objects.filepages import CachedFile
+from memlens.pages.bits import PM_PFN, PM_PRESENT
+from memlens.pages.flags import join_words
+from memlens.pages.wordcounts import WordCounts
+from memlens.physical.counting import Part, Worker, add_parts, run_jobs
+from memlens.physical.records import FlagCounts
+from memlens.scan.machine import Follow, Progress, Stop
+from memlens.scan.pagetable import Window
+
+_MACHINE_FRAMES = 1 << 16
+
+
+def count_machine_flags(
+    *,
+    addresses: tuple[int, int] | None = None,
+    proc: str = "/proc",
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
+) -> FlagCounts:
+    """
+    Count all page frames of the machine, holes between them included as ``nopage``.
+
+    :param addresses: only this half-open range of physical addresses, in bytes.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
+    :raises AccessDenied: if this user may not read kpageflags.
+    """
+    part = Part(proc, Follow(on_progress, should_stop))
+    run_jobs(part, _machine_jobs(part, addresses), _count_machine_job)
+    return add_parts([part])
+
+
+def count_cgroup_flags(
+    inode: int,
+    *,
+    addresses: tuple[int, int] | None = None,
+    proc: str = "/proc",
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
+) -> FlagCounts:
+    """
+    Count the page frames that are charged to one memory cgroup, without those below it.
+
+    :param inode: of the directory of the cgroup, as kpagecgroup gives it.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
+    :raises AccessDenied: if this user may not read the kpage files.
+    :raises Unsupported: if the kernel has no memory cgroups.
+    """
+    part = Part(proc, Follow(on_progress, should_stop), cgroup=inode)
+    run_jobs(part, _machine_jobs(part, addresses), _count_cgroup_job)
+    return add_parts([part])
+
+
+def resolve_cgroup(path: str, proc: str = "/proc") -> int:
+    """
+    Return the number by which kpagecgroup names a cgroup.
+
+    :param path: its directory, or its path as /proc/PID/cgroup gives it.
+    :raises MemlensError: if there is none.
+    """
+    return read_cgroup_inode(find_cgroup(path, proc))
+
+
+def _machine_jobs(part: Part, addresses: tuple[int, int] | None) -> Iterator[list[Window]]:
+    """Yield ranges of frames until memory ends."""
+    first, stop = 0, 1 << 52
+    if addresses is not None:
+        first = addresses[0] // part.page_size_bytes
+        stop = -(-addresses[1] // part.page_size_bytes)
+    part.total = max(min(count_frames(part.proc), stop) - first, 0)
+    while first < stop and not part.at_end:
+        end = min(first + _MACHINE_FRAMES, stop)
+        yield [(first, end)]
+        first = end
+
+
+def _count_machine_job(worker: Worker, job: list[Window]) -> int:
+    done = 0
+    for first, stop in job:
+        if worker.flags is None:
+            break
+        before = done
+        for _, words in worker.flags.iter_range(first, stop - first, _MACHINE_FRAMES):
+            worker.counts.add(words)
+            done += len(words)
+        worker.part.at_end |= done - before < stop - first
+    return done
+
+
+def _count_cgroup_job(worker: Worker, job: list[Window]) -> int:
+    done = 0
+    for first, stop in job:
+        if worker.flags is None or worker.cgroups is None:
+            break
+        before = done
+        for pfn, owners in worker.cgroups.iter_range(first, stop - first):
+            done += len(owners)
+            pfns = np.flatnonzero(owners == np.uint64(worker.part.cgroup)) + pfn
+            if len(pfns):
+                _count_charged(worker, pfns)
+        worker.part.at_end |= done - before < stop - first
+    return done
+
+
+def _count_charged(worker: Worker, pfns: NDArray[np.int64]) -> None:
+    """Count frames that are charged to the cgroup before and after their flags are read."""
+    if worker.flags is None or worker.cgroups is None:
+        return
+    flags = read_sorted(worker.flags, pfns)
+    is_still = read_sorted(worker.cgroups, pfns) == np.uint64(worker.part.cgroup)
+    worker.counts.add(flags[is_still])
+    worker.part.add_tally("moved", len(pfns) - int(is_still.sum()))
+
+
+def count_file_flags(
+    paths: Sequence[str],
+    *,
+    offsets: tuple[int, int] | None = None,
+    proc: str = "/proc",
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
+) -> FlagCounts:
+    """
+    Count the pages of files that are in RAM, by their flags.
+
+    :param offsets: only this half-open range of offsets, in bytes.
+    :param on_progress: called with pages done and in all, 0 if that is not known.
+    :param should_stop: asked between pieces; True ends the count.
+    :raises MemlensError: if a file cannot be looked at.
+    :raises AccessDenied: if frames are hidden from this reader.
+
+    Each cached page is mapped here for a moment; see ``kernel.cachedframes``.
+    """
+    counts, moved = WordCounts(), 0
+    raise_if_hidden(proc)
+    is_stopped = False
+    with KpageFile("kpageflags", proc) as flags:
+        for path in paths:
+            with CachedFile(path) as file:
+                for piece in iter_file_flags(file, flags, offsets):
+                    counts.add(piece.joined[piece.is_same])
+                    moved += int((~piece.is_same).sum())
+                    if on_progress is not None:
+                        on_progress(piece.stop, file.pages)
+                    if should_stop is not None and should_stop():
+                        is_stopped = True
+                        break
+    words, pages = counts.totals()
+    return FlagCounts(
+        page_size_bytes=features.page_size_bytes(),
+        words=words,
+        pages=pages,
+        moved_pages=moved,
+        is_complete=not is_stopped,
+    )
+
+
+def raise_if_hidden(proc: str) -> None:
+    """
+    Raise if this reader does not see page frames.
+
+    :raises AccessDenied: saying what would be enough.
+    """
+    if not features.is_pfn_visible():
+        path = f"{proc}/self/pagemap"
+        raise AccessDenied("page frames are hidden", path=path, needs="CAP_SYS_ADMIN")
+
+
+class FilePiece(NamedTuple):
+    """
+    Cached pages of a piece of a file, ``(n,)`` each.
+
+    :param stop: page after the piece.
+    :param place: page in the file, int64.
+    :param pfn: frame, int64.
+    :param joined: joined words, uint64.
+    :param is_same: which still had this frame after its flags were read, bool.
+    """
+
+    stop: int
+    place: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    joined: NDArray[np.uint64]
+    is_same: NDArray[np.bool_]
+
+
+def iter_file_flags(
+    file: CachedFile, flags: KpageFile, offsets: tuple[int, int] | None
+) -> Iterator[FilePiece]:
+    """Yield the cached pages of a file, piece by piece."""
+    size = file.page_size_bytes
+    first, stop = 0, None
+    if offsets is not None:
+        first, stop = offsets[0] // size, -(-offsets[1] // size)
+    for page, words in file.iter_words(first, stop):
+        present = np.flatnonzero(words & PM_PRESENT)
+        kept = words[present]
+        pfns = (kept & PM_PFN).view(np.int64)
+        order = np.argsort(pfns)
+        found = np.empty(len(pfns), np.uint64)
+        found[order] = read_sorted(flags, pfns[order])
+        _, again = next(file.iter_words(page, page + len(words)))
+        yield FilePiece(
+            page + len(words),
+            present + page,
+            pfns,
+            join_words(found, kept),
+            again[present] == kept,
+        )

@@ -1,0 +1,358 @@
+"""
+Huge pages of processes: transparent ones of every size, hugetlb, KSM and zero pages.
+
+What the kernel's thpmaps counts is counted by its rules, and smaps gives the pages that
+PMDs map.  These are whole by definition, so that their flags are not asked for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import MemlensError
+from memlens.kernel import features
+from memlens.kernel.cgroups import find_cgroup, read_cgroup_pids
+from memlens.kernel.kpage import KpageFile, read_sorted
+from memlens.kernel.maps import Mapping, MappingFigures
+from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO, Pagemap
+from memlens.kernel.process import PF_KTHREAD, ProcessDir, parse_stat
+from memlens.kernel.procfs import read_file
+from memlens.kernel.zoneinfo import read_node_ranges, read_pmd_order
+from memlens.pages.bits import PM_PFN, PM_PRESENT
+from memlens.pages.flags import KPF_KSM, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE
+from memlens.pages.folios import (
+    ALIGNED,
+    ANON,
+    FILE,
+    HugePages,
+    HugeTally,
+    find_cut,
+    join_huge,
+    select_huge,
+)
+from memlens.physical.frameflags import raise_if_hidden
+from memlens.physical.hugepages import SpecialPages, SpecialReader
+from memlens.physical.records import HugeFigures, HugeMapping, HugeProcess, HugeResult
+from memlens.scan.pagetable import KERNEL_HALF, Window, read_windows
+
+_PMD_FIGURES = {ANON: ("AnonHugePages",), FILE: ("ShmemPmdMapped", "FilePmdMapped")}
+_HUGETLB_FIGURES = ("Private_Hugetlb", "Shared_Hugetlb")
+_NO_SCAN = (
+    "zero pages of mappings without other memory are not counted: that needs PAGEMAP_SCAN"
+)
+_HIDDEN = (
+    "what PTEs map of huge pages, contiguous blocks and pages merged by KSM are not known; "
+    "what smaps and PAGEMAP_SCAN say is shown"
+)
+
+
+def map_huge(
+    pids: Sequence[int],
+    *,
+    block_orders: Sequence[int] = (),
+    is_strict: bool = True,
+    proc: str = "/proc",
+    on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> HugeResult:
+    """
+    Tell how huge pages are mapped in processes.
+
+    :param block_orders: also count aligned contiguous blocks of these sizes, as powers of
+        two of pages, at most the PMD's.
+    :param is_strict: whether a process that cannot be read is an error; else it is named
+        in the result.
+    :param should_stop: polled between processes; what was read is returned.
+    :raises MemlensError: as the reads give it.
+    :raises ValueError: for an order that cannot be.
+    """
+    pmd_order = read_pmd_order(features.page_size_bytes())
+    for order in block_orders:
+        if not 1 <= order <= pmd_order:
+            raise ValueError(f"a block has 2 to {1 << pmd_order} pages")
+    processes: list[HugeProcess] = []
+    missed: list[tuple[int, str]] = []
+    with HugeReader(proc, tuple(block_orders), pmd_order) as reader:
+        for number, pid in enumerate(pids):
+            if should_stop is not None and should_stop():
+                missed += [(left, "stopped early") for left in pids[number:]]
+                break
+            try:
+                processes.append(reader.read(pid))
+            except MemlensError as error:
+                if is_strict:
+                    raise
+                # A kernel thread has no memory of its own: nothing is missed.
+                if not _is_kernel_thread(pid, proc):
+                    missed.append((pid, str(error)))
+            if on_progress is not None:
+                on_progress(number + 1, len(pids))
+        figures = reader.new_figures()
+        for process in processes:
+            figures.add(process.figures)
+        return HugeResult(
+            page_size_bytes=reader.page_size_bytes,
+            pmd_order=pmd_order,
+            processes=tuple(processes),
+            figures=figures,
+            block_orders=tuple(block_orders),
+            ksm_frames=reader.count_ksm_frames(),
+            missed=tuple(missed),
+            notes=tuple(reader.notes()),
+            is_hidden=reader.flags is None,
+        )
+
+
+def list_cgroup_pids(path: str, proc: str = "/proc") -> list[int]:
+    """
+    Return the processes of a cgroup and of those below it.
+
+    :param path: its directory, or its path as /proc/PID/cgroup gives it.
+    :raises MemlensError: if there is none.
+    """
+    return read_cgroup_pids(find_cgroup(path, proc))
+
+
+class HugeReader:
+    """
+    Reads one process after the other.
+
+    :param block_orders: sizes of contiguous blocks to count.
+    :param pmd_order: the size that one PMD maps.
+    """
+
+    def __init__(self, proc: str, block_orders: tuple[int, ...], pmd_order: int) -> None:
+        self.proc = proc
+        self.block_orders = block_orders
+        self.pmd_order = pmd_order
+        self.page_size_bytes = features.page_size_bytes()
+        self.flags, self._refusal = _open_flags(proc)
+        self.use_scan = (
+            features.has_pagemap_scan() and "pagemap_scan" not in features.read_disabled()
+        )
+        self.node_ranges = read_node_ranges(self.page_size_bytes)
+        self._ksm: list[NDArray[np.int64]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.flags is not None:
+            self.flags.close()
+
+    def notes(self) -> Iterator[str]:
+        """Yield what limits the numbers."""
+        if not self.use_scan:
+            yield _NO_SCAN
+        if self.flags is None:
+            yield f"{_HIDDEN}: {self._refusal}"
+
+    def new_figures(self) -> HugeFigures:
+        """Return figures that are all 0."""
+        blocks = {order: np.zeros(2, np.int64) for order in self.block_orders}
+        return HugeFigures(HugeTally(blocks=blocks))
+
+    def count_ksm_frames(self) -> int:
+        """Return how many distinct frames of KSM were met."""
+        return len(np.unique(np.concatenate(self._ksm))) if self._ksm else 0
+
+    def read(self, pid: int) -> HugeProcess:
+        """
+        Return one process.
+
+        :raises MemlensError: as the reads give it.
+        """
+        with ProcessDir(pid, self.proc) as directory:
+            figures, mappings = self.new_figures(), []
+            try:
+                with self._open_pages(directory) as pages:
+                    for row in directory.read_smaps():
+                        found = self._read_mapping(pages, row)
+                        figures.add(found)
+                        where = row.mapping
+                        mappings.append(
+                            HugeMapping(
+                                where.start, where.stop, where.permissions, where.path, found
+                            )
+                        )
+            except EOFError:
+                raise directory.gone_error() from None
+            name, profit = directory.stat.name, _read_ksm_profit(directory)
+        return HugeProcess(pid, name, tuple(mappings), figures, profit)
+
+    def _open_pages(self, directory: ProcessDir) -> SpecialReader:
+        has_flags = self.flags is not None
+        return SpecialReader(directory, self.page_size_bytes, self.proc, has_flags=has_flags)
+
+    def _read_mapping(self, pages: SpecialReader, row: MappingFigures) -> HugeFigures:
+        found, where = self.new_figures(), row.mapping
+        if where.start >= KERNEL_HALF:
+            return found
+        size = row.size_bytes
+        page = self.page_size_bytes
+        hugetlb = sum(size.get(name, 0) for name in _HUGETLB_FIGURES)
+        if hugetlb:
+            found.hugetlb_pages[size["KernelPageSize"]] = hugetlb // page
+        if not size.get("Rss", 0) or where.permissions[:3] == "---":
+            # As thpmaps does.  Zero pages are in no Rss.
+            self._count_zero(pages.pagemap, where, found)
+            return found
+        found.anon_pages = size.get("Anonymous", 0) // page
+        found.file_pages = size["Rss"] // page - found.anon_pages
+        for kind, names in _PMD_FIGURES.items():
+            found.pmd_pages[kind] = sum(size.get(name, 0) for name in names) // page
+        if self.flags is None:
+            self._count_zero(pages.pagemap, where, found)
+            return found
+        windows = [(where.start // page, where.stop // page)]
+        skipped = 0
+        if self.use_scan and found.pmd_pages.any():
+            windows, skipped = self._leave_out_pmds(pages.pagemap, windows[0], found)
+        self._count_windows(pages, windows, found)
+        self._leave_pmds_to_smaps(found, is_scanned=skipped > 0)
+        return found
+
+    def _leave_out_pmds(
+        self, pagemap: Pagemap, window: Window, found: HugeFigures
+    ) -> tuple[list[Window], int]:
+        """Return the pages that PMDs do not map, and how many they map."""
+        windows, place, skipped = [], window[0], 0
+        regions = self._scan(pagemap, window, PAGE_IS_HUGE)
+        for first, stop, is_zero in regions:
+            if first > place:
+                windows.append((place, first))
+            if is_zero:
+                self._add_huge_zero(found, stop - first)
+            elif self.node_ranges:
+                self._note_pmd_nodes(pagemap, (first, stop), found)
+            skipped += stop - first
+            place = stop
+        if place < window[1]:
+            windows.append((place, window[1]))
+        return windows, skipped
+
+    def _scan(
+        self, pagemap: Pagemap, window: Window, any_of: int
+    ) -> Iterator[tuple[int, int, bool]]:
+        wanted = PAGE_IS_HUGE | PAGE_IS_PFNZERO
+        first, stop = window
+        for regions in pagemap.scan(first, stop - first, any_of, wanted):
+            for start, end, categories in regions.tolist():
+                is_zero = bool(categories & PAGE_IS_PFNZERO)
+                yield start // self.page_size_bytes, end // self.page_size_bytes, is_zero
+
+    def _count_zero(self, pagemap: Pagemap, where: Mapping, found: HugeFigures) -> None:
+        """Count the zero pages of a mapping that has nothing else."""
+        is_private_memory = not (where.is_shared or where.has_object)
+        if not self.use_scan or not is_private_memory:
+            return
+        size, pmd = self.page_size_bytes, 1 << self.pmd_order
+        window = (where.start // size, where.stop // size)
+        for regions in pagemap.scan(
+            window[0],
+            window[1] - window[0],
+            PAGE_IS_PFNZERO,
+            PAGE_IS_HUGE | PAGE_IS_PFNZERO,
+        ):
+            is_huge = (regions[:, 2] & np.uint64(PAGE_IS_HUGE)) != 0
+            pages = (regions[:, 1] - regions[:, 0]) // np.uint64(size)
+            found.huge_zero_pages += int(pages[is_huge].sum()) // pmd * pmd
+            found.zero_pages += int(pages[~is_huge].sum())
+
+    def _add_huge_zero(self, found: HugeFigures, pages: int) -> None:
+        """Count the huge zero page where thpmaps does: among the file pages of PTEs."""
+        found.huge_zero_pages += pages
+        found.tally.whole[FILE, ALIGNED, self.pmd_order] += pages
+        for order, counted in found.tally.blocks.items():
+            found.tally.blocks[order] = counted + np.array([0, pages])
+
+    def _leave_pmds_to_smaps(self, found: HugeFigures, is_scanned: bool) -> None:
+        """Take what PMDs map out of what PTEs map, unless it was never counted."""
+        if is_scanned:
+            return
+        whole = found.tally.whole[:, ALIGNED, self.pmd_order]
+        found.tally.whole[:, ALIGNED, self.pmd_order] = np.maximum(whole - found.pmd_pages, 0)
+        for order, counted in found.tally.blocks.items():
+            found.tally.blocks[order] = np.maximum(counted - found.pmd_pages, 0)
+
+    def _count_windows(
+        self, pages: SpecialReader, windows: list[Window], found: HugeFigures
+    ) -> None:
+        for window in windows:
+            waiting = select_huge(*(np.empty(0, np.int64),) * 2, np.empty(0, np.uint64))
+            for piece in pages.iter_special(window):
+                found.moved_pages += piece.moved_pages
+                huge = join_huge(waiting, self._note_special(piece, found))
+                cut = len(huge.vfn)
+                if piece.stop < window[1]:
+                    cut = find_cut(huge, piece.stop, 1 << self.pmd_order)
+                self._count(huge.slice(0, cut), found)
+                waiting = huge.slice(cut, len(huge.vfn))
+
+    def _note_special(self, piece: SpecialPages, found: HugeFigures) -> HugePages:
+        """Count merged and zero pages, and return the transparent huge ones."""
+        pfn, flags = piece.pfn, piece.flags
+        is_zero = (flags & KPF_ZERO_PAGE) != 0
+        if is_zero.any():
+            is_huge_zero = is_zero & ((flags & KPF_THP) != 0)
+            found.huge_zero_pages += int(is_huge_zero.sum())
+            found.zero_pages += int(is_zero.sum() - is_huge_zero.sum())
+        is_merged = (flags & KPF_KSM) != 0
+        if is_merged.any():
+            found.ksm_pages += int(is_merged.sum())
+            self._ksm.append(np.unique(pfn[is_merged]))
+        if self.node_ranges:
+            self._note_nodes(pfn[((flags & KPF_THP) != 0) & ~is_zero], found)
+        return select_huge(piece.vfn, pfn, flags)
+
+    def _note_nodes(self, pfns: NDArray[np.int64], found: HugeFigures) -> None:
+        """Count pages of transparent huge pages by NUMA node."""
+        for row in self.node_ranges:
+            pages = int(((pfns >= row.first) & (pfns < row.stop)).sum())
+            if pages:
+                found.node_pages[row.node] = found.node_pages.get(row.node, 0) + pages
+
+    def _note_pmd_nodes(self, pagemap: Pagemap, window: Window, found: HugeFigures) -> None:
+        words = read_windows(pagemap, [window])
+        present = words[words >= PM_PRESENT]
+        self._note_nodes((present & PM_PFN).view(np.int64), found)
+
+    def _count(self, huge: HugePages, found: HugeFigures) -> None:
+        if self.flags is None:
+            return
+        _, stops = huge.ranges()
+        after = huge.pfn[stops - 1] + 1
+        order = np.argsort(after)
+        flags = np.empty(len(after), np.uint64)
+        flags[order] = read_sorted(self.flags, after[order])
+        found.tally.add(huge, (flags & KPF_TAIL) != 0)
+
+
+def _open_flags(proc: str) -> tuple[KpageFile | None, str]:
+    """Return kpageflags, or why frames or their flags are hidden."""
+    try:
+        raise_if_hidden(proc)
+        return KpageFile("kpageflags", proc), ""
+    except MemlensError as error:
+        return None, str(error)
+
+
+def _is_kernel_thread(pid: int, proc: str) -> bool:
+    try:
+        return bool(parse_stat(read_file(f"{proc}/{pid}/stat")).flags & PF_KTHREAD)
+    except OSError:
+        return False
+
+
+def _read_ksm_profit(directory: ProcessDir) -> int | None:
+    """Return ksm_process_profit of /proc/PID/ksm_stat (commit cb4df4cae4f2, in v6.1)."""
+    try:
+        raw = directory.read("ksm_stat")
+    except MemlensError:
+        return None
+    for line in raw.splitlines():
+        if line.startswith(b"ksm_process_profit"):
+            return int(line.split()[1])
+    return None

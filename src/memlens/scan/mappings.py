@@ -1,0 +1,194 @@
+"""Which mapping a page belongs to, and whether it counts in RSS."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import AccessDenied, MemlensError
+from memlens.kernel import features
+from memlens.kernel.maps import Mapping
+from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_FILE, PAGE_IS_PRESENT, Pagemap
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.processes import FileMapping
+from memlens.kernel.procfs import Meter
+from memlens.objects.opener import Opener
+from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
+from memlens.pages.runs import (
+    Runs,
+    clip_runs,
+    concat_runs,
+    encode_runs,
+    select_runs,
+    union_runs,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPages:
+    """
+    Pages that count in RSS, ``(n,)`` each.
+
+    :param index: number of the word.
+    :param place: number of the mapping.
+    :param pfn: frame.
+    :param is_file: whether it is of a file or of shared memory.
+    """
+
+    index: NDArray[np.int64]
+    place: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    is_file: NDArray[np.bool_]
+
+    def select(self, is_kept: NDArray[np.bool_]) -> "FoundPages":
+        """Return some of them."""
+        return FoundPages(
+            self.index[is_kept], self.place[is_kept], self.pfn[is_kept], self.is_file[is_kept]
+        )
+
+
+class MappingTable:
+    """
+    The mappings of a process, to find that of a page.
+
+    :param directory: the process.
+    """
+
+    def __init__(self, directory: ProcessDir, page_size_bytes: int) -> None:
+        opener = Opener(directory, features.read_disabled(), page_size_bytes)
+        self.mappings = [m for m in directory.read_maps() if m.start < KERNEL_HALF]
+        starts = [mapping.start // page_size_bytes for mapping in self.mappings]
+        self._starts = np.array(starts, np.int64)
+        # Huge pages of hugetlb are not in RSS.
+        self._is_counted = np.array([_is_counted(opener, m) for m in self.mappings], bool)
+        # Of no file, and yet with that bit: only the huge zero page is.
+        kinds = ["" if m.has_object else opener.facts(m).kind for m in self.mappings]
+        self._is_anonymous = np.array([kind == "anonymous" for kind in kinds], bool)
+
+    def attribute(
+        self, words: NDArray[np.uint64], pages: NDArray[np.int64], zero_pfn: int
+    ) -> FoundPages:
+        """
+        Return the pages that count in RSS, and what they belong to.
+
+        :param words: pagemap words, ``(n,)`` uint64.
+        :param pages: addresses divided by the page size, ``(n,)`` int64.
+        :param zero_pfn: frame of the zero page.
+        """
+        is_wanted = ((words & PM_PRESENT) != 0) & ((words & PM_PFN) != zero_pfn)
+        index = np.flatnonzero(is_wanted)
+        if not len(index) or not len(self._starts):
+            empty = np.empty(0, np.int64)
+            return FoundPages(empty, empty, empty, np.empty(0, bool))
+        kept = words[index]
+        place = np.searchsorted(self._starts, pages[index], side="right") - 1
+        is_file = (kept & PM_FILE) != 0
+        is_counted = (place >= 0) & self._is_counted[place]
+        is_counted &= ~(is_file & self._is_anonymous[place])
+        pfn = (kept & PM_PFN).view(np.int64)
+        return FoundPages(
+            index[is_counted], place[is_counted], pfn[is_counted], is_file[is_counted]
+        )
+
+
+def _is_counted(opener: Opener, mapping: Mapping) -> bool:
+    # hugetlbfs has no device number of its own: major 0.
+    has_object = mapping.inode != 0 and mapping.device.startswith("00:")
+    return not has_object or opener.facts(mapping).kind != "hugetlb"
+
+
+# Page tables that stay open, for many files are mapped by the same processes.
+_OPEN_AT_MOST = 128
+_NEEDED = PAGE_IS_PRESENT | PAGE_IS_FILE
+_BITS = PM_PRESENT | PM_FILE
+
+
+class MappedPages:
+    """
+    Counts mapped pages of one file after the other.
+
+    :param proc: root of the /proc to read.
+
+    ``denied`` counts the processes whose page table may not be read.
+    """
+
+    def __init__(self, proc: str = "/proc") -> None:
+        self.proc = proc
+        self._size = features.page_size_bytes()
+        disabled = features.read_disabled()
+        self._use_scan = "pagemap_scan" not in disabled and features.has_pagemap_scan()
+        self._open: dict[int, Pagemap | None] = {}
+        self._denied: set[int] = set()
+
+    @property
+    def denied(self) -> int:
+        """Return how many processes could not be read."""
+        return len(self._denied)
+
+    def close(self) -> None:
+        """Close the page tables."""
+        for pagemap in self._open.values():
+            if pagemap is not None:
+                pagemap.close()
+        self._open.clear()
+
+    def count(self, mappings: Iterable[FileMapping], pages: int) -> int:
+        """
+        Return how many pages of a file any of its mappings has in a page table.
+
+        :param mappings: of this file alone.
+        :param pages: up to the end of the file.
+        """
+        return int(self.runs(mappings, pages).pages.sum())
+
+    def runs(self, mappings: Iterable[FileMapping], pages: int) -> Runs:
+        """Return which pages these are, as runs of value 1."""
+        parts = []
+        for mapping in mappings:
+            pagemap = self._pagemap(mapping.pid)
+            if pagemap is None:
+                continue
+            try:
+                parts.append(self._read(pagemap, mapping))
+            except MemlensError:
+                # Ended meanwhile: it maps nothing any more.
+                continue
+        return clip_runs(union_runs(parts), 0, pages)
+
+    def _read(self, pagemap: Pagemap, mapping: FileMapping) -> Runs:
+        size = self._size
+        first, length = mapping.start // size, (mapping.stop - mapping.start) // size
+        if self._use_scan:
+            parts = []
+            for regions in pagemap.scan(first, length, PAGE_IS_PRESENT, _NEEDED):
+                rows = regions[(regions[:, 2] & np.uint64(_NEEDED)) == np.uint64(_NEEDED)]
+                begin = (rows[:, 0] // np.uint64(size)).astype(np.int64)
+                end = (rows[:, 1] // np.uint64(size)).astype(np.int64)
+                parts.append(Runs(begin, end - begin, np.ones(len(rows), np.uint8)))
+        else:
+            parts = [
+                encode_runs(((words & _BITS) == _BITS).astype(np.uint8), page)
+                for page, words in pagemap.iter_words(first, length)
+            ]
+            parts = [select_runs(part, part.value != 0) for part in parts]
+        runs = concat_runs(parts)
+        return Runs(runs.first - first + mapping.offset // size, runs.pages, runs.value)
+
+    def _pagemap(self, pid: int) -> Pagemap | None:
+        if pid not in self._open:
+            if len(self._open) >= _OPEN_AT_MOST:
+                self.close()
+            self._open[pid] = self._open_pagemap(pid)
+        return self._open[pid]
+
+    def _open_pagemap(self, pid: int) -> Pagemap | None:
+        try:
+            with ProcessDir(pid, self.proc) as process:
+                path = f"{process.path}/pagemap"
+                return Pagemap(process.open("pagemap"), self._size, Meter(), path)
+        except AccessDenied:
+            self._denied.add(pid)
+        except MemlensError:
+            pass
+        return None

@@ -1,0 +1,304 @@
+"""
+What probes stand on: memory of our own whose state is known, and its page table.
+"""
+
+import ctypes
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.procfs import Meter, decode_bytes, raise_errno, read_file
+from memlens.objects.backing import Backing
+
+PM_PRESENT = 1 << 63
+PM_PFN = (1 << 55) - 1
+_MADV_NOHUGEPAGE = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """
+    The user and the privileges that everything was asked with.
+
+    :param uid: effective user.
+    :param capabilities: names of the effective ones, in the kernel's order.
+    :param is_init_user_namespace: whether capabilities count outside of a container too;
+        None if that cannot be seen.
+    :param is_init_pid_namespace: whether every process of the machine is in its /proc.
+    :param is_filtered: whether seccomp may refuse system calls that the kernel has.
+    """
+
+    uid: int
+    capabilities: tuple[str, ...]
+    is_init_user_namespace: bool | None
+    is_init_pid_namespace: bool | None
+    is_filtered: bool
+
+
+@dataclass(slots=True)
+class Ground:
+    """
+    Where probes are made.
+
+    :param proc: root of the /proc that is asked.
+    :param own: directory of this process in it.
+    :param page_size_bytes: size of a base page.
+    :param reader: who asks.
+    :param disabled: interfaces that MEMLENS_DISABLE names.
+    """
+
+    proc: str
+    own: str
+    page_size_bytes: int
+    reader: Reader
+    disabled: frozenset[str]
+    meter: Meter = field(default_factory=Meter)
+
+    def pages(self, pages: int, is_shared: bool = False) -> "OwnPages":
+        """Return untouched anonymous memory."""
+        return OwnPages(pages, self.page_size_bytes, is_shared)
+
+    def pagemap(self, directory: str = "", what: str = "this process") -> Pagemap:
+        """
+        Open the page table of a process, by default our own.
+
+        :param what: whose it is, for a person.
+
+        :raises MemlensError: as ``raise_errno`` tells.
+        """
+        path = f"{directory or self.own}/pagemap"
+        return Pagemap(
+            open_file(path, f"pagemap of {what}"), self.page_size_bytes, self.meter, path
+        )
+
+    def words(self, pages: "OwnPages") -> NDArray[np.uint64]:
+        """Return the pagemap words of memory of our own."""
+        pagemap = self.pagemap()
+        try:
+            return pagemap.read_words(pages.first_page, pages.pages)
+        finally:
+            pagemap.close()
+
+    def memfd(self, pages: int) -> Backing:
+        """Return a new shared-memory object of so many pages, all holes."""
+        fd = os.memfd_create("memlens-probe", os.MFD_CLOEXEC)
+        os.ftruncate(fd, pages * self.page_size_bytes)
+        return Backing(fd, "shmem", self.page_size_bytes, self.meter, True, "memfd")
+
+
+class OwnPages:
+    """
+    Anonymous memory of our own, in base pages.
+
+    :param pages: how many.
+    :param page_size_bytes: size of a page.
+    :param is_shared: whether it is a shared-memory object.
+    """
+
+    def __init__(self, pages: int, page_size_bytes: int, is_shared: bool = False) -> None:
+        kind = mmap.MAP_SHARED if is_shared else mmap.MAP_PRIVATE
+        self.pages = pages
+        self.page_size_bytes = page_size_bytes
+        self.memory = mmap.mmap(-1, pages * page_size_bytes, kind | mmap.MAP_ANONYMOUS)
+        try:
+            self.memory.madvise(_MADV_NOHUGEPAGE)
+        except OSError:
+            pass  # Built without huge pages.
+        handle = ctypes.c_char.from_buffer(self.memory)
+        self.address = ctypes.addressof(handle)
+        del handle  # Lets the memory be unmapped.
+
+    def __enter__(self) -> "OwnPages":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.memory.close()
+
+    @property
+    def first_page(self) -> int:
+        """Return the number of the first page."""
+        return self.address // self.page_size_bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all of it."""
+        return self.pages * self.page_size_bytes
+
+    def write(self, page: int = 0) -> None:
+        """Write a byte of a page, which then holds a page frame."""
+        self.memory[page * self.page_size_bytes] = 1
+
+    def read(self, page: int = 0) -> None:
+        """Read a byte of a page, which may map the zero page."""
+        self.memory[page * self.page_size_bytes]
+
+
+def open_file(path: str, what: str, flags: int = os.O_RDONLY) -> int:
+    """
+    Open a file and return its descriptor.
+
+    :param what: what it is, for a person.
+    :raises Unsupported: if this kernel does not have it.
+    :raises MemlensError: as ``raise_errno`` tells.
+    """
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise Unsupported(f"there is no {what}", path=path) from error
+    except OSError as error:
+        raise_errno(error, f"cannot open {what}", path)
+
+
+def read_text(path: str, what: str) -> bytes:
+    """
+    Read a whole file.
+
+    :param what: what it is, for a person.
+    :raises MemlensError: as ``open_file`` tells.
+    """
+    try:
+        return read_file(path)
+    except FileNotFoundError as error:
+        raise Unsupported(f"there is no {what}", path=path) from error
+    except OSError as error:
+        raise_errno(error, f"cannot read {what}", path)
+
+
+def expect(is_so: bool, otherwise: str) -> None:
+    """
+    Go on if an answer is what it must be.
+
+    :param otherwise: what the answer was instead, for a person.
+    :raises Unsupported: if it is not.
+    """
+    if not is_so:
+        raise Unsupported(otherwise)
+
+
+def probed(ask: Callable[[Ground], str], ground: Ground) -> str:
+    """
+    Return the proof of a probe.
+
+    :raises MemlensError: whatever went wrong, in one line.
+    """
+    try:
+        return ask(ground)
+    except ProcessGone as error:
+        raise Unsupported(error.message, path=error.path) from error
+    except MemlensError:
+        raise
+    except PermissionError as error:
+        reason = os.strerror(error.errno or 0)
+        raise AccessDenied(reason, path=str(error.filename or "")) from error
+    except OSError as error:
+        raise_errno(error, "refused", str(error.filename or ""))
+
+
+# Who reads: user, capabilities and namespaces, from /proc/self/status and /proc/self/ns.
+#
+# Documentation/filesystems/proc.rst, capabilities(7), namespaces(7).
+
+
+# include/uapi/linux/capability.h, by bit.
+CAPABILITIES = (
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+)
+
+# Inodes of the first namespaces (include/linux/proc_ns.h), the same since v3.8.
+_INIT_PID = "pid:[4026531836]"
+_INIT_USER = "user:[4026531837]"
+
+
+def parse_capabilities(mask: int) -> tuple[str, ...]:
+    """
+    Return the names of a capability mask; unknown bits show by number.
+
+    >>> parse_capabilities(1 << 19 | 1 << 21)
+    ('CAP_SYS_PTRACE', 'CAP_SYS_ADMIN')
+    """
+    return tuple(
+        CAPABILITIES[bit] if bit < len(CAPABILITIES) else f"CAP_{bit}"
+        for bit in range(mask.bit_length())
+        if mask >> bit & 1
+    )
+
+
+def parse_status(raw: bytes) -> dict[str, str]:
+    r"""
+    Return the fields of /proc/PID/status, as text.
+
+    >>> parse_status(b"Name:\ta b\nSeccomp:\t0\n")
+    {'Name': 'a b', 'Seccomp': '0'}
+    """
+    lines = (line.partition(":") for line in decode_bytes(raw).split("\n"))
+    return {name: rest.strip() for name, colon, rest in lines if colon}
+
+
+def read_reader(own: str = "/proc/self") -> Reader:
+    """
+    Return who asks.
+
+    :param own: directory of this process.
+    :raises OSError: as reading its status gives it.
+    """
+    status = parse_status(read_file(f"{own}/status"))
+    return Reader(
+        uid=os.geteuid(),
+        capabilities=parse_capabilities(int(status.get("CapEff", "0"), 16)),
+        is_init_user_namespace=_is_namespace(f"{own}/ns/user", _INIT_USER),
+        is_init_pid_namespace=_is_namespace(f"{own}/ns/pid", _INIT_PID),
+        is_filtered=status.get("Seccomp", "0") == "2",
+    )
+
+
+def _is_namespace(path: str, name: str) -> bool | None:
+    try:
+        return os.readlink(path) == name
+    except OSError:
+        return None

@@ -1,0 +1,202 @@
+"""Which processes run in one memory: the end of one of them frees nothing of it."""
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol, TypeVar
+
+from memlens.errors import MemlensError, ProcessGone
+from memlens.kernel import features
+from memlens.kernel.syscalls import compare_memory, has_memory, is_own_namespace
+from memlens.record import Missed
+from memlens.scan.facts import ProcessFacts, Want
+from memlens.scan.sweep import Sweep
+from memlens.shm.found import FoundObject
+from memlens.shm.inventory import read_objects
+from memlens.shm.records import holder_notes, kept_pages
+from memlens.units import count_of
+
+
+class _Row(Protocol):
+    """Something about one process."""
+
+    @property
+    def pid(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=_Row)
+
+
+@dataclass(slots=True)
+class Memories:
+    """
+    Processes that share all of their memory with others.
+
+    :param shared: the PID that stands for the memory, by the PID of each that runs in one
+        with another process.
+    :param doubtful: processes of which that could not be found out.
+    :param reason: why not.
+    """
+
+    shared: dict[int, int] = field(default_factory=dict)
+    doubtful: set[int] = field(default_factory=set)
+    reason: str = ""
+
+    def freed(self, pid: int, private_pages: int) -> int | None:
+        """Return what of its private pages the end of a process frees; None if in doubt."""
+        if pid in self.doubtful:
+            return None
+        return 0 if pid in self.shared else private_pages
+
+    def once(self, rows: Iterable[_R]) -> list[_R]:
+        """Return rows of processes, of each memory the first."""
+        return list(
+            {self.shared.get(row.pid, row.pid): row for row in reversed([*rows])}.values()
+        )
+
+    def notes(self) -> list[str]:
+        """Return what to know of what exits free, one line each."""
+        notes = []
+        if self.shared:
+            runs = "process runs" if len(self.shared) == 1 else "processes run"
+            notes.append(
+                f"{len(self.shared)} {runs} in one memory with another process: the end of one "
+                "alone frees nothing of it"
+            )
+        if self.doubtful:
+            doubtful = count_of(len(self.doubtful), "process", "processes")
+            notes.append(
+                f"{self.reason}: of {doubtful} it is not known whether they run in one memory "
+                "with others, nor what their exit frees"
+            )
+        return notes
+
+
+def find_memories(
+    processes: Iterable[ProcessFacts], is_shown: Callable[[ProcessFacts], bool], proc: str
+) -> Memories:
+    """
+    Return which of the processes shown run in one memory with any process.
+
+    :param processes: all that could be looked at.
+    :param proc: root of the /proc that they are from.
+
+    Only those whose arguments lie at the same addresses are compared: these belong to the
+    memory.  Forked processes are alike in that, and only the kernel can tell.
+    """
+    found = Memories()
+    alike: dict[tuple[int, int], list[ProcessFacts]] = {}
+    for facts in processes:
+        alike.setdefault(facts.arguments, []).append(facts)
+    for group in alike.values():
+        # Those shown come first: the others are compared with them alone.
+        group.sort(key=lambda facts: not is_shown(facts))
+        if len(group) > 1 and is_shown(group[0]):
+            _compare(group, is_shown, proc, found)
+    return found
+
+
+def _compare(
+    group: list[ProcessFacts],
+    is_shown: Callable[[ProcessFacts], bool],
+    proc: str,
+    found: Memories,
+) -> None:
+    found.reason = found.reason or _find_obstacle(proc)
+    if not found.reason:
+        try:
+            _join(group, is_shown, proc, found)
+        except MemlensError as error:
+            found.reason = str(error)
+    if found.reason:
+        pids = {facts.pid for facts in group if is_shown(facts)}
+        found.doubtful |= pids - found.shared.keys()
+
+
+def _find_obstacle(proc: str) -> str:
+    if "kcmp" in features.read_disabled():
+        return "kcmp is switched off"
+    if not is_own_namespace(proc):
+        return f"processes of {proc} have other numbers here"
+    return ""
+
+
+def _join(
+    group: list[ProcessFacts],
+    is_shown: Callable[[ProcessFacts], bool],
+    proc: str,
+    found: Memories,
+) -> None:
+    """Find each process among those before it, which are kept in the kernel's order."""
+    known: list[ProcessFacts] = []
+    for facts in group:
+        try:
+            place, is_same = _find(known, facts)
+        except ProcessGone:
+            continue
+        if not is_same:
+            if is_shown(facts):
+                known.insert(place, facts)
+        elif has_memory(facts.tid, proc):
+            # Without memory it has ended, and so had the other.
+            first = known[place].pid
+            found.shared[first] = first
+            if is_shown(facts):
+                found.shared[facts.pid] = first
+
+
+def _find(known: list[ProcessFacts], facts: ProcessFacts) -> tuple[int, bool]:
+    """
+    Return where a process belongs, and whether one is there that has the same memory.
+
+    :raises ProcessGone: if it is gone.
+    """
+    low, high = 0, len(known)
+    while low < high:
+        middle = (low + high) // 2
+        try:
+            order = compare_memory(facts.tid, known[middle].tid)
+        except ProcessGone:
+            compare_memory(facts.tid, facts.tid)
+            # It is the other that is gone.
+            del known[middle]
+            high -= 1
+            continue
+        if order == 0:
+            return middle, True
+        low, high = (low, middle) if order < 0 else (middle + 1, high)
+    return low, False
+
+
+class Kept(NamedTuple):
+    """
+    What is freed or stays when one of several processes ends.
+
+    :param pages: by PID, pages in RAM of shared-memory objects that nobody else keeps.
+    :param memories: which of them run in one memory with others.
+    :param notes: what is left out, and why, one line each.
+    """
+
+    pages: dict[int, int]
+    memories: Memories
+    notes: tuple[str, ...]
+
+
+def find_kept(pids: Collection[int], proc: str, missed: list[Missed]) -> Kept:
+    """
+    Return what goes with the exit of processes, and which share all that they have.
+
+    :param pids: of these processes; others may hold the same objects all the same.
+    :param missed: takes what could not be looked at: holders may be among these.
+    """
+
+    def is_held_by_one(item: FoundObject) -> bool:
+        holders = {facts.pid for facts, _ in item.uses}
+        return len(holders) == 1 and holders <= set(pids)
+
+    sweep = Sweep(proc, Want(objects=True))
+    sweep.run()
+    memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, proc)
+    objects = read_objects(sweep, only=is_held_by_one, tells_present=False).objects
+    missed.extend(sweep.missed)
+    notes = (*memories.notes(), *holder_notes(objects))
+    return Kept(kept_pages(objects), memories, notes)

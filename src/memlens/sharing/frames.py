@@ -1,0 +1,372 @@
+"""
+What processes share: by page frame, by pair, and between a child and its parent.
+
+The order of reads: the page tables of all processes; how often the frames are mapped; the
+page tables again.  A frame counts for a process only if that mapped it both times, so that
+every process held it at the moment in between, and a frame that was given back and taken by
+another meanwhile is not taken for a shared one.  Other pages are counted as moved.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import AccessDenied, MemlensError, ProcessGone
+from memlens.kernel import features
+from memlens.kernel.features import has_average_counts
+from memlens.kernel.kpage import KpageFile
+from memlens.kernel.pagemap import Pagemap
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.processes import add_descendants, read_parents
+from memlens.kernel.procfs import Meter
+from memlens.kernel.zoneinfo import count_frames
+from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
+from memlens.record import Cost, Missed
+from memlens.scan.machine import Progress, Stopped
+from memlens.scan.mapcounts import OwnMaps, find_own_pid
+from memlens.scan.mappings import FoundPages, MappingTable
+from memlens.scan.pagetable import Window, list_windows, read_windows
+from memlens.sharing.framesets import FrameRanks, FrameSet
+from memlens.sharing.records import MappingShare, PairShare, ProcessShare, ShareCounts, Sharing
+
+if TYPE_CHECKING:
+    from memlens.sharing.exits import Kept
+
+AVERAGES = (
+    "this kernel keeps map counts of large folios as averages (CONFIG_NO_PAGE_MAPCOUNT): "
+    "PSS, USS and what exit frees are estimates"
+)
+
+
+def read_sharing(
+    pids: Sequence[int],
+    *,
+    has_descendants: bool = False,
+    proc: str = "/proc",
+    on_progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Sharing:
+    """
+    Return what processes use and share.
+
+    :param pids: which, each once.
+    :param has_descendants: whether to add those that descend from them.
+    :param on_progress: called with reads of page tables done and to be done.
+    :param should_stop: polled between pieces; True ends the scan.
+    :raises ProcessGone: if a named process does not exist or ends meanwhile.
+    :raises AccessDenied: if a named process may not be read.
+
+    Who may not see page frames, or how often they are mapped, gets what smaps sums up, and
+    no pairs.
+    """
+    parents = read_parents(proc)
+    chosen = list(dict.fromkeys(pids))
+    if has_descendants:
+        chosen = add_descendants(chosen, parents)
+    run = _Run(proc, frozenset(pids), on_progress, should_stop)
+    try:
+        run.open(chosen, parents)
+        if reason := _find_obstacle(proc):
+            from memlens.sharing.smaps import read_smaps_sharing
+
+            return read_smaps_sharing(run.found(), run.missed, run.meter, reason)
+        return run.read()
+    finally:
+        run.close()
+
+
+def _find_obstacle(proc: str) -> str:
+    """Return why frames and their map counts cannot be read, "" if they can."""
+    if not features.is_pfn_visible():
+        return "page frames are hidden from this user (needs CAP_SYS_ADMIN)"
+    try:
+        KpageFile("kpagecount", proc).close()
+    except MemlensError as error:
+        return str(error)
+    return ""
+
+
+@dataclass(slots=True)
+class _Member:
+    """A process of the scan."""
+
+    directory: ProcessDir
+    pagemap: Pagemap
+    parent: "_Member | None" = None
+    before: FrameSet = field(default_factory=FrameSet)
+    after: FrameSet = field(default_factory=FrameSet)
+    share: ProcessShare | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.directory.pid
+
+
+class _Run:
+    def __init__(
+        self,
+        proc: str,
+        named: frozenset[int],
+        on_progress: Progress | None,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self.proc = proc
+        self.named = named
+        self.on_progress = on_progress
+        self.should_stop = should_stop
+        self.meter = Meter()
+        self.size = features.page_size_bytes()
+        self.missed: list[Missed] = []
+        self.members: list[_Member] = []
+        self.parents: dict[int, int] = {}
+        self.ranks = FrameRanks(count_frames(proc))
+        self.zero_pfn = features.zero_pfn()
+        self.own: OwnMaps | None = None
+        self.own_pid = find_own_pid(proc)
+        self._done = 0
+
+    def open(self, pids: Sequence[int], parents: dict[int, int]) -> None:
+        by_pid: dict[int, _Member] = {}
+        self.parents = parents
+        for pid in pids:
+            try:
+                directory = ProcessDir(pid, self.proc, self.meter)
+                path = f"{directory.path}/pagemap"
+                pagemap = Pagemap(directory.open("pagemap"), self.size, self.meter, path)
+            except MemlensError as error:
+                self._miss(pid, error)
+                continue
+            member = _Member(directory, pagemap)
+            self.members.append(member)
+            by_pid[pid] = member
+        for member in self.members:
+            parent = by_pid.get(parents.get(member.pid, 0))
+            if parent is not None and _is_fork(parent.directory, member.directory):
+                member.parent = parent
+        # A parent comes before its children, who are compared with it.
+        self.members.sort(key=lambda member: _depth(member))
+
+    def found(self) -> list[tuple[ProcessDir, int | None]]:
+        """Return the processes, and the parents of those that were forked from one of them."""
+        return [(m.directory, m.parent.pid if m.parent else None) for m in self.members]
+
+    def close(self) -> None:
+        for member in self.members:
+            member.pagemap.close()
+            member.directory.close()
+
+    def read(self) -> Sharing:
+        is_complete = True
+        try:
+            self._each(self._read_first)
+            with KpageFile("kpagecount", self.proc, self.meter) as file:
+                self.own = self.ranks.read_counts(file)
+            self._each(self._read_second)
+        except Stopped:
+            is_complete = False
+        return self._result(is_complete)
+
+    def _each(self, call: Callable[[_Member], None]) -> None:
+        for member in list(self.members):
+            try:
+                call(member)
+            except EOFError:
+                self._drop(member, member.directory.gone_error())
+            except ProcessGone as error:
+                self._drop(member, error)
+            self._done += 1
+            if self.on_progress is not None:
+                self.on_progress(self._done, 2 * len(self.members))
+
+    def _drop(self, member: _Member, error: MemlensError) -> None:
+        self._miss(member.pid, error)
+        self.members.remove(member)
+        member.share = None
+        member.pagemap.close()
+        for other in self.members:
+            if other.parent is member:
+                other.parent = None
+
+    def _miss(self, pid: int, error: MemlensError) -> None:
+        if pid in self.named or (isinstance(error, AccessDenied) and not self.members):
+            raise error
+        self.missed.append(Missed(f"process {pid}", error.message))
+
+    def _windows(self, member: _Member) -> Iterator[list[Window]]:
+        for job in list_windows(member.directory, self.size):
+            if self.should_stop is not None and self.should_stop():
+                raise Stopped
+            yield job
+
+    def _read_first(self, member: _Member) -> None:
+        for job in self._windows(member):
+            words = read_windows(member.pagemap, job)
+            member.before.add(self.ranks.learn(_pfns(words, self.zero_pfn)))
+
+    def _read_second(self, member: _Member) -> None:
+        table = MappingTable(member.directory, self.size)
+        counts = ShareCounts.zeros(len(table.mappings))
+        moved = swapped = private = 0
+        for job in self._windows(member):
+            words = read_windows(member.pagemap, job)
+            pages = _addresses(job)
+            found = table.attribute(words, pages, self.zero_pfn)
+            swapped += _count_swapped(words)
+            ranks = self.ranks.find(found.pfn)
+            is_same = member.before.has(ranks)
+            moved += int((~is_same).sum())
+            ranks, found = ranks[is_same], found.select(is_same)
+            member.after.add(ranks)
+            times = self._count_maps(member, ranks, found.pfn)
+            counts.add(found.place, times)
+            private += int(((times == 1) & ~found.is_file).sum())
+            if member.parent is not None:
+                self._compare(member.parent, job, found, ranks, counts)
+        member.share = _share(member, table, counts, private, moved, swapped)
+
+    def _count_maps(
+        self, member: _Member, ranks: NDArray[np.int64], pfns: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        """Return how often frames are mapped; this process counts for itself alone."""
+        times = self.ranks.counts(ranks)
+        if member.pid == self.own_pid and self.own is not None:
+            times = times + self.own.times_of(pfns).astype(np.uint32)
+        # What a process had is mapped once at least, whatever the kernel says now.
+        return np.maximum(times, np.uint32(1))
+
+    def _compare(
+        self,
+        parent: _Member,
+        job: list[Window],
+        found: FoundPages,
+        ranks: NDArray[np.int64],
+        counts: ShareCounts,
+    ) -> None:
+        """Tell pages apart that a child shares with its parent, has copied, or made."""
+        try:
+            there = read_windows(parent.pagemap, job)[found.index]
+        except EOFError:
+            return
+        is_shared = parent.after.has(ranks)
+        has_own = ((there & (PM_PRESENT | PM_SWAP)) != 0) & ~is_shared
+        counts.add_fork(found.place, is_shared, has_own, found.is_file)
+
+    def _result(self, is_complete: bool) -> Sharing:
+        members = [member for member in self.members if member.share is not None]
+        every = FrameSet()
+        for member in members:
+            every.include(member.after)
+        shares = [member.share for member in members if member.share is not None]
+        pairs = [
+            PairShare(one.pid, other.pid, one.after.count_common(other.after))
+            for number, one in enumerate(members)
+            for other in members[number + 1 :]
+        ]
+        meter = self.meter
+        kept = self._find_kept(shares)
+        return Sharing(
+            page_size_bytes=self.size,
+            processes=tuple(_with_freed(share, kept) for share in shares),
+            pairs=tuple(pairs),
+            distinct_pages=every.count(),
+            is_hidden=False,
+            is_complete=is_complete,
+            missed=tuple(self.missed),
+            notes=(*self._notes(shares), *kept.notes),
+            cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+        )
+
+    def _find_kept(self, shares: list[ProcessShare]) -> "Kept":
+        from memlens.sharing.exits import find_kept
+
+        return find_kept({share.pid for share in shares}, self.proc, self.missed)
+
+    def _notes(self, shares: list[ProcessShare]) -> Iterator[str]:
+        if has_average_counts(self.proc):
+            yield AVERAGES
+        moved = sum(share.moved_pages for share in shares)
+        if moved:
+            yield f"{moved} pages changed while they were read, and are left out"
+
+
+def _pfns(words: NDArray[np.uint64], zero_pfn: int) -> NDArray[np.int64]:
+    pfns = (words[(words & PM_PRESENT) != 0] & PM_PFN).view(np.int64)
+    kept: NDArray[np.int64] = pfns[(pfns != 0) & (pfns != zero_pfn)]
+    return kept
+
+
+def _addresses(job: list[Window]) -> NDArray[np.int64]:
+    return np.concatenate([np.arange(first, stop) for first, stop in job])
+
+
+def _count_swapped(words: NDArray[np.uint64]) -> int:
+    is_swap = (words & PM_SWAP) != 0
+    if not is_swap.any():
+        return 0
+    return int(((words[is_swap] & PM_SWAP_AREA) < SWAP_AREAS).sum())
+
+
+def _depth(member: _Member) -> int:
+    depth = 0
+    parent = member.parent
+    while parent is not None:
+        depth, parent = depth + 1, parent.parent
+    return depth
+
+
+def _is_fork(parent: ProcessDir, child: ProcessDir) -> bool:
+    """Return whether a child still runs in the memory that it was forked with."""
+    try:
+        return _trace(parent) == _trace(child)
+    except (OSError, MemlensError):
+        return False
+
+
+def _trace(process: ProcessDir) -> tuple[int, int, int]:
+    """Return what fork keeps and exec changes: the program, and where the stack ends."""
+    program = os.stat("exe", dir_fd=process.fd)
+    stacks = [m.stop for m in process.read_maps() if m.path == "[stack]"]
+    return program.st_dev, program.st_ino, stacks[0] if stacks else 0
+
+
+def _share(
+    member: _Member,
+    table: MappingTable,
+    counts: ShareCounts,
+    private: int,
+    moved: int,
+    swapped: int,
+) -> ProcessShare:
+    is_fork = member.parent is not None
+    rows = [
+        MappingShare.of(mapping, counts, number, is_fork)
+        for number, mapping in enumerate(table.mappings)
+        if counts.rss[number]
+    ]
+    return ProcessShare(
+        pid=member.pid,
+        name=member.directory.title(member.pagemap),
+        parent=member.parent.pid if member.parent is not None else None,
+        rss_pages=int(counts.rss.sum()),
+        pss_pages=float(counts.pss.sum()),
+        uss_pages=int(counts.uss.sum()),
+        freed_on_exit_pages=private,
+        moved_pages=moved,
+        swapped_pages=swapped,
+        shared_with_parent_pages=int(counts.shared.sum()) if is_fork else None,
+        copied_pages=int(counts.copied.sum()) if is_fork else None,
+        new_pages=int(counts.fresh.sum()) if is_fork else None,
+        new_object_pages=int(counts.fresh_objects.sum()) if is_fork else None,
+        mappings=tuple(rows),
+    )
+
+
+def _with_freed(share: ProcessShare, kept: "Kept") -> ProcessShare:
+    """Add objects that go with a process to what it frees, if its memory goes at all."""
+    private = kept.memories.freed(share.pid, share.freed_on_exit_pages or 0)
+    freed = None if private is None else private + kept.pages.get(share.pid, 0)
+    return replace(share, freed_on_exit_pages=freed)
