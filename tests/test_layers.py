@@ -15,15 +15,18 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "memlens"
-LINES_AT_MOST = 400
+LINES_AT_MOST = 500
 
 # What a layer may import besides itself.  A layer is a directory, or a module beside them.
 MAY_IMPORT = {
-    "commands": {"views", "account", "errors", "units", "pages"},
-    "views": {"account", "errors", "units", "pages"},
-    "account": {"kernel", "pages", "errors", "units"},
+    "commands": {"record", "report", "schema", "views", "account", "errors", "units", "pages"},
+    "views": {"record", "report", "account", "errors", "units", "pages"},
+    "account": {"record", "report", "kernel", "pages", "errors", "units"},
     "kernel": {"errors", "units"},
     "pages": {"units"},
+    "record": {"errors", "units"},
+    "report": {"record", "errors", "units"},
+    "schema": {"record", "report"},
     "errors": set(),
     "units": set(),
     "__init__": {"account", "kernel", "pages", "errors", "units"},

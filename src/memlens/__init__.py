@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         ParseError,
         ProcessGone,
         SnapshotError,
+        UnknownName,
         Unsupported,
     )
     from memlens.kernel.probes import Features, probe_features
@@ -97,6 +98,7 @@ _HOMES = {
     "SnapshotError": "errors",
     "SwapLedger": "account.ledger",
     "UnknownRun": "account.model",
+    "UnknownName": "errors",
     "Unsupported": "errors",
     "Words": "account.model",
     "ZswapUse": "account.ledger",
@@ -150,6 +152,7 @@ __all__ = [
     "Sharing",
     "SnapshotError",
     "SwapLedger",
+    "UnknownName",
     "UnknownRun",
     "Unsupported",
     "Words",
