@@ -12,7 +12,7 @@ The layers of the package, read from its imports.
     scan
     objects
     kernel | pages
-    record, errors, units
+    report, record, errors, units
 
 Arrows run downwards only; packages on one line do not know each other.
 """
@@ -34,7 +34,7 @@ LONGER = {"residency/judge.py": 650, "views/map.py": 560}
 FILES_AT_MOST = 20
 
 # What is below everything that knows the kernel.
-GROUND = {"record", "errors", "units", "pages"}
+GROUND = {"report", "record", "errors", "units", "pages"}
 BELOW = {
     "kernel": {"errors", "units"},
     "objects": {"kernel"} | GROUND,
@@ -50,6 +50,8 @@ MAY_IMPORT = {
     "errors": set(),
     "units": set(),
     "record": {"errors", "units"},
+    "report": {"record", "errors", "units"},
+    "schema": {"report", "record"},
     "swap": {"shm"} | BELOW["shm"],
     "sharing": {"shm"} | BELOW["shm"],
     "ram": {"swap", "sharing", "shm"} | BELOW["shm"],
@@ -58,7 +60,10 @@ MAY_IMPORT = {
     "selftest": {"history"} | SUBJECTS | BELOW["shm"],
     "views": GROUND,
     "live": {"views", "selftest", "history"} | SUBJECTS | BELOW["shm"],
-    "commands": {"live", "views", "selftest", "history"} | SUBJECTS | {"scan"} | GROUND,
+    "commands": {"live", "views", "selftest", "history", "schema"}
+    | SUBJECTS
+    | {"scan"}
+    | GROUND,
     "__init__": {"selftest", "history"} | SUBJECTS | {"scan"} | GROUND,
     "__main__": {"commands", "errors"},
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ParseError,
         ProcessGone,
         SnapshotError,
+        UnknownName,
         Unsupported,
     )
     from memlens.pages.classes import PageClass
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
         FlagCounts,
         HugeResult,
     )
-    from memlens.record import Cost, Missed
+    from memlens.report import Cost, Missed
     from memlens.residency.capture import map_process
     from memlens.residency.records import (
         Kernel,
@@ -63,7 +64,7 @@ _HOMES = {
     "CgroupList": "physical.records",
     "CgroupPages": "physical.records",
     "CgroupSwap": "swap.records",
-    "Cost": "record",
+    "Cost": "report",
     "Features": "selftest.probes",
     "FileCache": "physical.records",
     "FileScan": "physical.files",
@@ -74,7 +75,7 @@ _HOMES = {
     "Kernel": "residency.records",
     "MappingPages": "residency.records",
     "MemlensError": "errors",
-    "Missed": "record",
+    "Missed": "report",
     "PageClass": "pages.classes",
     "PageExplanation": "residency.records",
     "ParseError": "errors",
@@ -91,6 +92,7 @@ _HOMES = {
     "Sharing": "sharing.records",
     "SnapshotError": "errors",
     "SwapLedger": "swap.records",
+    "UnknownName": "errors",
     "UnknownRun": "residency.records",
     "Unsupported": "errors",
     "Words": "residency.records",
@@ -145,6 +147,7 @@ __all__ = [
     "Sharing",
     "SnapshotError",
     "SwapLedger",
+    "UnknownName",
     "UnknownRun",
     "Unsupported",
     "Words",

@@ -47,7 +47,7 @@ class Unsupported(MemlensError):
 
 class ParseError(MemlensError):
     """
-    A kernel file does not read as documented.
+    A file does not read as documented: one of the kernel, or a report that was saved.
 
     :param line_number: 1 for the first line, 0 if not about a line.
     :param text: what was found, verbatim.
@@ -56,9 +56,28 @@ class ParseError(MemlensError):
     def __init__(
         self, message: str, *, path: str = "", line_number: int = 0, text: str = ""
     ) -> None:
-        super().__init__(f"{message}: line {line_number}: {text!r}", path=path)
+        where = f": line {line_number}" if line_number else ""
+        found = f": {text!r}" if text or line_number else ""
+        super().__init__(message + where + found, path=path)
         self.line_number = line_number
         self.text = text
+
+
+class UnknownName(MemlensError):
+    """
+    There is no table or column of this name.
+
+    >>> str(UnknownName("column", "rss", ("pid", "name")))
+    "no such column: 'rss'; there are pid, name"
+
+    :param kind: ``table`` or ``column``.
+    :param name: what was asked for.
+    :param names: what there is.
+    """
+
+    def __init__(self, kind: str, name: str, names: tuple[str, ...]) -> None:
+        super().__init__(f"no such {kind}: {name!r}; there are {', '.join(names)}")
+        self.names = names
 
 
 class SnapshotError(MemlensError):

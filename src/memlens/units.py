@@ -78,6 +78,16 @@ def format_size(size_bytes: float) -> str:
     return text.removesuffix(".0") + suffix
 
 
+def signed(number: int) -> int:
+    """
+    Return an unsigned number of 64 bits as its bit pattern, signed.
+
+    >>> [signed(7), signed((1 << 64) - 1)]
+    [7, -1]
+    """
+    return number - (1 << 64) if number >> 63 else number
+
+
 def escape_text(text: str) -> str:
     r"""
     Return text that cannot move the cursor or hide anything in a terminal.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memlens.pages.classes import PageClass, counts_by_name
 from memlens.pages.runs import encode_runs
-from memlens.record import Cost
+from memlens.report import Cost
 from memlens.residency.records import Kernel, MappingPages, Process, ProcessMap
 
 PAGE_SIZE = 4096

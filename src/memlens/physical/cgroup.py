@@ -43,7 +43,7 @@ from memlens.physical.records import (
     OwnerPages,
     StatLine,
 )
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.scan.machine import Follow, Stopped
 
 _SWAPCACHE, _DIRTY = mask_of("SWAPCACHE"), mask_of("DIRTY")

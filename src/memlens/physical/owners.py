@@ -20,7 +20,7 @@ from memlens.physical.charges import ANONYMOUS, FILE, SHMEM
 from memlens.physical.files import FileScan
 from memlens.physical.heldfiles import HeldFiles
 from memlens.physical.records import ElsewherePages, FileCache, OwnerPages
-from memlens.record import Missed
+from memlens.report import Missed
 from memlens.scan.machine import Follow
 from memlens.scan.mappings import FoundPages, MappingTable
 from memlens.scan.pagetable import list_windows, read_windows

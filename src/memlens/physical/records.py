@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.pages.folios import HugeTally
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 
 
 @dataclass(slots=True)

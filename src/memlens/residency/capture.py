@@ -34,7 +34,7 @@ from memlens.pages.runs import (
     window_runs,
 )
 from memlens.pages.slotruns import concat_slots
-from memlens.record import Cost
+from memlens.report import Cost
 from memlens.residency.judge import Batch, MappingReader, Span, batches, is_plain, make_reader
 from memlens.residency.places import mapping_slots
 from memlens.residency.records import Kernel, MappingPages, Process, ProcessMap, UnknownRun

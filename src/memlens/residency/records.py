@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.runs import Runs, count_runs, decode_runs
 from memlens.pages.slotruns import SlotRuns
-from memlens.record import Cost
+from memlens.report import Cost
 from memlens.units import escape_text, format_size
 
 

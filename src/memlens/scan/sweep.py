@@ -20,7 +20,7 @@ from memlens.kernel.procfs import Meter
 from memlens.objects.namespaces import Surroundings
 from memlens.objects.opener import internal_device
 from memlens.objects.tmpfs import SHMEM_TYPES
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.machine import Progress, Stop, Stopped
 from memlens.scan.pagetable import find_swap_cached

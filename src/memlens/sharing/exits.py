@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.syscalls import compare_memory, has_memory, is_own_namespace
-from memlens.record import Missed
+from memlens.report import Missed
 from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.sweep import Sweep
 from memlens.shm.found import FoundObject

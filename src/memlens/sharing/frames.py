@@ -25,7 +25,7 @@ from memlens.kernel.processes import add_descendants, read_parents
 from memlens.kernel.procfs import Meter
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.scan.machine import Progress, Stopped
 from memlens.scan.mapcounts import OwnMaps, find_own_pid
 from memlens.scan.mappings import FoundPages, MappingTable

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 
 
 @dataclass(frozen=True, slots=True)

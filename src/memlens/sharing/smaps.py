@@ -6,7 +6,7 @@ from memlens.kernel import features
 from memlens.kernel.maps import MappingFigures
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Meter
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.sharing.records import MappingShare, ProcessShare, ShareCounts, Sharing
 
 _HIDDEN = (

@@ -31,7 +31,7 @@ from memlens.pages.runs import (
     select_runs,
     union_runs,
 )
-from memlens.record import Missed
+from memlens.report import Missed
 from memlens.residency.answers import ObjectReader
 from memlens.residency.walk import Walking
 from memlens.scan.facts import ObjectUse, ProcessFacts

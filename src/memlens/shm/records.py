@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.units import count_of
 
 # Memory of these kinds is in the remainder: nothing that the kernel lists leads to it.

@@ -21,7 +21,7 @@ from memlens.objects.overlay import layer_mounts
 from memlens.objects.references import is_sealed
 from memlens.objects.sysv import SHM_DEST, Segment, open_segment, read_segments
 from memlens.objects.tmpfs import SHMEM_TYPES, TmpfsFile
-from memlens.record import Missed
+from memlens.report import Missed
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
 from memlens.scan.machine import Stopped
 from memlens.scan.sweep import Sweep

@@ -17,7 +17,7 @@ from memlens.objects.tmpfs import (
     is_below,
     open_below,
 )
-from memlens.record import Missed
+from memlens.report import Missed
 from memlens.scan.sweep import Sweep
 from memlens.units import count_of
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.shm.records import SharedObject
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from memlens.record import Cost
+from memlens.report import Cost
 from memlens.units import format_size
 
 BOLD, DIM, ALARM = "bold", "dim", "bold red"

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from memlens.record import TableColumn, json_rows, sort_names, sort_rows
 from memlens.sharing.records import (
     MappingShare,
     ProcessGroup,
@@ -17,13 +16,17 @@ from memlens.sharing.records import (
 from memlens.units import count_of, escape_text, format_size
 from memlens.views.lines import ALARM, DIM, Line, Segment, user_name
 from memlens.views.table import (
+    TableColumn,
     TableOptions,
     json_cost,
     json_missed,
+    json_rows,
     render_csv,
     render_document,
     render_summary,
     render_table,
+    sort_names,
+    sort_rows,
 )
 
 SCHEMA = "memlens.sharing/1"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from memlens.pages.classes import CLASSES, PageClass, counts_by_name
-from memlens.record import TableColumn, sort_names, sort_rows
 from memlens.shm.records import UNREACHABLE, Holder, Inventory, SharedObject
 from memlens.units import count_of, escape_text, format_size
 from memlens.views.lines import (
@@ -24,6 +23,7 @@ from memlens.views.lines import (
 from memlens.views.map import TextOptions, cell_character
 from memlens.views.strip import draw_strip
 from memlens.views.table import (
+    TableColumn,
     TableOptions,
     json_cost,
     json_missed,
@@ -32,6 +32,8 @@ from memlens.views.table import (
     render_document,
     render_summary,
     render_table,
+    sort_names,
+    sort_rows,
 )
 
 SCHEMA = "memlens.shm/1"

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.record import TableColumn
 from memlens.swap.records import AreaSlots, SlotMap, SlotOwner
 from memlens.units import escape_text, format_size
 from memlens.views.lines import ALARM, BOLD, DIM, Line, Segment
-from memlens.views.table import TableOptions, render_table
+from memlens.views.table import TableColumn, TableOptions, render_table
 
 _ROWS = 12
 _LETTERS = string.ascii_uppercase

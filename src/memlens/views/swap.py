@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from memlens.record import TableColumn, json_rows, sort_names, sort_rows
 from memlens.shm.records import SharedObject
 from memlens.swap.records import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
 from memlens.units import count_of, format_size
@@ -19,14 +18,18 @@ from memlens.views.lines import (
 )
 from memlens.views.shm import holder_pids, holders_text
 from memlens.views.table import (
+    TableColumn,
     TableOptions,
     json_cost,
     json_missed,
+    json_rows,
     render_amount,
     render_csv,
     render_document,
     render_summary,
     render_table,
+    sort_names,
+    sort_rows,
 )
 
 SCHEMA = "memlens.swap/1"

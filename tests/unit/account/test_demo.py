@@ -8,7 +8,7 @@ import pytest
 
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
-from memlens.record import Cost
+from memlens.report import Cost
 from memlens.residency.records import (
     Kernel,
     MappingPages,

@@ -12,7 +12,7 @@ import pytest
 
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
 from memlens.shm.records import Holder, Inventory, SharedObject
 from memlens.swap.records import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse

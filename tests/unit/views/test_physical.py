@@ -16,7 +16,7 @@ from memlens.physical.records import (
     StatLine,
     StripCell,
 )
-from memlens.record import Cost, Missed
+from memlens.report import Cost, Missed
 from memlens.sharing.records import MappingShare, PairShare, ProcessShare, Sharing
 from memlens.views import cgroup, files, sharing
 

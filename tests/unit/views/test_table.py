@@ -4,9 +4,16 @@ from typing import NamedTuple
 
 import pytest
 
-from memlens.record import TableColumn, sort_names, sort_rows
 from memlens.views.lines import cell_len
-from memlens.views.table import TableOptions, render_csv, render_document, render_table
+from memlens.views.table import (
+    TableColumn,
+    TableOptions,
+    render_csv,
+    render_document,
+    render_table,
+    sort_names,
+    sort_rows,
+)
 
 
 class Thing(NamedTuple):
