@@ -270,6 +270,11 @@ class Report(Origin):
             for name, table in self.tables.items()
         )
 
+    @property
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed or unknown: what ``--strict`` asks."""
+        return self.is_complete and not self.missed
+
     def table(self, name: str | None = None) -> Table[Any]:
         """
         Return a table by name; None is the first that is declared.

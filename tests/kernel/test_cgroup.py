@@ -55,7 +55,7 @@ def test_kinds_owners_and_memory_stat(tmp_path: Path, target: Target, cgroup: Cg
         fd = target.os("open", bytes(path), os.O_RDWR | os.O_CREAT)
         target.pwrite(fd, range(OF_FILE))
         result = read_cgroup(str(cgroup.path))
-    assert result.path == name_of(cgroup)
+    assert result.total.path == name_of(cgroup)
     # The interpreter of the target takes a few pages of its own.
     assert PRIVATE <= pages(result, "anonymous") < PRIVATE + 64
     assert pages(result, "shmem", "cached") == SHARED
@@ -63,10 +63,10 @@ def test_kinds_owners_and_memory_stat(tmp_path: Path, target: Target, cgroup: Cg
     owners = {row.pid: row for row in result.processes}
     assert owners[target.pid].pages == pytest.approx(pages(result, "anonymous"), abs=8)
     if not any("page-cache walk" in note for note in result.notes):
-        files = {row.name: row.pages for row in result.files}
+        files = {row.path: row.pages for row in result.files}
         assert files["/memfd:charged (deleted)"] == SHARED
         assert files[str(path)] == OF_FILE
-    assert result.stat
+    assert len(result.stat)
     for line in result.stat:
         # The kernel sums up in batches of 64 pages for each CPU, in one cgroup.
         assert abs(line.difference_pages) <= 64 * (os.cpu_count() or 1), line
@@ -83,7 +83,7 @@ def test_charged_here_used_elsewhere(target: Target, cgroup: Cgroup) -> None:
     target.peek(start, range(100))
     lent = read_cgroup(str(cgroup.path))
     used = sum(row.pages for row in lent.used_elsewhere)
-    assert used == lent.only_elsewhere_pages
+    assert used == lent.total.only_elsewhere_pages
     assert 100 <= used < 100 + 64  # a fault may map its neighbours
     home = Path(f"/proc/{target.pid}/cgroup").read_text().splitlines()
     (line,) = (line for line in home if "memory" in line.split(":")[1].split(","))
@@ -101,13 +101,13 @@ def test_below_counts_in(target: Target, cgroup: Cgroup) -> None:
             start = target.mmap(PRIVATE)
             target.poke(start, range(PRIVATE))
             result = read_cgroup(name_of(cgroup))
-            listed = {row.path: row for row in list_cgroups().rows}
+            listed = {row.path: row for row in list_cgroups().cgroups}
             start = target.libc("munmap", start, PRIVATE * PAGE)
     finally:
         driver_wait_rmdir(below.path)
-    assert result.cgroups == 2
+    assert result.total.cgroups == 2
     assert pages(result, "anonymous") >= PRIVATE
-    assert listed[f"{name_of(cgroup)}/below"].pages[0] >= PRIVATE
+    assert listed[f"{name_of(cgroup)}/below"].anonymous_pages >= PRIVATE
     assert name_of(cgroup) not in listed
 
 
@@ -135,11 +135,12 @@ def test_command_line(cgroup: Cgroup, target: Target) -> None:
             text=True,
         )
     found = json.loads(done.stdout)
-    assert found["schema"] == "memlens.cgroup/1"
-    assert found["charged_pages"] == sum(row["pages"] for row in found["kinds"])
-    owned = sum(row["pages"] for row in (*found["files"], *found["processes"]))
-    kernel = sum(row["pages"] for row in found["kinds"] if row["kind"] == "kernel")
-    assert owned + kernel + found["unowned_pages"] == found["charged_pages"]
+    assert found["schema"] == "memlens.cgroup/2"
+    tables, total = found["tables"], found["sections"]["total"]
+    assert total["charged_pages"] == sum(row["pages"] for row in tables["kinds"])
+    owned = sum(row["pages"] for row in (*tables["files"], *tables["processes"]))
+    kernel = sum(row["pages"] for row in tables["kinds"] if row["kind"] == "kernel")
+    assert owned + kernel + total["unowned_pages"] == total["charged_pages"]
 
 
 def test_no_such_cgroup() -> None:
@@ -156,7 +157,7 @@ def test_a_cgroup_by_every_name_of_it(cgroup: Cgroup, target: Target) -> None:
     around = f"{name}/../{Path(name).name}"
     for path in (name, f"{name}/", name[1:], around, str(cgroup.path), f"{cgroup.path}/."):
         result = read_cgroup(path)
-        assert result.path == name
+        assert result.total.path == name
         assert pages(result, "anonymous") >= PRIVATE
 
 
@@ -208,6 +209,7 @@ def test_where_only_one_cgroup_is_mounted(target: Target, cgroup: Cgroup) -> Non
             check=True,
         )
         found = json.loads(done.stdout)
-        assert found["path"] == name
-        kinds = {(row["kind"], row["state"]): row["pages"] for row in found["kinds"]}
+        assert found["sections"]["total"]["path"] == name
+        rows = found["tables"]["kinds"]
+        kinds = {(row["kind"], row["state"]): row["pages"] for row in rows}
         assert kinds["anonymous", "present"] >= PRIVATE

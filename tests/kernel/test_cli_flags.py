@@ -27,7 +27,7 @@ AS_NOBODY = """
 import ctypes, os, sys
 import memlens.physical.flaglist, memlens.physical.flags, memlens.physical.frameflags
 import memlens.commands.flags, memlens.commands.huge, memlens.views.flags, numpy
-from memlens.account import huge
+from memlens.physical import huge
 from memlens.commands.main import cli
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)

@@ -329,7 +329,7 @@ def test_what_an_ordinary_user_may_not_know(tmp_path: Path) -> None:
     code = f"""
 import os
 from memlens.physical.files import FileScan
-from memlens.account import filemapped
+from memlens.scan import mappings
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
 scan = FileScan([{str(path)!r}])
 (row,) = scan.rows()

@@ -1,9 +1,10 @@
 """``memlens cgroup``: the pages that a memory cgroup is charged."""
 
+from typing import Any
+
 import click
 
-from memlens.commands import common
-from memlens.commands.run import Watch
+from memlens.commands import run
 
 
 @click.command("cgroup")
@@ -15,18 +16,8 @@ from memlens.commands.run import Watch
     metavar="DIR",
     help="Look for cached files in there, too.",
 )
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, metavar="N")
-@common.json_option
-@common.strict_option
-@common.proc_option
-def command(
-    path: str | None,
-    directories: tuple[str, ...],
-    top: int,
-    as_json: bool,
-    strict: bool,
-    proc: str,
-) -> None:
+@run.report_options
+def command(request: run.Request, path: str | None, directories: tuple[str, ...]) -> None:
     """
     Show what pages a memory cgroup is charged, of what kind, whose, and used by whom.
 
@@ -35,54 +26,15 @@ def command(
     """
     if path is None and directories:
         raise click.UsageError("--dir is for one cgroup: name it")
-    with Watch("reading page frames") as watch:
+    from memlens.physical.records import CgroupList, CgroupPages
+    from memlens.views.cgroup import render
+
+    def read(**scan: Any) -> CgroupList | CgroupPages:
+        from memlens.physical.cgroup import list_cgroups, read_cgroup
+
         if path is None:
-            is_incomplete = _list(watch, as_json, proc)
-        else:
-            is_incomplete = _show(path, directories, top, watch, as_json, proc)
-    if watch.is_interrupted:
-        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
-    common.strict_exit(strict, is_incomplete)
+            return list_cgroups(**scan)
+        return read_cgroup(path, directories=directories, **scan)
 
-
-def _list(watch: Watch, as_json: bool, proc: str) -> bool:
-    from memlens.commands.common import terminal_width
-    from memlens.physical.cgroup import list_cgroups
-    from memlens.views.cgroup import list_json, list_text
-
-    result = list_cgroups(
-        proc=proc, on_progress=watch.on_progress, should_stop=watch.should_stop
-    )
-    watch.end_scan()
-    if as_json:
-        common.write_pieces([list_json(result)])
-    else:
-        common.write_pieces(list_text(result, terminal_width()))
-    return not result.is_complete
-
-
-def _show(
-    path: str,
-    directories: tuple[str, ...],
-    top: int,
-    watch: Watch,
-    as_json: bool,
-    proc: str,
-) -> bool:
-    from memlens.commands.common import terminal_width
-    from memlens.physical.cgroup import read_cgroup
-    from memlens.views.cgroup import render_json, render_text
-
-    result = read_cgroup(
-        path,
-        directories=directories,
-        proc=proc,
-        on_progress=watch.on_progress,
-        should_stop=watch.should_stop,
-    )
-    watch.end_scan()
-    if as_json:
-        common.write_pieces([render_json(result)])
-    else:
-        common.write_pieces(render_text(result, terminal_width(), top))
-    return bool(not result.is_complete or result.missed or result.moved_pages)
+    kinds = (CgroupList, CgroupPages) if path is None else (CgroupPages,)
+    run.give(request, run.Answer(kinds, read, render, "reading page frames"))

@@ -76,6 +76,24 @@ def csv_option(function: _F) -> _F:
     return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(function)
 
 
+def color_option(function: _F) -> _F:
+    """Add ``--color WHEN`` and ``--no-color`` as ``color``: auto, always or never."""
+    for option in (
+        click.option(
+            "--no-color", "color", flag_value="never", help="Print no colour (NO_COLOR too)."
+        ),
+        click.option(
+            "--color",
+            type=click.Choice(["auto", "always", "never"]),
+            default="auto",
+            show_default=True,
+            help="When to print colours.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def no_color_option(function: _F) -> _F:
     """Add ``--no-color`` as ``no_color``."""
     return click.option(
@@ -100,18 +118,26 @@ def strict_exit(strict: bool, is_incomplete: bool) -> None:
         raise click.exceptions.Exit(EXIT_INCOMPLETE)
 
 
-def is_colored(no_color: bool = False) -> bool:
-    """Return whether to print colours: on a terminal that has them, unless unwanted."""
-    if no_color or os.environ.get("NO_COLOR"):
+def is_colored(color: str = "auto") -> bool:
+    """
+    Return whether to print colours.
+
+    :param color: ``always``, ``never``, or ``auto``: as NO_COLOR and CLICOLOR_FORCE say, else
+        on a terminal that has them.
+    """
+    if color != "auto":
+        return color == "always"
+    if os.environ.get("NO_COLOR"):
         return False
+    if os.environ.get("CLICOLOR_FORCE", "0") not in ("", "0"):
+        return True
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def console(no_color: bool = False) -> "Console":
+def console() -> "Console":
     """
-    Return a rich console on standard output that prints text as it is.
+    Return a rich console on standard output that prints text as it is, in colour.
 
-    Without colour (asked for, NO_COLOR, no terminal) not one escape sequence is printed.
     Markup, emoji codes and highlighting are off: what is printed comes from other
     processes.  Text from outside still has to go through ``escape_text``.
     """
@@ -125,7 +151,9 @@ def console(no_color: bool = False) -> "Console":
             raise  # rich calls this while it handles the error
 
     return PipeConsole(
-        color_system="auto" if is_colored(no_color) else None,
+        # Colours that were asked for do not ask whether there is a terminal.
+        force_terminal=True,
+        color_system="auto" if sys.stdout.isatty() else "standard",
         highlight=False,
         markup=False,
         emoji=False,
@@ -273,9 +301,9 @@ def print_lines(lines: Iterable["Text"], no_color: bool) -> None:
 
     Without colour rich is left out: it ends the program with 1 when its reader is gone.
     """
-    if not is_colored(no_color):
+    if not is_colored("never" if no_color else "auto"):
         write_pieces(f"{line.plain}\n" for line in lines)
         return
-    printer = console(no_color)
+    printer = console()
     for line in lines:
         printer.print(line, soft_wrap=True)

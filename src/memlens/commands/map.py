@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import click
 
-from memlens.commands import common, run
+from memlens.commands import common, old
 from memlens.commands.run import Watch
 from memlens.errors import MemlensError
 from memlens.pages.classes import PageClass
@@ -69,15 +69,17 @@ def command(**options: object) -> None:
     kills.
     """
     request = _Request(**options)  # type: ignore[arg-type]
-    run.check_formats(request.as_json, request.as_csv)
+    old.check_formats(request.as_json, request.as_csv)
     if request.as_csv and request.words:
         raise click.UsageError("--words is for text and --json")
-    with Watch(f"reading process {request.pid}", request.no_color) as watch:
+    with Watch(
+        f"reading process {request.pid}", "never" if request.no_color else "auto"
+    ) as watch:
         whole = _scan(request, watch)
         watch.end_scan()
         _print(request, whole)
     is_unknown = bool(whole.counts()[PageClass.UNKNOWN])
-    run.finish(watch, whole.is_complete, request.strict, is_unknown)
+    old.finish(watch, whole.is_complete, request.strict, is_unknown)
 
 
 def _scan(request: _Request, watch: Watch) -> ProcessMap:
@@ -121,9 +123,9 @@ def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None
 
     options = TextOptions(
         width=common.terminal_width(),
-        is_colored=common.is_colored(request.no_color),
+        is_colored=common.is_colored("never" if request.no_color else "auto"),
         is_unicode=common.is_unicode(),
         addresses=request.addresses,
         has_runs=request.pages,
     )
-    run.print_lines(render_map(shown, whole, options), options.is_colored)
+    old.print_lines(render_map(shown, whole, options), options.is_colored)

@@ -4,7 +4,7 @@ from functools import partial
 
 import click
 
-from memlens.commands import run
+from memlens.commands import old
 from memlens.commands.flags import parse_pids
 
 
@@ -31,9 +31,9 @@ def _parse_user(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Choice(["name", "user", "cgroup"]),
     help="Show groups, in which a page that many map counts once.",
 )
-@run.scan_options
+@old.scan_options
 def command(
-    asked: run.TableRequest,
+    asked: old.TableRequest,
     pids: tuple[int, ...],
     user: int | None,
     cgroup: str | None,
@@ -49,11 +49,11 @@ def command(
     """
     from memlens.views import sharing as view
 
-    sort = run.check_sort(asked.sort, view.list_sorts(group_by is not None))
+    sort = old.check_sort(asked.sort, view.list_sorts(group_by is not None))
     from memlens.sharing.processes import ProcessFilter, list_processes
 
     top = asked.top
-    run.run_scan(
+    old.run_scan(
         asked,
         "reading processes",
         partial(
@@ -62,7 +62,7 @@ def command(
             group_by=group_by,
             keep=ProcessFilter(user, cgroup, name),
         ),
-        run.Rendering(
+        old.Rendering(
             json=lambda found: view.render_processes_json(found, group_by, sort, top),
             csv=lambda found: view.render_processes_csv(found, group_by, sort, top),
             text=lambda found, options: view.render_processes(

@@ -1,61 +1,78 @@
-"""What the commands that print tables share: options, and printing lines."""
+"""
+What every command that gives a report shares: its options, the scan, and how it is printed.
+
+A command declares what it asks, which kinds of report may answer, and what draws them;
+``--json --csv --table --sort --top --budget --strict --color --from --proc`` come with it.
+"""
 
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import click
 
 from memlens.commands import common
+from memlens.errors import MemlensError, ParseError, UnknownName
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from memlens.report import Report
     from memlens.views.lines import Line
     from memlens.views.table import TableOptions
 
-
-class _Scanned(Protocol):
-    """What all results of scans tell."""
-
-    @property
-    def is_complete(self) -> bool: ...
-
-
 _F = TypeVar("_F", bound=Callable[..., Any])
-_R = TypeVar("_R", bound=_Scanned)
 _SEGMENTS_AT_ONCE = 4096
+# A scan that takes no longer shows no bar.
+_PATIENCE_S = 1.0
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
-def sort_option(function: _F) -> _F:
-    """Add ``--sort COLUMN`` as ``sort``; what columns there are is for the view to say."""
-    return click.option(
-        "--sort", metavar="COLUMN", help="Sort by this column; a wrong one lists them all."
-    )(function)
+class Request(NamedTuple):
+    """
+    What the options say that every command has.
+
+    :param table: the table that is sorted, cut, and printed as CSV; None is the first.
+    :param sort: its columns, ``-`` before one reverses it.
+    :param top: rows of it to show, None for all that the view shows.
+    :param source: a file with a report to show instead of a scan, ``-`` for standard input.
+    """
+
+    as_json: bool
+    as_csv: bool
+    table: str | None
+    sort: tuple[str, ...]
+    top: int | None
+    budget: float | None
+    strict: bool
+    color: str
+    source: str | None
+    proc: str
 
 
-def top_option(function: _F) -> _F:
-    """Add ``--top N`` as ``top``."""
-    return click.option(
-        "--top", type=click.IntRange(1), metavar="N", help="Show the first N rows."
-    )(function)
+class Answer(NamedTuple):
+    """
+    What answers a command.
 
+    :param kinds: of report; a scan gives the first, ``--from`` may read any.
+    :param read: scans; called with what the library's scans have in common: ``proc``,
+        ``budget_s``, ``on_progress``, ``should_stop``.
+    :param render: yields the lines for a person.
+    :param label: what is being done, for the progress bar.
+    :param table: what ``--table`` is if it is not given, None for the first.
+    """
 
-def budget_option(function: _F) -> _F:
-    """Add ``--budget SECONDS`` as ``budget``."""
-    return click.option(
-        "--budget",
-        type=float,
-        metavar="SECONDS",
-        callback=_check_budget,
-        help="End the scan then, and say what is left out.",
-    )(function)
+    kinds: "Sequence[type[Report]]"
+    read: "Callable[..., Report]"
+    render: "Callable[[Any, TableOptions], Iterable[Line]]"
+    label: str
+    table: str | None = None
 
 
 def _check_budget(
@@ -66,123 +83,196 @@ def _check_budget(
     return value
 
 
-class TableRequest(NamedTuple):
-    """What the options of ``scan_options`` say."""
-
-    sort: str | None
-    top: int | None
-    as_json: bool
-    as_csv: bool
-    budget: float | None
-    strict: bool
-    no_color: bool
-    proc: str
+def _split_names(
+    _ctx: click.Context, _param: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value is not None else ()
 
 
-def scan_options(function: _F) -> _F:
-    """Add what every scan that prints tables understands, as one ``TableRequest``."""
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--json", "as_json", is_flag=True, help="Print JSON: the whole report."),
+    click.option("--csv", "as_csv", is_flag=True, help="Print one table as CSV."),
+    click.option(
+        "--table", metavar="NAME", help="The table that --csv, --sort and --top mean."
+    ),
+    click.option(
+        "--sort",
+        metavar="COLUMN[,COLUMN]",
+        callback=_split_names,
+        help="Sort by these columns, numbers from the largest; -COLUMN reverses.",
+    ),
+    click.option("--top", type=click.IntRange(1), metavar="N", help="Only the first N rows."),
+    click.option(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        callback=_check_budget,
+        help="End the scan then, and say what is left out.",
+    ),
+    common.strict_option,
+    common.color_option,
+    click.option(
+        "--from",
+        "source",
+        metavar="FILE",
+        help="Show what --json wrote, here or elsewhere, instead of scanning.",
+    ),
+    common.proc_option,
+)
+
+
+def report_options(function: _F) -> _F:
+    """Add what every command understands, as one ``Request``."""
 
     @wraps(function)
     def gathered(**values: Any) -> Any:
-        asked = TableRequest(**{name: values.pop(name) for name in TableRequest._fields})
-        check_formats(asked.as_json, asked.as_csv)
-        return function(asked, **values)
+        request = Request(**{name: values.pop(name) for name in Request._fields})
+        if request.as_json and request.as_csv:
+            raise click.UsageError("--json and --csv exclude each other")
+        return function(request, **values)
 
-    for option in reversed(
-        (
-            sort_option,
-            top_option,
-            common.json_option,
-            common.csv_option,
-            budget_option,
-            common.strict_option,
-            common.no_color_option,
-            common.proc_option,
-        )
-    ):
+    for option in reversed(_OPTIONS):
         gathered = option(gathered)
     return cast(_F, gathered)
 
 
-class Rendering(NamedTuple, Generic[_R]):
-    """How a result is printed: as JSON, as CSV, as text, each piece by piece."""
-
-    json: Callable[[_R], Iterable[str]]
-    csv: Callable[[_R], Iterable[str]]
-    text: Callable[[_R, "TableOptions"], Iterable["Line"]]
-
-
-def run_scan(
-    asked: TableRequest,
-    label: str,
-    read: Callable[..., _R],
-    rendering: Rendering[_R],
-    is_missing: Callable[[_R], bool],
-) -> None:
+def require(request: Request, value: object, name: str) -> None:
     """
-    Scan, print what was found, and end as the scan ended.
+    Refuse a command that does not say what to look at, or says it beside ``--from``.
 
-    :param label: what is being done, for the progress bar.
-    :param read: called with what the library's scans have in common.
-    :param is_missing: whether anything was missed or is unknown.
+    :param value: what was given, None or empty if nothing was.
+    :param name: what it is called in the usage line.
+    :raises click.UsageError: if so.
+    """
+    is_given = value is not None and value != ()
+    if request.source is None and not is_given:
+        raise click.UsageError(f"name {name}, or a report by --from")
+    if request.source is not None and is_given:
+        raise click.UsageError(f"--from shows what is in the file: leave out {name}")
+
+
+def give(request: Request, answer: Answer) -> None:
+    """
+    Scan or read a report, print it, and end as the scan ended.
+
     :raises click.exceptions.Exit: with the code, unless it is 0.
+    :raises click.UsageError: if there is no such table or column.
     """
-    with Watch(label, asked.no_color) as watch:
-        found = read(
-            proc=asked.proc,
-            budget_s=asked.budget,
-            on_progress=watch.on_progress,
-            should_stop=watch.should_stop,
-        )
+    if request.source is None:
+        # What is wrong is said before the scan, not after it.
+        check_names(answer.kinds[0], request, answer.table)
+    with Watch(answer.label, request.color) as watch:
+        report = _read(request, answer, watch)
         watch.end_scan()
-        if asked.as_json:
-            common.write_pieces(rendering.json(found))
-        elif asked.as_csv:
-            common.write_csv(rendering.csv(found))
+        _print(request, answer, report)
+    if not report.is_complete:
+        common.complain("stopped early: the answer is incomplete")
+    if watch.is_interrupted:
+        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
+    common.strict_exit(request.strict, not report.is_all_known)
+
+
+def check_names(kind: "type[Report]", request: Request, table: str | None) -> None:
+    """
+    Refuse a table or a column that a kind of report does not have.
+
+    :raises click.UsageError: with the list of what there is.
+    """
+    fields = kind.table_fields()
+    name = request.table or table or next(iter(fields), None)
+    if request.table is not None and request.table not in fields:
+        error = UnknownName("table", request.table, tuple(fields))
+        raise click.BadParameter(str(error), param_hint="--table")
+    if name is None:
+        if request.sort or request.top or request.as_csv:
+            raise click.UsageError("there is no table to sort, cut or print as CSV")
+        return
+    from memlens.record import columns_of
+
+    columns = tuple(column.name for column in columns_of(fields[name].record))
+    for given in request.sort:
+        if given.removeprefix("-") not in columns:
+            error = UnknownName("column", given, columns)
+            raise click.BadParameter(str(error), param_hint="--sort")
+
+
+def _read(request: Request, answer: Answer, watch: "Watch") -> "Report":
+    if request.source is not None:
+        report = read_report(request.source, answer.kinds)
+        check_names(type(report), request, answer.table)
+        return report
+    return answer.read(
+        proc=request.proc,
+        budget_s=request.budget,
+        on_progress=watch.on_progress,
+        should_stop=watch.should_stop,
+    )
+
+
+def read_report(source: str, kinds: "Sequence[type[Report]]") -> "Report":
+    """
+    Return the report in a file.
+
+    :param source: the file, ``-`` for standard input.
+    :param kinds: of which one it must be.
+    :raises MemlensError: if it cannot be read.
+    :raises ParseError: if it is damaged, or no report of these.
+    """
+    from memlens.report import Report
+
+    try:
+        if source == "-":
+            text = sys.stdin.read()
         else:
-            options = table_options(asked.no_color)
-            print_lines(rendering.text(found, options), options.is_colored)
-    finish(watch, found.is_complete, asked.strict, is_missing(found))
-
-
-def check_sort(sort: str | None, names: list[str]) -> str | None:
-    """
-    Return the column to sort by as the views know it.
-
-    :raises click.UsageError: if there is none of that name.
-    """
-    if sort is None:
-        return None
-    wanted = sort.lower().replace("_", "-")
-    if wanted not in names:
-        raise click.BadParameter(
-            f"no such column: {sort!r}; columns are {', '.join(names)}", param_hint="--sort"
+            with open(source, encoding="utf-8", errors="surrogateescape") as file:
+                text = file.read()
+    except OSError as error:
+        raise MemlensError(f"cannot read the report: {error.strerror}", path=source) from error
+    report = Report.from_json(text, path=source)
+    if not isinstance(report, tuple(kinds)):
+        raise ParseError(
+            f"a report of another command: {report.SCHEMA}", path=source, text=report.SCHEMA
         )
-    return wanted
+    return report
 
 
-def check_formats(as_json: bool, as_csv: bool) -> None:
-    """
-    Refuse two formats at once.
+def _print(request: Request, answer: Answer, report: "Report") -> None:
+    table = request.table or answer.table
+    if report.table_fields():
+        report = report.arranged(table, sort=request.sort)
+    if request.as_json or request.as_csv:
+        cut = report.arranged(table, top=request.top) if report.table_fields() else report
+        if request.as_json:
+            common.write_pieces(cut.to_json())
+        else:
+            common.write_csv(cut.table(table).to_csv())
+        return
+    options = table_options(request.color, request.top)
+    if not report.is_complete:
+        print_lines([incomplete_line()], options.is_colored)
+    print_lines(answer.render(report, options), options.is_colored)
 
-    :raises click.UsageError: if both are asked for.
-    """
-    if as_json and as_csv:
-        raise click.UsageError("--json and --csv exclude each other")
+
+def incomplete_line() -> "Line":
+    """Return what stands before an answer that was cut short."""
+    from memlens.views.lines import ALARM, Segment
+
+    return [Segment("INCOMPLETE: the scan ended early", ALARM)]
 
 
-def table_options(no_color: bool) -> "TableOptions":
+def table_options(color: str, top: int | None = None) -> "TableOptions":
     """Return how to draw on this terminal."""
     from memlens.views.table import TableOptions
 
     return TableOptions(
         width=common.terminal_width(),
-        is_colored=common.is_colored(no_color),
+        is_colored=common.is_colored(color),
         is_unicode=common.is_unicode(),
+        top=top,
     )
 
 
-def print_lines(shown: Iterable["Line"], is_colored: bool) -> None:
+def print_lines(shown: "Iterable[Line]", is_colored: bool) -> None:
     """Print lines, in colour if asked for; without it rich is left out."""
     if is_colored:
         _paint(shown)
@@ -190,7 +280,7 @@ def print_lines(shown: Iterable["Line"], is_colored: bool) -> None:
         common.write_pieces("".join(part.text for part in line) + "\n" for line in shown)
 
 
-def _paint(shown: Iterable["Line"]) -> None:
+def _paint(shown: "Iterable[Line]") -> None:
     """Print lines in colour, many at a time."""
     from rich.segment import Segment, Segments
     from rich.style import Style
@@ -215,12 +305,12 @@ class Watch:
     after a second.
 
     :param label: what is being done, for the bar.
-    :param no_color: whether the bar is to have no colour.
+    :param color: as ``--color`` says it, for the bar.
     """
 
-    def __init__(self, label: str, no_color: bool = False) -> None:
+    def __init__(self, label: str, color: str = "auto") -> None:
         self.label = label
-        self.no_color = no_color
+        self.color = color
         self.is_interrupted = False
         self._began = time.monotonic()
         self._is_shown = sys.stderr is not None and sys.stderr.isatty()
@@ -277,28 +367,9 @@ class Watch:
         from rich.console import Console
         from rich.progress import Progress
 
-        console = Console(stderr=True, color_system=None if self.no_color else "auto")
+        console = Console(stderr=True, color_system=None if self.color == "never" else "auto")
         self._bar = Progress(console=console, transient=True)
         # What was done before the bar appeared: the next report may be long in coming.
         done, total = self._progress or (0, None)
         self._task = self._bar.add_task(self.label, completed=done, total=total)
         self._bar.start()
-
-
-def finish(watch: Watch, is_complete: bool, strict: bool, is_missing: bool) -> None:
-    """
-    End a command as its scan ended.
-
-    :param is_missing: whether anything was missed or is unknown.
-    :raises click.exceptions.Exit: with the code, unless it is 0.
-    """
-    if not is_complete:
-        common.complain("stopped early: the answer is incomplete")
-    if watch.is_interrupted:
-        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
-    common.strict_exit(strict, is_missing or not is_complete)
-
-
-# A scan that takes no longer shows no bar.
-_PATIENCE_S = 1.0
-_SHOW_CURSOR = b"\x1b[?25h"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.commands import run
+from memlens.commands import old
 
 if TYPE_CHECKING:
     from memlens.views.lines import Line
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 @click.command("shm")
 @click.argument("name", metavar="[OBJECT]", required=False)
 @click.option("--pages", is_flag=True, help="Add the runs: consecutive pages of one class.")
-@run.scan_options
-def command(asked: run.TableRequest, name: str | None, pages: bool) -> None:
+@old.scan_options
+def command(asked: old.TableRequest, name: str | None, pages: bool) -> None:
     """
     List every shared-memory object of the machine once: memfds, tmpfs files, System V
     segments, shared anonymous memory, also those that no process holds; and set their sum
@@ -30,7 +30,7 @@ def command(asked: run.TableRequest, name: str | None, pages: bool) -> None:
         raise click.UsageError("--pages is for one OBJECT, or for --json")
     from memlens.views import shm as view
 
-    sort = run.check_sort(asked.sort, view.list_sorts())
+    sort = old.check_sort(asked.sort, view.list_sorts())
     from memlens.shm.inventory import list_shared_memory
     from memlens.shm.records import Inventory
 
@@ -43,11 +43,11 @@ def command(asked: run.TableRequest, name: str | None, pages: bool) -> None:
 
         return render_objects(found, options, pages)
 
-    run.run_scan(
+    old.run_scan(
         asked,
         "reading shared memory",
         partial(list_shared_memory, name),
-        run.Rendering(
+        old.Rendering(
             json=lambda found: view.render_json(found, sort, top, pages),
             csv=lambda found: view.render_inventory_csv(found, sort, top),
             text=render,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from memlens.commands import run
+from memlens.commands import old
 
 if TYPE_CHECKING:
     from memlens.swap.records import SwapLedger
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     help="Show all rows of one table.",
 )
 @click.option("--map", "has_map", is_flag=True, help="With --by area: draw who has which slot.")
-@run.scan_options
-def command(asked: run.TableRequest, by: str | None, has_map: bool) -> None:
+@old.scan_options
+def command(asked: old.TableRequest, by: str | None, has_map: bool) -> None:
     """
     Show where all swap of the machine is, as a ledger that closes.
 
@@ -38,15 +38,15 @@ def command(asked: run.TableRequest, by: str | None, has_map: bool) -> None:
         raise click.UsageError("--map goes with --by area, as text or JSON")
     from memlens.views import swap as view
 
-    sort = run.check_sort(asked.sort, view.list_sorts(by))
+    sort = old.check_sort(asked.sort, view.list_sorts(by))
     from memlens.swap.ledger import read_swap_ledger
 
     top = asked.top
-    run.run_scan(
+    old.run_scan(
         asked,
         "reading the swap of all processes",
         partial(read_swap_ledger, slots=has_map),
-        run.Rendering(
+        old.Rendering(
             json=lambda found: view.render_json(found, by, sort, top),
             csv=lambda found: view.render_ledger_csv(found, by, sort, top),
             text=lambda found, options: chain(

@@ -38,13 +38,16 @@ from memlens.physical.records import (
     CgroupList,
     CgroupPages,
     CgroupRow,
+    CgroupTotal,
     ElsewherePages,
+    FileCharge,
     KindPages,
-    OwnerPages,
+    ProcessCharge,
     StatLine,
 )
-from memlens.report import Cost, Missed
-from memlens.scan.machine import Follow, Stopped
+from memlens.record import Table
+from memlens.report import Cost, Missed, make_sum
+from memlens.scan.machine import Follow, Stopped, read_origin, stop_after
 
 _SWAPCACHE, _DIRTY = mask_of("SWAPCACHE"), mask_of("DIRTY")
 _BATCHED = (
@@ -60,6 +63,7 @@ _NO_WALK = (
 def list_cgroups(
     *,
     proc: str = "/proc",
+    budget_s: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> CgroupList:
@@ -70,12 +74,14 @@ def list_cgroups(
     :raises Unsupported: if the kernel has no memory cgroups.
     """
     meter = Meter()
+    follow = Follow(on_progress, stop_after(should_stop, budget_s))
+    origin = read_origin(proc)
     hierarchy = find_hierarchy(proc)
     sums: dict[int, NDArray[np.int64]] = {}
     reader = FrameReader(proc, meter)
     is_complete = True
     try:
-        for piece in reader.iter_charged(None, Follow(on_progress, should_stop)):
+        for piece in reader.iter_charged(None, follow):
             for inode, counts in count_by_owner(piece):
                 sums[inode] = sums.get(inode, 0) + counts
     except Stopped:
@@ -83,14 +89,20 @@ def list_cgroups(
     finally:
         reader.close()
     paths = cgroup_paths_by_inode(hierarchy)
-    rows = [
-        CgroupRow(paths.get(inode), inode, tuple(counts[1:].tolist()))
-        for inode, counts in sums.items()
-    ]
-    return CgroupList(
-        version=hierarchy.version,
-        page_size_bytes=features.page_size_bytes(),
-        rows=tuple(sorted(rows, key=lambda row: (-row.charged_pages, row.inode))),
+    inodes = sorted(sums, key=lambda inode: (-int(sums[inode][1:].sum()), inode))
+    counts = np.array([sums[inode][1:] for inode in inodes], np.int64).reshape(-1, len(KINDS))
+    kinds = {f"{kind}_pages": column for kind, column in zip(KINDS, counts.T, strict=True)}
+    return CgroupList.at(
+        origin,
+        tables={
+            "cgroups": Table.of_columns(
+                CgroupRow,
+                charged_pages=counts.sum(axis=1),
+                **kinds,
+                inode=np.array(inodes, np.uint64),
+                path=[paths.get(inode) for inode in inodes],
+            )
+        },
         is_complete=is_complete,
         cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
     )
@@ -101,6 +113,7 @@ def read_cgroup(
     *,
     directories: Sequence[str] = (),
     proc: str = "/proc",
+    budget_s: float | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> CgroupPages:
@@ -113,7 +126,9 @@ def read_cgroup(
     :raises AccessDenied: if this user may not read the kpage files or page frames.
     :raises Unsupported: if the kernel has no memory cgroups.
     """
-    run = _Run(find_cgroup(path, proc), proc, Follow(on_progress, should_stop))
+    run = _Run(
+        find_cgroup(path, proc), proc, Follow(on_progress, stop_after(should_stop, budget_s))
+    )
     try:
         return run.read(directories)
     finally:
@@ -140,6 +155,7 @@ class _Frames:
 class _Run:
     def __init__(self, directory: str, proc: str, follow: Follow) -> None:
         self.proc = proc
+        self.origin = read_origin(proc)
         self.follow = follow
         self.meter = Meter()
         self.hierarchy = find_hierarchy(proc)
@@ -190,10 +206,10 @@ class _Run:
         is_same = self.reader.owners(charged.pfn) == charged.inode
         pfns, flags = charged.pfn[is_same], charged.flags[is_same]
         kinds = classify_kinds(flags)
-        file_rows: tuple[OwnerPages, ...] = ()
-        process_rows: tuple[OwnerPages, ...] = ()
-        used: tuple[ElsewherePages, ...] = ()
-        others: tuple[ElsewherePages, ...] = ()
+        file_rows: Sequence[FileCharge] = ()
+        process_rows: Sequence[ProcessCharge] = ()
+        used: Sequence[ElsewherePages] = ()
+        others: Sequence[ElsewherePages] = ()
         only_elsewhere = 0
         if owners is not None:
             file_rows, process_rows = owners.rows(pfns, files.pages if files else {})
@@ -201,31 +217,39 @@ class _Run:
             others = self._charged_elsewhere(owners)
         meter = self.meter
         is_mapped = self.reader.are_mapped(pfns, flags)
-        notes = list(self._notes(files))
-        return CgroupPages(
+        owned = sum(row.pages for row in file_rows) + sum(row.pages for row in process_rows)
+        total = CgroupTotal(
             path=self.path,
             version=self.hierarchy.version,
-            page_size_bytes=features.page_size_bytes(),
             cgroups=len(self.inodes),
             charged_pages=len(pfns),
-            kinds=tuple(_kind_rows(kinds, flags, is_mapped)),
-            files=file_rows,
-            processes=process_rows,
-            unowned_pages=len(pfns)
-            - int((kinds == KERNEL).sum())
-            - sum(row.pages for row in (*file_rows, *process_rows)),
-            used_elsewhere=used,
+            unowned_pages=len(pfns) - int((kinds == KERNEL).sum()) - owned,
             only_elsewhere_pages=only_elsewhere,
-            charged_elsewhere=others,
-            stat=tuple(self._stat(kinds, flags, is_mapped)),
             moved_pages=int((~is_same).sum()),
+        )
+        return CgroupPages.at(
+            self.origin,
+            tables={
+                "files": Table.of(FileCharge, file_rows),
+                "processes": Table.of(ProcessCharge, process_rows),
+                "kinds": Table.of(KindPages, _kind_rows(kinds, flags, is_mapped)),
+                "used_elsewhere": Table.of(ElsewherePages, used),
+                "charged_elsewhere": Table.of(ElsewherePages, others),
+                "stat": Table.of(StatLine, self._stat(kinds, flags, is_mapped)),
+            },
+            sections={"total": total},
+            sums={
+                "charged": make_sum(
+                    total.charged_pages, total.charged_pages - total.unowned_pages
+                )
+            },
             is_complete=is_complete,
-            missed=tuple(self.missed),
-            notes=tuple(notes),
+            missed=self.missed,
+            notes=self._notes(files),
             cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
         )
 
-    def _charged_elsewhere(self, owners: OwnerTable) -> tuple[ElsewherePages, ...]:
+    def _charged_elsewhere(self, owners: OwnerTable) -> Sequence[ElsewherePages]:
         """Return who is charged for what processes of this cgroup map."""
         pfns = owners.foreign_frames()
         inodes = np.sort(self.reader.owners(pfns))
@@ -234,12 +258,12 @@ class _Run:
         edges = np.append(0, np.flatnonzero(inodes[1:] != inodes[:-1]) + 1)
         counts = np.diff(np.append(edges, len(inodes)))
         own = set(self.inodes.tolist())
-        rows = [
-            ElsewherePages(self._name(inode), pages)
+        rows: list[ElsewherePages] = [
+            ElsewherePages(pages, self._name(inode))
             for inode, pages in zip(inodes[edges].tolist(), counts.tolist(), strict=True)
             if inode not in own
         ]
-        return tuple(sorted(rows, key=lambda row: -row.pages))
+        return sorted(rows, key=lambda row: -row.pages)
 
     def _name(self, inode: int) -> str:
         return self.paths.get(inode, f"@{inode}") if inode else "(none)"
@@ -267,7 +291,8 @@ class _Run:
         for name, pages in found.items():
             key = f"total_{names.get(name, name)}" if self.hierarchy.version == 1 else name
             if key in stat:
-                yield StatLine(key, stat[key] // size, pages)
+                says = stat[key] // size
+                yield StatLine(key, says, pages, says - pages)
 
     def _notes(self, files: FileCharges | None) -> Iterator[str]:
         if files is not None and not files.has_walk:

@@ -1,7 +1,7 @@
 """Whose the frames of a cgroup are: files and processes, here and elsewhere."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from memlens.objects.opener import device_number
 from memlens.physical.charges import ANONYMOUS, FILE, SHMEM
 from memlens.physical.files import FileScan
 from memlens.physical.heldfiles import HeldFiles
-from memlens.physical.records import ElsewherePages, FileCache, OwnerPages
+from memlens.physical.records import ElsewherePages, FileCache, FileCharge, ProcessCharge
 from memlens.report import Missed
 from memlens.scan.machine import Follow
 from memlens.scan.mappings import FoundPages, MappingTable
@@ -91,7 +91,7 @@ class OwnerTable:
 
     def rows(
         self, pfns: NDArray[np.int64], walked: dict[FileKey, tuple[str, int]]
-    ) -> tuple[tuple[OwnerPages, ...], tuple[OwnerPages, ...]]:
+    ) -> tuple[list[FileCharge], list[ProcessCharge]]:
         """
         Return the rows of files and of processes, most pages first.
 
@@ -99,32 +99,39 @@ class OwnerTable:
         :param walked: path and charged pages of each file whose page cache was walked.
         """
         counts = np.bincount(self._owner[pfns], minlength=len(self._owners)).tolist()
-        files: dict[FileKey, OwnerPages] = {}
+        files: dict[FileKey, FileCharge] = {}
         processes = []
         for owner, pages in zip(self._owners[1:], counts[1:], strict=True):
-            row = OwnerPages(owner.name, owner.pid, owner.cgroup, pages, owner.mapped_pages)
+            mapped = owner.mapped_pages
+            if not pages:
+                continue
             if owner.key is None:
+                row = ProcessCharge(pages, mapped, owner.pid, owner.name, owner.cgroup)
                 processes.append(row)
             else:
-                files[owner.key] = row
+                files[owner.key] = FileCharge(pages, mapped, owner.name)
         for key, (path, pages) in walked.items():
             known = files.get(key)
             mapped = known.pages if known else 0
-            files[key] = OwnerPages(path, 0, "", max(pages, mapped), mapped)
-        return _sorted(files.values()), _sorted(processes)
+            if pages or mapped:
+                files[key] = FileCharge(max(pages, mapped), mapped, path)
+        return (
+            sorted(files.values(), key=lambda row: (-row.pages, row.path)),
+            sorted(processes, key=lambda row: (-row.pages, row.name)),
+        )
 
-    def used_elsewhere(self, pfns: NDArray[np.int64]) -> tuple[tuple[ElsewherePages, ...], int]:
+    def used_elsewhere(self, pfns: NDArray[np.int64]) -> tuple[list[ElsewherePages], int]:
         """Return by cgroup who else maps charged frames, and how many nobody here does."""
         is_counted = np.zeros(len(self._kind), bool)
         is_counted[pfns] = True
         rows = []
         for cgroup, parts in self._elsewhere.items():
             frames = _distinct(np.concatenate(parts))
-            rows.append(ElsewherePages(cgroup, int(is_counted[frames].sum())))
+            rows.append(ElsewherePages(int(is_counted[frames].sum()), cgroup))
         used = self._used[pfns] & (_INSIDE | _OUTSIDE)
         rows = [row for row in rows if row.pages]
         rows.sort(key=lambda row: (-row.pages, row.cgroup))
-        return tuple(rows), int((used == _OUTSIDE).sum())
+        return rows, int((used == _OUTSIDE).sum())
 
     def foreign_frames(self) -> NDArray[np.int64]:
         """Return the frames that processes here map and the cgroup is not charged for."""
@@ -260,11 +267,6 @@ def _distinct(pfns: NDArray[np.int64]) -> NDArray[np.int64]:
         return ordered
     kept: NDArray[np.int64] = ordered[np.append(True, ordered[1:] != ordered[:-1])]
     return kept
-
-
-def _sorted(rows: Iterable[OwnerPages]) -> tuple[OwnerPages, ...]:
-    found = [row for row in rows if row.pages]
-    return tuple(sorted(found, key=lambda row: (-row.pages, row.name, row.pid)))
 
 
 _NONE = np.empty(0, np.int64)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.pages.folios import HugeTally
-from memlens.report import Cost, Missed
+from memlens.record import column, record
+from memlens.report import Report, section, table
 
 
 @dataclass(slots=True)
@@ -115,137 +116,122 @@ KINDS = ("anonymous", "shmem", "file", "hugetlb", "kernel")
 STATES = ("present", "cached", "swap_cached", "unmapped")
 
 
-@dataclass(frozen=True, slots=True)
+@record("cgroup.kinds", help="Charged pages of one kind and state.")
 class KindPages:
     """
     Charged pages of one kind and state.
 
-    :param kind: ``anonymous``, ``shmem``, ``file``, ``hugetlb`` or ``kernel``.
-    :param state: ``present``: a page table maps it; ``cached``: in the page cache and
-        mapped by none; ``swap_cached``: it has a slot on swap, too; ``unmapped``: private
-        memory that nobody maps, as the rest of a huge page of which a part was given back.
-    :param dirty_pages: of these, newer than what is on disk.
+    ``present``: a page table maps it; ``cached``: in the page cache and mapped by none;
+    ``swap_cached``: it has a slot on swap, too; ``unmapped``: private memory that nobody maps,
+    as the rest of a huge page of which a part was given back.
     """
 
-    kind: str
-    state: str
-    pages: int
-    dirty_pages: int
+    kind: str = column("kind", key=True, help="anonymous, shmem, file, hugetlb or kernel")
+    state: str = column("state", key=True, help="present, cached, swap_cached or unmapped")
+    pages: int = column("size", unit="pages", metric="gauge", help="frames in RAM")
+    dirty_pages: int = column(
+        "dirty", unit="pages", rank=1, help="of these, newer than what is on disk"
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class OwnerPages:
-    """
-    Charged pages that belong to a file, or that a process maps.
+@record("cgroup.files", help="Charged pages of one file.")
+class FileCharge:
+    """Charged pages of one file; each page is in one row only, of a file or of a process."""
 
-    :param name: path of the file, or the process's comm; raw.
-    :param pid: of the process, 0 for a file.
-    :param cgroup: of the process, "" for a file.
-    :param pages: each page in one row only: of a file, or else of the first process.
-    :param mapped_pages: all that the process maps of what is charged.
-    """
-
-    name: str
-    pid: int
-    cgroup: str
-    pages: int
-    mapped_pages: int
+    pages: int = column("size", unit="pages", metric="gauge", help="frames in RAM")
+    mapped_pages: int = column("mapped", unit="pages", help="of these, mapped by a process")
+    path: str = column("file", unit="name", key=True, help="raw")
 
 
-@dataclass(frozen=True, slots=True)
+@record("cgroup.processes", help="Charged private pages that a process maps.")
+class ProcessCharge:
+    """Charged pages of no file that a process maps, the first of several."""
+
+    pages: int = column("size", unit="pages", metric="gauge", help="in no row before")
+    mapped_pages: int = column(
+        "mapped", unit="pages", help="all that it maps of what is charged"
+    )
+    pid: int = column("PID", key=True)
+    name: str = column("process (private memory)", unit="name", help="comm, raw")
+    cgroup: str = column("cgroup", rank=1, help="of the process")
+
+
+@record("cgroup.elsewhere", help="Pages charged to one cgroup, mapped by processes of another.")
 class ElsewherePages:
     """Pages that are charged in one cgroup and mapped by processes of another."""
 
-    cgroup: str
-    pages: int
+    pages: int = column("size", unit="pages", metric="gauge")
+    cgroup: str = column("cgroup", unit="name", key=True, help="the other one")
 
 
-@dataclass(frozen=True, slots=True)
+@record("cgroup.stat", help="A figure of memory.stat beside what was found.")
 class StatLine:
-    """
-    A figure of memory.stat beside what was found.
+    """A figure of memory.stat beside what was found."""
 
-    :param difference_pages: what memory.stat says more than was found.
-    """
+    name: str = column("memory.stat", key=True)
+    stat_pages: int = column("says", unit="pages")
+    found_pages: int = column("found", unit="pages")
+    difference_pages: int = column(
+        "difference", unit="pages", help="what memory.stat says more than was found"
+    )
 
-    name: str
-    stat_pages: int
-    found_pages: int
+
+@record("cgroup.total", help="A cgroup with those below it.")
+class CgroupTotal:
+    """A cgroup with those below it."""
+
+    path: str = column("cgroup", unit="name", key=True, help="as /proc/PID/cgroup has it")
+    version: int = column("version", help="of the hierarchy, 1 or 2")
+    cgroups: int = column("cgroups", help="how many these are")
+    charged_pages: int = column("charged", unit="pages", metric="gauge", help="frames in RAM")
+    unowned_pages: int = column(
+        "unowned", unit="pages", help="no process maps them, and no file was found for them"
+    )
+    only_elsewhere_pages: int = column(
+        "elsewhere", unit="pages", help="mapped by processes of other cgroups alone"
+    )
+    moved_pages: int = column(
+        "moved", unit="pages", help="changed hands while they were read; in no other number"
+    )
+
+
+class CgroupPages(Report, schema="memlens.cgroup/2"):
+    """What a cgroup, with those below it, is charged."""
+
+    files = table(FileCharge)
+    processes = table(ProcessCharge)
+    kinds = table(KindPages)
+    used_elsewhere = table(ElsewherePages)
+    charged_elsewhere = table(ElsewherePages)
+    stat = table(StatLine)
+    total = section(CgroupTotal)
 
     @property
-    def difference_pages(self) -> int:
-        """Return what the kernel counts and was not found."""
-        return self.stat_pages - self.found_pages
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, and nothing changed hands."""
+        return super().is_all_known and not (self.total and self.total.moved_pages)
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupPages:
-    """
-    What a cgroup, with those below it, is charged.
-
-    :param path: as /proc/PID/cgroup has it.
-    :param version: of the hierarchy, 1 or 2.
-    :param cgroups: how many that are.
-    :param charged_pages: frames in RAM.
-    :param kinds: their sums by kind and state.
-    :param files: by file, those that a process maps; most pages first.
-    :param processes: by process, private pages.
-    :param unowned_pages: frames that no process maps.
-    :param used_elsewhere: of the charged ones, mapped by processes of other cgroups.
-    :param only_elsewhere_pages: of the charged ones, mapped by such processes alone.
-    :param charged_elsewhere: mapped by processes of this cgroup, charged to others.
-    :param stat: memory.stat beside these.
-    :param moved_pages: changed hands while they were read; in no other number.
-    """
-
-    path: str
-    version: int
-    page_size_bytes: int
-    cgroups: int
-    charged_pages: int
-    kinds: tuple[KindPages, ...]
-    files: tuple[OwnerPages, ...]
-    processes: tuple[OwnerPages, ...]
-    unowned_pages: int
-    used_elsewhere: tuple[ElsewherePages, ...]
-    only_elsewhere_pages: int
-    charged_elsewhere: tuple[ElsewherePages, ...]
-    stat: tuple[StatLine, ...]
-    moved_pages: int
-    is_complete: bool
-    missed: tuple[Missed, ...]
-    notes: tuple[str, ...]
-    cost: Cost
-
-
-@dataclass(frozen=True, slots=True)
+@record("cgroup.cgroups", help="A cgroup of the overview, without those below it.")
 class CgroupRow:
-    """
-    One cgroup of the overview, without those below it.
+    """One cgroup of the overview, without those below it."""
 
-    :param path: None if it is in no directory that this reader sees.
-    :param pages: by ``KINDS``.
-    """
-
-    path: str | None
-    inode: int
-    pages: tuple[int, ...]
-
-    @property
-    def charged_pages(self) -> int:
-        """Return the sum over all kinds."""
-        return sum(self.pages)
+    charged_pages: int = column("charged", unit="pages", metric="gauge", help="frames in RAM")
+    anonymous_pages: int = column("anon", unit="pages", metric="gauge", rank=1)
+    shmem_pages: int = column("shmem", unit="pages", metric="gauge", rank=1)
+    file_pages: int = column("file", unit="pages", metric="gauge", rank=1)
+    hugetlb_pages: int = column("hugetlb", unit="pages", metric="gauge", rank=1)
+    kernel_pages: int = column("kernel", unit="pages", metric="gauge", rank=1)
+    inode: int = column("inode", key=True, rank=2, help="what the kernel charges a page to")
+    path: str | None = column(
+        "cgroup", unit="name", help="not known if it is in no directory that this reader sees"
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupList:
+class CgroupList(Report, schema="memlens.cgroups/2"):
     """Every cgroup that is charged for a frame in RAM, most pages first."""
 
-    version: int
-    page_size_bytes: int
-    rows: tuple[CgroupRow, ...]
-    is_complete: bool
-    cost: Cost
+    cgroups = table(CgroupRow)
 
 
 # Figures that are pages, in the order of the JSON.

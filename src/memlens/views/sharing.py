@@ -23,8 +23,8 @@ from memlens.views.table import (
     json_rows,
     render_csv,
     render_document,
+    render_rows,
     render_summary,
-    render_table,
     sort_names,
     sort_rows,
 )
@@ -353,10 +353,10 @@ def render_processes(
         yield [Segment("INCOMPLETE: the scan ended early", ALARM)]
     if group_by is None:
         rows: Sequence[Any] = sort_rows(result.processes, PROCESS_COLUMNS, sort)
-        yield from render_table(rows[:top], PROCESS_COLUMNS, size, options)
+        yield from render_rows(rows[:top], PROCESS_COLUMNS, size, options)
     else:
         rows = _groups(result, group_by, sort)
-        yield from render_table(rows[:top], GROUP_COLUMNS, size, options)
+        yield from render_rows(rows[:top], GROUP_COLUMNS, size, options)
     if top is not None and len(rows) > top:
         yield [Segment(f"{len(rows) - top} more", DIM)]
     yield []

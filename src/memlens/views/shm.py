@@ -30,8 +30,8 @@ from memlens.views.table import (
     render_amount,
     render_csv,
     render_document,
+    render_rows,
     render_summary,
-    render_table,
     sort_names,
     sort_rows,
 )
@@ -160,7 +160,7 @@ def render_text(
         yield [Segment("INCOMPLETE: the scan ended early", ALARM)]
     rows = _sorted(inventory, sort)
     if rows:
-        yield from render_table(rows[:top], _TEXT_COLUMNS, size, options)
+        yield from render_rows(rows[:top], _TEXT_COLUMNS, size, options)
         if top is not None and len(rows) > top:
             yield [Segment(f"{len(rows) - top} more", DIM)]
         yield []
@@ -327,7 +327,7 @@ def _render_object(
         yield from _runs(item, size)
     yield []
     if item.holders:
-        yield from render_table(item.holders, HOLDER_COLUMNS, size, options)
+        yield from render_rows(item.holders, HOLDER_COLUMNS, size, options)
     else:
         looked = "" if "no_holder" in item.marks else " that could be looked at"
         yield [Segment(f"No process{looked} maps it or has it open.")]

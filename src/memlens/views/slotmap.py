@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from memlens.swap.records import AreaSlots, SlotMap, SlotOwner
 from memlens.units import escape_text, format_size
 from memlens.views.lines import ALARM, BOLD, DIM, Line, Segment
-from memlens.views.table import TableColumn, TableOptions, render_table
+from memlens.views.table import TableColumn, TableOptions, render_rows
 
 _ROWS = 12
 _LETTERS = string.ascii_uppercase
@@ -70,7 +70,7 @@ def render_text(
     yield from _claims(slots)
     shown = len(_LETTERS) if top is None else top
     rows = [_Row(_sign(index), owner) for index, owner in enumerate(slots.owners)]
-    yield from render_table(rows[:shown], _COLUMNS, page_size_bytes, options)
+    yield from render_rows(rows[:shown], _COLUMNS, page_size_bytes, options)
     if len(rows) > shown:
         yield [Segment(f"{len(rows) - shown} more, together {_OTHER}", DIM)]
     text = "A: all slots of the cell are named, a: some, by the owner with most; .: none"

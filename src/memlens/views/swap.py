@@ -26,8 +26,8 @@ from memlens.views.table import (
     render_amount,
     render_csv,
     render_document,
+    render_rows,
     render_summary,
-    render_table,
     sort_names,
     sort_rows,
 )
@@ -163,7 +163,7 @@ def render_text(
         return
     is_asked = by == "area"
     areas = _part(ledger, "area", sort if is_asked else None).rows
-    yield from render_table(areas[: top if is_asked else None], AREA_COLUMNS, size, options)
+    yield from render_rows(areas[: top if is_asked else None], AREA_COLUMNS, size, options)
     yield from _zswap_lines(ledger.zswap)
     yield []
     yield from _account(ledger, options)
@@ -181,7 +181,7 @@ def _render_part(
     part: _Part, options: TableOptions, size: int, top: int | None, name: str
 ) -> Iterator[Line]:
     yield [Segment(part.title, BOLD)]
-    yield from render_table(part.rows[:top], part.columns, size, options)
+    yield from render_rows(part.rows[:top], part.columns, size, options)
     if top is not None and len(part.rows) > top:
         yield [Segment(f"{len(part.rows) - top} more (--by {name} has all)", DIM)]
 

@@ -10,10 +10,11 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from memlens.report import Cost, Missed
-from memlens.units import escape_text, format_size
+from memlens.record import Column, Table, Unit
+from memlens.report import Cost, Missed, Report
+from memlens.units import ADDRESS_LIMIT, escape_text, format_size
 from memlens.views.lines import (
     ALARM,
     DIM,
@@ -22,12 +23,12 @@ from memlens.views.lines import (
     cell_len,
     cut_middle,
     format_cost,
+    format_seconds,
     render_labelled,
 )
 
 T = TypeVar("T")
 Value = int | float | str | None
-Unit = Literal["pages", "bytes", "number", "text", "name"]
 
 
 class TableColumn(NamedTuple, Generic[T]):
@@ -106,11 +107,13 @@ class TableOptions(NamedTuple):
     :param width: cells in a line.
     :param is_colored: whether colours will be seen.
     :param is_unicode: whether characters beyond ASCII can be printed.
+    :param top: rows of a table that were asked for, None for what the view shows.
     """
 
     width: int = 80
     is_colored: bool = False
     is_unicode: bool = False
+    top: int | None = None
 
     @property
     def ellipsis(self) -> str:
@@ -118,7 +121,53 @@ class TableOptions(NamedTuple):
         return "…" if self.is_unicode else "~"
 
 
+# What the hue of a column stands for, as rich spells it.
+HUES = {"": "", "ram": "green", "swap": "red", "cached": "cyan", "shared": "blue", "dim": DIM}
+
+
 def render_table(
+    table: Table[Any],
+    page_size_bytes: int,
+    options: TableOptions,
+    names: Sequence[str] = (),
+) -> Iterator[Line]:
+    """
+    Yield the lines of a table, all its rows; the last column may be a ``name``.
+
+    :param names: the columns that text shows, in this order; none are all.
+    """
+    known = {column.name: column for column in table.columns}
+    columns = [known[name] for name in names] if names else list(known.values())
+    arrays = [table.column(column.name).tolist() for column in columns]
+    cells = [
+        [
+            column.absent if value is None else format_cell(column.unit, value, page_size_bytes)
+            for value in array
+        ]
+        for column, array in zip(columns, arrays, strict=True)
+    ]
+    yield from _draw(columns, [list(row) for row in zip(*cells, strict=True)], options)
+
+
+def render_top(
+    table: Table[Any],
+    report: Report,
+    options: TableOptions,
+    most: int | None = None,
+    names: Sequence[str] = (),
+) -> Iterator[Line]:
+    """
+    Yield the first rows of a table, and how many more there are.
+
+    :param most: rows to show if ``--top`` does not say, None for all.
+    """
+    top = table.top(most if options.top is None else options.top)
+    yield from render_table(top, report.page_size_bytes, options, names)
+    if len(table) > len(top):
+        yield [Segment(f"{len(table) - len(top)} more (--top N shows more)", DIM)]
+
+
+def render_rows(
     rows: Sequence[T],
     columns: Sequence[TableColumn[T]],
     page_size_bytes: int,
@@ -129,7 +178,17 @@ def render_table(
 
     :param columns: those that could be shown; empty ones are left out.
     """
-    cells = [[_cell(c, row, page_size_bytes) for c in columns] for row in rows]
+    yield from _draw(
+        columns, [[_cell(c, row, page_size_bytes) for c in columns] for row in rows], options
+    )
+
+
+def _draw(
+    columns: Sequence[Column | TableColumn[Any]],
+    cells: list[list[str]],
+    options: TableOptions,
+) -> Iterator[Line]:
+    """Yield the heading and the rows, fitted to the width."""
     shown = [
         index
         for index, column in enumerate(columns)
@@ -160,15 +219,21 @@ def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
         return "?"
     if isinstance(value, str):
         return escape_text(value)
+    if isinstance(value, bool):
+        return "yes" if value else ""
     if unit == "pages":
         return format_size(value * page_size_bytes) if value else ""
     if unit == "bytes":
         return format_size(value)
-    return str(value)
+    if unit == "seconds":
+        return format_seconds(value)
+    if unit == "ratio":
+        return f"{value:.2f}"
+    return f"{int(value) & ADDRESS_LIMIT - 1:x}" if unit == "address" else str(value)
 
 
 def _fit(
-    columns: Sequence[TableColumn[Any]],
+    columns: Sequence[Column | TableColumn[Any]],
     cells: list[list[str]],
     shown: list[int],
     gap: int,
@@ -208,7 +273,9 @@ def _fit(
     return widths
 
 
-def _heading(columns: list[TableColumn[T]], widths: list[int], gap: int) -> Iterator[Line]:
+def _heading(
+    columns: list[Column | TableColumn[Any]], widths: list[int], gap: int
+) -> Iterator[Line]:
     titles = [column.title.split("\n") for column in columns]
     height = max(map(len, titles), default=1)
     for level in range(height - 1, -1, -1):
@@ -216,12 +283,14 @@ def _heading(columns: list[TableColumn[T]], widths: list[int], gap: int) -> Iter
         for column, title, width in zip(columns, titles, widths, strict=True):
             part = title[len(title) - 1 - level] if level < len(title) else ""
             text = f"{part:<{width}}" if _is_left(column) else f"{part:>{width}}"
-            line.append(Segment((" " * gap if line else "") + text, f"bold {column.style}"))
+            line.append(
+                Segment((" " * gap if line else "") + text, f"bold {_style(column)}".strip())
+            )
         yield _stripped(line)
 
 
 def _row(
-    columns: Sequence[TableColumn[T]],
+    columns: Sequence[Column | TableColumn[Any]],
     cells: list[str],
     widths: dict[int, int],
     gap: int,
@@ -232,7 +301,7 @@ def _row(
         text = cut_middle(cells[index], width, options.ellipsis)
         padding = " " * (width - cell_len(text))
         text = text + padding if _is_left(columns[index]) else padding + text
-        line.append(Segment((" " * gap if line else "") + text, columns[index].style))
+        line.append(Segment((" " * gap if line else "") + text, _style(columns[index])))
     return _stripped(line)
 
 
@@ -246,7 +315,11 @@ def _stripped(line: Line) -> Line:
     return line
 
 
-def _is_left(column: TableColumn[Any]) -> bool:
+def _style(column: Column | TableColumn[Any]) -> str:
+    return HUES[column.hue] if isinstance(column, Column) else column.style
+
+
+def _is_left(column: Column | TableColumn[Any]) -> bool:
     return column.unit in ("text", "name")
 
 
@@ -268,6 +341,11 @@ def render_summary(
     yield from render_labelled("missed", lines, options.width, ALARM)
     yield from render_labelled("note", [escape_text(note) for note in notes], options.width)
     yield from render_labelled("cost", [format_cost(cost)], options.width)
+
+
+def render_foot(report: Report, options: TableOptions) -> Iterator[Line]:
+    """Yield what was missed and why, what to know, and what the scan cost."""
+    yield from render_summary(report.missed, report.notes, report.cost, options)
 
 
 def json_cost(cost: Cost) -> dict[str, float]:

@@ -142,13 +142,24 @@ def test_no_colour_without_a_terminal_or_if_unwanted(monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert common.is_colored()
     assert common.console().color_system is not None
-    assert not common.is_colored(no_color=True)
-    assert common.console(no_color=True).color_system is None
+    assert not common.is_colored("never")
     monkeypatch.setenv("NO_COLOR", "1")
     assert not common.is_colored()
     monkeypatch.setenv("NO_COLOR", "")
     assert common.is_colored()
     monkeypatch.setenv("TERM", "dumb")
+    assert not common.is_colored()
+    assert common.is_colored("always")
+
+
+def test_colour_where_it_is_forced(monkeypatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for value, is_forced in (("1", True), ("0", False), ("", False)):
+        monkeypatch.setenv("CLICOLOR_FORCE", value)
+        assert common.is_colored() is is_forced
+    monkeypatch.setenv("CLICOLOR_FORCE", "1")
+    assert not common.is_colored("never")
+    monkeypatch.setenv("NO_COLOR", "1")
     assert not common.is_colored()
 
 

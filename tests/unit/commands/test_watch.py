@@ -62,19 +62,20 @@ def test_a_bar_is_drawn_late_and_only_on_a_terminal(
         assert stream.getvalue() == ""
 
 
-@pytest.mark.parametrize("no_color", [False, True])
-def test_the_bar_has_no_colour_if_none_is_wanted(monkeypatch, no_color: bool) -> None:
+@pytest.mark.parametrize("color", ["auto", "never"])
+def test_the_bar_has_no_colour_if_none_is_wanted(monkeypatch, color: str) -> None:
     stream = Terminal()
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(run, "_PATIENCE_S", 0.0)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with Watch("reading", no_color) as seen:
+    with Watch("reading", color) as seen:
         seen.should_stop()
         seen.on_progress(5, 10)
         seen.end_scan()
     assert "reading" in stream.getvalue()
-    assert bool(re.search(r"\x1b\[[0-9;]*m", stream.getvalue())) != no_color
+    has_color = bool(re.search(r"\x1b\[[0-9;]*m", stream.getvalue()))
+    assert has_color == (color == "auto")
 
 
 def test_an_interrupt_gives_the_cursor_back_at_once(monkeypatch, tmp_path) -> None:

@@ -8,17 +8,21 @@ import pytest
 from memlens.physical.files import unknown_file
 from memlens.physical.records import (
     CgroupPages,
+    CgroupTotal,
     ElsewherePages,
     FileCache,
+    FileCharge,
     FileTotals,
     KindPages,
-    OwnerPages,
+    ProcessCharge,
     StatLine,
     StripCell,
 )
-from memlens.report import Cost, Missed
+from memlens.record import Table
+from memlens.report import Cost, Missed, Origin
 from memlens.sharing.records import MappingShare, PairShare, ProcessShare, Sharing
 from memlens.views import cgroup, files, sharing
+from memlens.views.table import TableOptions
 
 COST = Cost(0.1, 4096, 0.001)
 EVIL = "/tmp-like/\x1b[2J" + "long " * 40 + "end"
@@ -150,41 +154,47 @@ def test_sharing_json() -> None:
 
 
 def cgroup_pages() -> CgroupPages:
-    return CgroupPages(
-        path=EVIL,
-        version=2,
-        page_size_bytes=4096,
-        cgroups=3,
-        charged_pages=100,
-        kinds=(KindPages("anonymous", "present", 60, 1), KindPages("kernel", "present", 40, 0)),
-        files=(OwnerPages(EVIL, 0, "", 7, 0),),
-        processes=tuple(OwnerPages(f"p{n}", n, EVIL, 3, 4) for n in range(1, 15)),
-        unowned_pages=5,
-        used_elsewhere=(ElsewherePages(EVIL, 3),),
-        only_elsewhere_pages=1,
-        charged_elsewhere=(ElsewherePages("/b", 2),),
-        stat=(StatLine("anon", 50, 60),),
-        moved_pages=2,
+    return CgroupPages.at(
+        Origin("2026-01-31T08:15:00Z", "host", "boot", "6.18.0", 4096, "0.1.0"),
+        tables={
+            "files": Table.of(FileCharge, [FileCharge(7, 0, EVIL)]),
+            "processes": Table.of(
+                ProcessCharge, [ProcessCharge(3, 4, n, f"p{n}", EVIL) for n in range(1, 15)]
+            ),
+            "kinds": Table.of(
+                KindPages,
+                [
+                    KindPages("anonymous", "present", 60, 1),
+                    KindPages("kernel", "present", 40, 0),
+                ],
+            ),
+            "used_elsewhere": Table.of(ElsewherePages, [ElsewherePages(3, EVIL)]),
+            "charged_elsewhere": Table.of(ElsewherePages, [ElsewherePages(2, "/b")]),
+            "stat": Table.of(StatLine, [StatLine("anon", 50, 60, -10)]),
+        },
+        sections={"total": CgroupTotal(EVIL, 2, 3, 100, 5, 1, 2)},
         is_complete=False,
-        missed=(Missed("x", "y"),),
-        notes=("note",),
+        missed=[Missed("x", "y")],
+        notes=["note"],
         cost=COST,
     )
 
 
+def drawn(width: int) -> str:
+    lines = cgroup.render(cgroup_pages(), TableOptions(width))
+    return "\n".join("".join(part.text for part in line) for line in lines)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_cgroup_fits(width: int) -> None:
-    text = "".join(cgroup.render_text(cgroup_pages(), width))
+    text = drawn(width)
     assert "\x1b" not in text
-    table = [line for line in text.splitlines() if not line.startswith("note")]
-    assert width < 80 or max(map(len, table)) <= width
+    assert max(map(len, text.splitlines())) <= max(width, 60)
     assert "-40K" in text
-    assert "4 more (--top)" in text
-    assert "stopped early" in text
+    assert "4 more (--top" in text
+    assert "2 pages changed hands" in text
 
 
-def test_cgroup_json() -> None:
-    found = json.loads(cgroup.render_json(cgroup_pages()))
-    assert found["stat"] == [
-        {"name": "anon", "stat_pages": 50, "found_pages": 60, "difference_pages": -10}
-    ]
+def test_cgroup_is_not_all_known_where_pages_changed_hands() -> None:
+    report = replace(cgroup_pages(), is_complete=True, missed=())
+    assert not report.is_all_known

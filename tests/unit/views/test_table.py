@@ -10,7 +10,7 @@ from memlens.views.table import (
     TableOptions,
     render_csv,
     render_document,
-    render_table,
+    render_rows,
     sort_names,
     sort_rows,
 )
@@ -38,7 +38,7 @@ ROWS = [
 
 
 def draw(width: int, rows: list[Thing] = ROWS) -> list[str]:
-    lines = render_table(rows, COLUMNS, 4096, TableOptions(width))
+    lines = render_rows(rows, COLUMNS, 4096, TableOptions(width))
     return ["".join(part.text for part in line) for line in lines]
 
 
