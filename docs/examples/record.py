@@ -20,9 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "kernel"), str(ROOT / "docs")]
-
-from swapareas import machine_lock, swap_area  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from memlens.account.abilities import Abilities  # noqa: E402
 from memlens.account.capture import map_process  # noqa: E402
@@ -36,6 +34,8 @@ from memlens.account.sharedpages import read_sharing  # noqa: E402
 from memlens.account.sharing import ProcessFilter, list_processes  # noqa: E402
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
 from recorded import write_record  # noqa: E402
+from tests.kernel.support.machine import machine_lock  # noqa: E402
+from tests.kernel.support.swap import swap_area  # noqa: E402
 
 MIB = 1 << 20
 NOBODY = 65534
