@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.support.commands import as_user
 from tests.kernel.support.driver import (
     CLONE_NEWPID,
     MAP_SHARED,
@@ -25,19 +26,9 @@ from tests.kernel.support.driver import (
     Target,
     target,
 )
-from tests.kernel.support.machine import ROOT, wait_until
+from tests.kernel.support.machine import wait_until
 
 USER = 65534
-AS_USER = """
-import ctypes, sys
-from tests.kernel.support.verdicts import become
-from memlens.__main__ import main
-uid, is_dumpable, *arguments = sys.argv[1:]
-become(int(uid))
-ctypes.CDLL(None).prctl(4, int(is_dumpable), 0, 0, 0)  # PR_SET_DUMPABLE
-sys.argv = ["memlens", *arguments]
-sys.exit(main())
-"""
 
 
 @dataclass(frozen=True)
@@ -58,14 +49,12 @@ def memlens_as_user(
     uid: int, *arguments: object, prefix: tuple[str, ...] = (), is_dumpable: bool = True
 ) -> Done:
     """Run the command line as an ordinary user."""
-    program = (sys.executable, "-c", AS_USER, uid, int(is_dumpable))
-    return _run(*prefix, *program, *arguments)
+    return _run(*prefix, *as_user(uid, is_dumpable=is_dumpable), *arguments)
 
 
 def _run(*words: object) -> Done:
     done = subprocess.run(
         [str(word) for word in words],
-        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,

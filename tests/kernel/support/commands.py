@@ -1,5 +1,5 @@
 """
-Runs memlens as a process of its own, and knows whether any other began meanwhile.
+The command line of memlens, and whether any other process began meanwhile.
 
 The process that looks maps libraries that others map too, and is gone when smaps_rollup is
 read before and after.  The process of the tests maps them throughout.
@@ -14,6 +14,30 @@ from pathlib import Path
 from typing import Any
 
 from tests.kernel.support.machine import StateMoved
+
+NOBODY = 65534
+DEADLINE_S = 60
+# Everything is imported first: later it may be out of this user's reach.
+_AS_USER = """
+import ctypes, importlib, os, pkgutil, sys
+import memlens
+from memlens.__main__ import main
+for module in pkgutil.walk_packages(memlens.__path__, "memlens."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+uid, is_dumpable, *arguments = sys.argv[1:]
+os.setgroups([])
+os.setresgid(int(uid), int(uid), int(uid))
+os.setresuid(int(uid), int(uid), int(uid))
+ctypes.CDLL(None).prctl(4, int(is_dumpable), 0, 0, 0)  # PR_SET_DUMPABLE, or /proc hides him
+sys.argv = ["memlens", *arguments]
+sys.exit(main())
+"""
+
+
+def as_user(uid: int, *, is_dumpable: bool = True) -> list[str]:
+    """Return the words that run memlens as an ordinary user, before its arguments."""
+    return [sys.executable, "-c", _AS_USER, str(uid), str(int(is_dumpable))]
 
 
 def run_json(*arguments: object) -> Any:
@@ -50,29 +74,11 @@ def _count_begun() -> int:
     return count
 
 
-NOBODY = 65534
-DEADLINE_S = 60
-
-
-# Everything is imported first: later it may be out of this user's reach.
-AS_NOBODY = f"""
-import ctypes, importlib, os, pkgutil, sys
-import memlens
-for module in pkgutil.walk_packages(memlens.__path__, "memlens."):
-    if not module.name.endswith("__main__"):
-        importlib.import_module(module.name)
-os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, or his own /proc hides from him
-from memlens.commands.main import cli
-cli.main(sys.argv[1:], prog_name="memlens")
-"""
-
-
 def run(*arguments: str, is_nobody: bool = False) -> subprocess.CompletedProcess[str]:
     """Run memlens to its end, within the deadline."""
-    program = ["-c", AS_NOBODY] if is_nobody else ["-m", "memlens"]
+    program = as_user(NOBODY) if is_nobody else [sys.executable, "-m", "memlens"]
     return subprocess.run(
-        [sys.executable, *program, *arguments],
+        [*program, *arguments],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
