@@ -25,6 +25,11 @@ root_only = pytest.mark.skipif(not IS_ROOT, reason="needs root: map_files and PF
 PAGES = 23
 
 
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> None:
+    """Let any user run these, beside whatever goes on: nothing of the machine is changed."""
+
+
 @pytest.fixture
 def memfd() -> Iterator[int]:
     fd = os.memfd_create("line\n\x1b[31m feed")
@@ -191,7 +196,7 @@ def child() -> Iterator[int]:
         process.stdin.close()
 
 
-def look_apart(pid: int) -> dict[str, Any]:
+def row_of(pid: int) -> dict[str, Any]:
     """Look from a process that does not count; one that may not see frames always counts."""
     if not IS_ROOT:
         (row,) = memlens.list_processes([pid]).processes
@@ -206,7 +211,7 @@ def test_rss_pss_and_uss_are_those_of_the_kernel(child: int) -> None:
     deadline = time.monotonic() + 60
     while True:
         before = figures(child)
-        row = look_apart(child)
+        row = row_of(child)
         after = figures(child)
         # Others that map the same libraries come and go: look while none does.
         if before == after or time.monotonic() > deadline:
