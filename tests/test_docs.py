@@ -225,7 +225,8 @@ def test_demo_example_shows_real_kinds_of_memory() -> None:
 
 def tracked_files() -> list[Path]:
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        # Also of a tree that is another user's.
+        ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-coz", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
