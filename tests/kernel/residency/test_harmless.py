@@ -311,9 +311,9 @@ def test_no_huge_page_is_reserved(machine: None) -> None:
         map_process(driven.pid)
         assert meminfo("HugePages_Rsvd") == before
         own = os.open(f"/proc/{driven.pid}/fd/{fd}", os.O_RDWR)
-        mapped = oracle._libc.mmap(None, 3 << 21, 3, MAP_SHARED, own, 0)
+        mapped = oracle.libc.mmap(None, 3 << 21, 3, MAP_SHARED, own, 0)
         assert meminfo("HugePages_Rsvd") == before + 3, "would not be noticed"
-        oracle._libc.munmap(mapped, 3 << 21)
+        oracle.libc.munmap(mapped, 3 << 21)
         os.close(own)
 
 

@@ -66,10 +66,10 @@ def _mounted_over_a_file(driven: Target, where: Path, stack: ExitStack) -> LetGo
     point.parent.mkdir()
     point.touch()
     _open_file(driven, path)
-    assert oracle._libc.mount(bytes(path), bytes(point), None, MS_BIND, None) == 0
+    assert oracle.libc.mount(bytes(path), bytes(point), None, MS_BIND, None) == 0
     unmount = stack.enter_context(ExitStack())
     # The target has opened it by way of the tmpfs, and not of this mount.
-    undo = undone_at_exit(lambda: oracle._libc.umount2(bytes(point), MNT_DETACH))
+    undo = undone_at_exit(lambda: oracle.libc.umount2(bytes(point), MNT_DETACH))
     unmount.enter_context(undo)
     path.unlink()
     return unmount.close

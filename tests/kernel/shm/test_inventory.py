@@ -275,8 +275,8 @@ def test_one_tmpfs_at_two_places_and_in_two_namespaces(tmp_path: Path, driven: T
         two.mkdir()
         mount_tmpfs(stack, one)
         (one / "file").write_bytes(bytes(5 * PAGE))
-        assert oracle._libc.mount(bytes(one), bytes(two), None, 4096, None) == 0
-        stack.callback(lambda: oracle._libc.umount2(bytes(two), MNT_DETACH))
+        assert oracle.libc.mount(bytes(one), bytes(two), None, 4096, None) == 0
+        stack.callback(lambda: oracle.libc.umount2(bytes(two), MNT_DETACH))
         driven.isolate_mounts()
         inode = (one / "file").stat().st_ino
         device = os.stat(one).st_dev

@@ -154,7 +154,7 @@ def test_a_file_below_a_mount_over_a_file(tmp_path: Path, machine: None) -> None
 
 
 def _bind(stack: ExitStack, source: Path, place: Path) -> None:
-    libc = oracle._libc
+    libc = oracle.libc
     assert libc.mount(bytes(source), bytes(place), None, MS_BIND, None) == 0
     stack.enter_context(undone_at_exit(lambda: libc.umount2(bytes(place), MNT_DETACH)))
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from tests.kernel.support.driver import CLONE_NEWNS, MNT_DETACH, Target
 from tests.kernel.support.machine import undone_at_exit
+from tests.kernel.support.oracle import libc
 
 CLONE_FILES = 0x400
 CLONE_NEWIPC = 0x08000000
 MS_BIND = 4096
 # System calls that libc has no function for.
 NR_EXIT = {"x86_64": 60}.get(platform.machine(), 93)
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def start_thread(driven: Target, flags: int, work: str = "", **values: object) -> int:
@@ -56,6 +55,6 @@ fd = os.open(os.path.join(where, name), os.O_RDWR | os.O_CREAT, 0o600)
 
 def mount_tmpfs(stack: ExitStack, where: Path, options: str = "") -> None:
     """Mount a tmpfs here until the stack ends."""
-    if _libc.mount(b"memlens", bytes(where), b"tmpfs", 0, options.encode()) == -1:
+    if libc.mount(b"memlens", bytes(where), b"tmpfs", 0, options.encode()) == -1:
         raise OSError(ctypes.get_errno(), f"mount {where}")
-    stack.enter_context(undone_at_exit(lambda: _libc.umount2(bytes(where), MNT_DETACH)))
+    stack.enter_context(undone_at_exit(lambda: libc.umount2(bytes(where), MNT_DETACH)))

@@ -31,11 +31,11 @@ SYS_MEMFD_SECRET = 447
 
 KPF_REFERENCED, KPF_ACTIVE, KPF_SWAPCACHE, KPF_THP, KPF_KSM = 2, 6, 13, 22, 21
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 
 
 def read_pagemap(pid: int, start: int, pages: int) -> NDArray[np.uint64]:
@@ -67,7 +67,7 @@ def read_cachestat(fd: int, offset: int, length: int) -> tuple[int, int]:
     """Return ``(nr_cache, nr_evicted)`` of a range of a file."""
     span = struct.pack("<2Q", offset, length)
     answer = ctypes.create_string_buffer(40)
-    if _libc.syscall(SYS_CACHESTAT, fd, span, answer, 0) == -1:
+    if libc.syscall(SYS_CACHESTAT, fd, span, answer, 0) == -1:
         code = ctypes.get_errno()
         raise OSError(code, f"cachestat: {os.strerror(code)}")
     cached, _, _, evicted, _ = struct.unpack("<5Q", answer.raw)
@@ -77,13 +77,13 @@ def read_cachestat(fd: int, offset: int, length: int) -> tuple[int, int]:
 def read_mincore(fd: int, offset: int, pages: int) -> NDArray[np.bool_]:
     """Return whether each page is resident, by a mapping of our own."""
     size = pages * PAGE
-    where = _libc.mmap(None, size, 0, 0x4001, fd, offset)  # PROT_NONE, SHARED|NORESERVE
+    where = libc.mmap(None, size, 0, 0x4001, fd, offset)  # PROT_NONE, SHARED|NORESERVE
     if where == ctypes.c_void_p(-1).value:
         raise OSError(ctypes.get_errno(), "mmap")
     vector = ctypes.create_string_buffer(pages)
-    result = _libc.mincore(where, size, vector)
+    result = libc.mincore(where, size, vector)
     code = ctypes.get_errno()
-    _libc.munmap(where, size)
+    libc.munmap(where, size)
     if result == -1:
         raise OSError(code, "mincore")
     return (np.frombuffer(vector.raw, np.uint8) & 1).astype(bool)

@@ -185,7 +185,7 @@ def attached_before_leaving(builder: Builder) -> Made:
     path = f"/proc/{driven.pid}/map_files/{first:x}-{first + length:x}"
     made.count_out = lambda: count_evicted(path)
     driven.libc("unshare", CLONE_NEWIPC)
-    builder.stack.callback(oracle._libc.shmctl, shmid, IPC_RMID, None)
+    builder.stack.callback(oracle.libc.shmctl, shmid, IPC_RMID, None)
     return made
 
 
