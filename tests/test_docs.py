@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,18 @@ def test_shown_commands_are_understood(where: str, words: list[str]) -> None:
     assert not unknown
 
 
-def run_json(*words: str) -> dict[str, Any]:
-    done = subprocess.run(
+@cache
+def _json_of(*words: str) -> str:
+    return subprocess.run(
         [sys.executable, "-m", "memlens", *words, "--json"],
         capture_output=True,
         text=True,
         check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
+    ).stdout
+
+
+def run_json(*words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(_json_of(*words))
     return found
 
 
