@@ -20,9 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(ROOT / "tests" / "kernel"), str(ROOT / "docs")]
-
-from swapareas import machine_lock, swap_area  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
 from memlens.physical.flags import count_process_flags  # noqa: E402
@@ -36,6 +34,8 @@ from memlens.sharing.processes import ProcessFilter, list_processes  # noqa: E40
 from memlens.shm.inventory import list_shared_memory  # noqa: E402
 from memlens.swap.ledger import read_swap_ledger  # noqa: E402
 from recorded import write_record  # noqa: E402
+from tests.kernel.support.machine import machine_lock  # noqa: E402
+from tests.kernel.support.swap import swap_area  # noqa: E402
 
 MIB = 1 << 20
 NOBODY = 65534

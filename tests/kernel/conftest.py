@@ -7,19 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import swapareas
-from looking import ATTEMPTS, ReportsOf
-from swapareas import (
-    Missing,
-    Squeeze,
-    machine_lock,
-    machine_state,
-    swap_area,
-)
-from workloads.base import Entry, StateMoved, Workload
 
 from memlens import MemlensError
 from memlens.kernel.cachewalk import CacheWalker
+from tests.kernel.support import cgroups
+from tests.kernel.support.cgroups import Squeeze
+from tests.kernel.support.machine import Missing, StateMoved, machine_lock, machine_state
+from tests.kernel.support.swap import swap_area
+from tests.kernel.support.verdicts import ATTEMPTS, ReportsOf
+from tests.kernel.workloads.base import Entry, Workload
 
 MUST_RUN = bool(os.environ.get("MEMLENS_REQUIRE_KERNEL"))
 
@@ -62,7 +58,7 @@ def machine() -> Iterator[None]:
 def squeeze(machine: None) -> Squeeze:
     """Return the maker of memory cgroups to reclaim from."""
     try:
-        return swapareas.squeeze()
+        return cgroups.squeeze()
     except Missing as missing:
         pytest.skip(str(missing))
 

@@ -39,7 +39,7 @@ def explain_page(pid: int, address: int, *, proc: str = "/proc") -> PageExplanat
     Return where one page of a process is, and how that is known.
 
     >>> import os
-    >>> explain_page(os.getpid(), id(object)).verdict.label
+    >>> explain_page(os.getpid(), id(explain_page)).verdict.label
     'present'
 
     :param pid: a live process, as ``proc`` numbers it.

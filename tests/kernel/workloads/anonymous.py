@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import raw
-from driver import (
+from tests.kernel.support import oracle
+from tests.kernel.support.driver import (
     HUGE,
     MADV_DONTNEED,
     MADV_FREE,
@@ -22,14 +22,12 @@ from driver import (
     Target,
     pages_where,
 )
-from swapareas import setting
-
-from workloads.base import (
+from tests.kernel.support.machine import StateMoved, setting
+from tests.kernel.workloads.base import (
     BOTH,
     PRIME,
     Expected,
     P,
-    StateMoved,
     Tools,
     Workload,
     entries,
@@ -207,7 +205,7 @@ def _huge(driven: Target) -> int:
     start = driven.mmap(HUGE_PAGES, align=HUGE)
     driven.libc("madvise", start, HUGE, MADV_HUGEPAGE)
     driven.poke(start, [0])
-    (vma,) = raw.smaps_at(driven.pid, start, start + HUGE)
+    (vma,) = oracle.smaps_at(driven.pid, start, start + HUGE)
     if vma.fields["AnonHugePages"] != HUGE >> 10:
         raise StateMoved("no huge page to be had")
     return start
@@ -286,8 +284,8 @@ def merged(tools: Tools) -> Workload:
     classes = [P.NONE if state == "untouched" else P.PRESENT for state in states]
 
     def is_merged() -> None:
-        flags = raw.read_kpageflags(raw.read_pagemap(driven.pid, start, PRIME))
-        if not all(flags[page] >> raw.KPF_KSM & 1 for page in same):
+        flags = oracle.read_kpageflags(oracle.read_pagemap(driven.pid, start, PRIME))
+        if not all(flags[page] >> oracle.KPF_KSM & 1 for page in same):
             raise StateMoved(f"not merged yet: {[hex(flags[page]) for page in same]}")
 
     mapping = Expected(driven.pid, start, classes, "anonymous", 0, states)
@@ -334,9 +332,9 @@ def heap(tools: Tools) -> Workload:
 def stack(tools: Tools) -> Workload:
     """[stack]: pages that were used are there, pages below the deepest use are not."""
     driven = tools.target()
-    (vma,) = [vma for vma in raw.read_smaps(driven.pid) if vma.path == "[stack]"]
-    words = raw.read_pagemap(driven.pid, vma.start, (vma.stop - vma.start) // PAGE).tolist()
-    classes = [P.PRESENT if word & raw.PRESENT else P.NONE for word in words]
+    (vma,) = [vma for vma in oracle.read_smaps(driven.pid) if vma.path == "[stack]"]
+    words = oracle.read_pagemap(driven.pid, vma.start, (vma.stop - vma.start) // PAGE).tolist()
+    classes = [P.PRESENT if word & oracle.PRESENT else P.NONE for word in words]
     return Workload(driven, [Expected(driven.pid, vma.start, classes, "anonymous")])
 
 

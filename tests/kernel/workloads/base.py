@@ -7,21 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import raw
-from driver import PAGE, Target, target
 from numpy.typing import NDArray
-from swapareas import Squeeze, wait_until
 
 from memlens.pages.classes import PageClass
+from tests.kernel.support import oracle
+from tests.kernel.support.cgroups import Squeeze
+from tests.kernel.support.driver import PAGE, Target, target
+from tests.kernel.support.machine import StateMoved, wait_until
 
 PRIME = 23
 NO_SWAP = ("none",)
 BOTH = ("zram", "file")
 P = PageClass
-
-
-class StateMoved(AssertionError):
-    """The memory is no longer (or was never) in the state that was built."""
 
 
 @dataclass
@@ -165,8 +162,8 @@ def page_out(driven: Target, start: int, pages: Sequence[int]) -> None:
 
     def is_out() -> bool:
         driven.madvise(start, pages, 21)
-        words = raw.read_pagemap(driven.pid, start, max(pages) + 1)
-        return not any(int(words[page]) & raw.PRESENT for page in pages)
+        words = oracle.read_pagemap(driven.pid, start, max(pages) + 1)
+        return not any(int(words[page]) & oracle.PRESENT for page in pages)
 
     if pages:
         wait_until(is_out, "MADV_PAGEOUT")
@@ -199,21 +196,21 @@ class _Look:
 
 def _look(expected: Expected) -> list[_Look]:
     pages = len(expected.classes)
-    words = raw.read_pagemap(expected.pid, expected.start, pages).tolist()
-    scan = raw.read_scan(expected.pid, expected.start, pages).tolist()
+    words = oracle.read_pagemap(expected.pid, expected.start, pages).tolist()
+    scan = oracle.read_scan(expected.pid, expected.start, pages).tolist()
     looks = []
     for word, category in zip(words, scan, strict=True):
-        is_out = bool(word & raw.SWAP)
+        is_out = bool(word & oracle.SWAP)
         kind = word & 31
-        is_present = bool(word & raw.PRESENT)
-        if is_present != bool(category & raw.IS_PRESENT):
+        is_present = bool(word & oracle.PRESENT)
+        if is_present != bool(category & oracle.IS_PRESENT):
             raise StateMoved(f"pagemap says {word:#x}, PAGEMAP_SCAN {category:#x}")
         looks.append(
             _Look(
                 *(word, category, is_present),
-                is_present and bool(category & raw.IS_PFNZERO),
-                is_out and kind == raw.MARKER_TYPE,
-                is_out and kind < raw.FIRST_SPECIAL_TYPE,
+                is_present and bool(category & oracle.IS_PFNZERO),
+                is_out and kind == oracle.MARKER_TYPE,
+                is_out and kind < oracle.FIRST_SPECIAL_TYPE,
             )
         )
     return looks
@@ -221,14 +218,14 @@ def _look(expected: Expected) -> list[_Look]:
 
 def _is_table_class(look: _Look, kind: PageClass) -> bool | None:
     """Return whether the page table proves the class, None if it leaves it open."""
-    is_guard = look.is_marker and bool(look.word & raw.GUARD)
-    is_poison = look.is_marker and not look.word & (raw.GUARD | raw.UFFD_WP)
+    is_guard = look.is_marker and bool(look.word & oracle.GUARD)
+    is_poison = look.is_marker and not look.word & (oracle.GUARD | oracle.UFFD_WP)
     if kind is P.PRESENT:
         return look.is_present and not look.is_zero
     if kind is P.ZERO:
         return look.is_zero
     if kind is P.GUARD:
-        return is_guard and bool(look.scan & raw.IS_GUARD)
+        return is_guard and bool(look.scan & oracle.IS_GUARD)
     if kind is P.POISONED:
         return is_poison
     if look.is_present or is_guard or is_poison:
@@ -242,9 +239,9 @@ def prove_anonymous(expected: Expected) -> None:
         kind = expected.classes[page]
         proven = _is_table_class(look, kind)
         if proven is None and kind is P.SWAPPED:
-            proven = look.is_swap and bool(look.scan & raw.IS_SWAPPED)
+            proven = look.is_swap and bool(look.scan & oracle.IS_SWAPPED)
         if proven is None and kind is P.NONE:
-            proven = look.word == 0 or (look.is_marker and bool(look.word & raw.UFFD_WP))
+            proven = look.word == 0 or (look.is_marker and bool(look.word & oracle.UFFD_WP))
         _need(bool(proven), expected, page, look)
 
 
@@ -286,7 +283,7 @@ _Answers = dict[PageClass, tuple[bool | None, bool | None, bool | None, bool | N
 
 
 def _open_mapped(expected: Expected) -> int:
-    return raw.open_object(expected.pid, expected.start)
+    return oracle.open_object(expected.pid, expected.start)
 
 
 def object_proof(
@@ -303,7 +300,7 @@ def object_proof(
         fd = open_object(expected)
         try:
             size = os.lseek(fd, 0, os.SEEK_END)
-            evidence = raw.read_object(fd, expected.object_offset, len(looks))
+            evidence = oracle.read_object(fd, expected.object_offset, len(looks))
         finally:
             os.close(fd)
         columns = (evidence.cached, evidence.evicted, evidence.resident, evidence.data)
@@ -340,17 +337,17 @@ def prove_table_only(expected: Expected) -> None:
 
 def prove_pfn_mapping(expected: Expected) -> None:
     """A mapping of frames that pagemap leaves out: VmFlags pf, all words zero."""
-    (vma,) = raw.smaps_at(expected.pid, expected.start, expected.stop)
+    (vma,) = oracle.smaps_at(expected.pid, expected.start, expected.stop)
     _need("pf" in vma.flags, expected, 0, vma)
     for page, word in enumerate(
-        raw.read_pagemap(expected.pid, expected.start, len(expected.classes))
+        oracle.read_pagemap(expected.pid, expected.start, len(expected.classes))
     ):
         _need(word == 0, expected, page, hex(word))
 
 
 def prove_beyond_user_space(expected: Expected) -> None:
     """Addresses that pagemap does not reach."""
-    words = raw.read_pagemap(expected.pid, expected.start, len(expected.classes))
+    words = oracle.read_pagemap(expected.pid, expected.start, len(expected.classes))
     _need(len(words) == 0, expected, 0, words)
 
 
@@ -372,7 +369,7 @@ def prove_sums(expected: Expected) -> None:
     """Hold the classes against smaps, the kernel's own sum over the same pages."""
     if not expected.smaps:
         return
-    mappings = raw.smaps_at(expected.pid, expected.start, expected.stop)
+    mappings = oracle.smaps_at(expected.pid, expected.start, expected.stop)
     counts = np.bincount(np.array(expected.classes, np.int64), minlength=len(P))
     wanted = {
         "Rss": counts[P.PRESENT],

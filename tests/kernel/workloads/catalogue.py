@@ -7,23 +7,23 @@ state by reads that share no code with memlens, and yields what must be seen of 
 
 from collections.abc import Iterator
 
-from workloads import (
+from tests.kernel.workloads import (
     anonymous,
     files,
     hugetlb,
-    odd,
     overlays,
+    rare_calls,
     shmem,
     shmem_changed,
     shmem_huge,
     special,
     userfault,
 )
-from workloads.base import Entry
+from tests.kernel.workloads.base import Entry
 
 MODULES = (
     *(anonymous, userfault, shmem, shmem_changed, shmem_huge),
-    *(files, overlays, hugetlb, special, odd),
+    *(files, overlays, hugetlb, special, rare_calls),
 )
 CATALOGUE: tuple[Entry, ...] = tuple(entry for module in MODULES for entry in module.ENTRIES)
 

@@ -5,8 +5,9 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import raw
-from driver import (
+from tests.kernel.support import oracle
+from tests.kernel.support.cgroups import Cgroup
+from tests.kernel.support.driver import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     MADV_DONTNEED,
@@ -19,9 +20,8 @@ from driver import (
     Target,
     pages_where,
 )
-from swapareas import Cgroup, Missing, wait_until
-
-from workloads.base import (
+from tests.kernel.support.machine import Missing, wait_until
+from tests.kernel.workloads.base import (
     BOTH,
     PRIME,
     Expected,
@@ -33,7 +33,7 @@ from workloads.base import (
     page_out,
     pattern,
 )
-from workloads.shmem import memfd, push_out
+from tests.kernel.workloads.shmem import memfd, push_out
 
 ENTRIES, workload = entries()
 
@@ -62,7 +62,7 @@ def drop(driven: Target, fd: int, pages: Sequence[int], cgroup: Cgroup | None = 
 
     def is_resident(page: int) -> bool:
         # Not cachestat: on overlayfs it answers for another inode.
-        return bool(raw.read_mincore(descriptor, page * PAGE, 1)[0])
+        return bool(oracle.read_mincore(descriptor, page * PAGE, 1)[0])
 
     def is_dropped() -> bool:
         if cgroup:

@@ -4,8 +4,8 @@ import ctypes
 import os
 from pathlib import Path
 
-import raw
-from driver import (
+from tests.kernel.support import oracle
+from tests.kernel.support.driver import (
     HUGE,
     MADV_DONTNEED,
     MAP_ANONYMOUS,
@@ -15,20 +15,18 @@ from driver import (
     PAGE,
     Target,
 )
-from swapareas import Missing, setting
-
-from workloads.base import (
+from tests.kernel.support.machine import Missing, StateMoved, setting
+from tests.kernel.workloads.base import (
     PROOFS,
     Expected,
     P,
     PageClass,
-    StateMoved,
     Tools,
     Workload,
     entries,
     kinds,
 )
-from workloads.userfault import poison, protect, watch
+from tests.kernel.workloads.userfault import poison, protect, watch
 
 ENTRIES, workload = entries()
 SMALL = HUGE // PAGE
@@ -238,21 +236,21 @@ def prove_hugetlb(expected: Expected) -> None:
 
     Which pages of a part are there nothing else tells: that is as they were built.
     """
-    words = raw.read_pagemap(expected.pid, expected.start, len(expected.classes)).tolist()
-    scan = raw.read_scan(expected.pid, expected.start, len(expected.classes)).tolist()
-    fd = raw.open_object(expected.pid, expected.start)
+    words = oracle.read_pagemap(expected.pid, expected.start, len(expected.classes)).tolist()
+    scan = oracle.read_scan(expected.pid, expected.start, len(expected.classes)).tolist()
+    fd = oracle.open_object(expected.pid, expected.start)
     try:
         status = os.fstat(fd)
     finally:
         os.close(fd)
     allocated = status.st_blocks * 512
     for page, (word, kind) in enumerate(zip(words, expected.classes, strict=True)):
-        is_present = bool(word & raw.PRESENT)
+        is_present = bool(word & oracle.PRESENT)
         proven = {
             P.PRESENT: is_present,
             P.NONE: not is_present and allocated < status.st_size,
             P.CACHED: not is_present and allocated > 0,
-            P.UNKNOWN: word == 0 and bool(scan[page] & raw.IS_SWAPPED),
+            P.UNKNOWN: word == 0 and bool(scan[page] & oracle.IS_SWAPPED),
         }[kind]
         if not proven:
             raise StateMoved(f"{expected.describe(page)}: word {word:#x}, {status}")

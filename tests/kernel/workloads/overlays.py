@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import raw
-from driver import (
+from tests.kernel.support import oracle
+from tests.kernel.support.driver import (
     MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MAP_PRIVATE,
@@ -17,8 +17,8 @@ from driver import (
     Target,
     pages_where,
 )
-
-from workloads.base import (
+from tests.kernel.support.machine import StateMoved
+from tests.kernel.workloads.base import (
     BOTH,
     PRIME,
     PROOFS,
@@ -26,7 +26,6 @@ from workloads.base import (
     Expected,
     P,
     PageClass,
-    StateMoved,
     Tools,
     Workload,
     entries,
@@ -34,8 +33,8 @@ from workloads.base import (
     page_out,
     pattern,
 )
-from workloads.files import FADV_RANDOM, STATES, drop, require_disk
-from workloads.shmem import make_shmem, mixed_states, push_out
+from tests.kernel.workloads.files import FADV_RANDOM, STATES, drop, require_disk
+from tests.kernel.workloads.shmem import make_shmem, mixed_states, push_out
 
 ENTRIES, workload = entries()
 
@@ -150,9 +149,9 @@ def _by_own_mincore(driven: Target, below: Expected) -> list[P]:
 
 def prove_copied_up(expected: Expected) -> None:
     """The page table: what is mapped; the workload's check has the rest."""
-    words = raw.read_pagemap(expected.pid, expected.start, len(expected.classes)).tolist()
+    words = oracle.read_pagemap(expected.pid, expected.start, len(expected.classes)).tolist()
     for page, (word, kind) in enumerate(zip(words, expected.classes, strict=True)):
-        if bool(word & raw.PRESENT) != (kind is P.PRESENT):
+        if bool(word & oracle.PRESENT) != (kind is P.PRESENT):
             raise StateMoved(f"{expected.describe(page)}: word {word:#x}")
 
 

@@ -5,8 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import raw
-from driver import (
+from tests.kernel.support import oracle
+from tests.kernel.support.cgroups import Cgroup
+from tests.kernel.support.driver import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     CLONE_NEWUSER,
@@ -22,9 +23,8 @@ from driver import (
     Target,
     pages_where,
 )
-from swapareas import Cgroup, wait_until
-
-from workloads.base import (
+from tests.kernel.support.machine import wait_until
+from tests.kernel.workloads.base import (
     BOTH,
     PRIME,
     Expected,
@@ -134,8 +134,8 @@ def push_out(cgroup: Cgroup, driven: Target, fd: int, pages: Sequence[int]) -> N
     descriptor = os.open(f"/proc/{driven.pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def is_swapped(page: int) -> bool:
-        counts = raw.read_cachestat(descriptor, page * PAGE, PAGE)
-        return counts == (0, 1) and not raw.read_mincore(descriptor, page * PAGE, 1)[0]
+        counts = oracle.read_cachestat(descriptor, page * PAGE, PAGE)
+        return counts == (0, 1) and not oracle.read_mincore(descriptor, page * PAGE, 1)[0]
 
     def is_out() -> bool:
         cgroup.reclaim()

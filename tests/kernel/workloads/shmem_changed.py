@@ -1,6 +1,6 @@
 """Shared memory looked at through other processes, protections, guards and offsets."""
 
-from driver import (
+from tests.kernel.support.driver import (
     MADV_DONTNEED,
     MADV_GUARD_INSTALL,
     MAP_FIXED,
@@ -9,8 +9,7 @@ from driver import (
     PROT_NONE,
     READ_WRITE,
 )
-
-from workloads.base import (
+from tests.kernel.workloads.base import (
     BOTH,
     PRIME,
     Expected,
@@ -20,7 +19,7 @@ from workloads.base import (
     Workload,
     entries,
 )
-from workloads.shmem import map_mixed, memfd
+from tests.kernel.workloads.shmem import map_mixed, memfd
 
 ENTRIES, workload = entries()
 

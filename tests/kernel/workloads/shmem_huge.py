@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-import raw
-from driver import (
+from tests.kernel.support import oracle
+from tests.kernel.support.driver import (
     FALLOC_FL_KEEP_SIZE,
     FALLOC_FL_PUNCH_HOLE,
     HUGE,
@@ -13,19 +13,18 @@ from driver import (
     PAGE,
     Target,
 )
-
-from workloads.base import (
+from tests.kernel.support.machine import StateMoved
+from tests.kernel.workloads.base import (
     BOTH,
     Expected,
     P,
     PageClass,
-    StateMoved,
     Tools,
     Workload,
     entries,
     kinds,
 )
-from workloads.shmem import push_out
+from tests.kernel.workloads.shmem import push_out
 
 ENTRIES, workload = entries()
 SMALL = HUGE // PAGE
@@ -58,7 +57,7 @@ class _Huge:
 
 
 def _prove_huge(driven: Target, start: int) -> None:
-    (vma,) = raw.smaps_at(driven.pid, start, start + HUGE)
+    (vma,) = oracle.smaps_at(driven.pid, start, start + HUGE)
     if vma.fields["ShmemPmdMapped"] != HUGE >> 10:
         raise StateMoved("not mapped by a huge entry")
 
@@ -67,7 +66,7 @@ def _is_cached(driven: Target, fd: int) -> bool:
     """Return whether the first page of an object is in the page cache."""
     descriptor = os.open(f"/proc/{driven.pid}/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return raw.read_cachestat(descriptor, 0, PAGE) == (1, 0)
+        return oracle.read_cachestat(descriptor, 0, PAGE) == (1, 0)
     finally:
         os.close(descriptor)
 

@@ -5,21 +5,11 @@ import socket
 import stat
 import struct
 
-import raw
-from driver import MAP_SHARED, PAGE, READ_WRITE, pages_where
-from swapareas import wait_until
-from target import send
-
-from workloads.base import (
-    PRIME,
-    Expected,
-    P,
-    StateMoved,
-    Tools,
-    Workload,
-    entries,
-    pattern,
-)
+from tests.kernel.support import oracle
+from tests.kernel.support.driver import MAP_SHARED, PAGE, READ_WRITE, pages_where
+from tests.kernel.support.machine import StateMoved, wait_until
+from tests.kernel.support.target import send
+from tests.kernel.workloads.base import PRIME, Expected, P, Tools, Workload, entries, pattern
 
 ENTRIES, workload = entries()
 
@@ -28,7 +18,7 @@ ENTRIES, workload = entries()
 def secret_memory(tools: Tools) -> Workload:
     """memfd_secret: what is mapped is there; of the rest nothing can be asked."""
     driven = tools.target()
-    fd = driven.libc("syscall", raw.SYS_MEMFD_SECRET, 0)
+    fd = driven.libc("syscall", oracle.SYS_MEMFD_SECRET, 0)
     driven.os("ftruncate", fd, PRIME * PAGE)
     states = pattern(("written", "untouched"), PRIME)
     start = driven.mmap(PRIME, flags=MAP_SHARED, fd=fd)
@@ -90,7 +80,7 @@ def aio_ring(tools: Tools) -> Workload:
     driven = tools.target()
     context = driven.ask("libc", "syscall", 206, 8, bytes(8))[1][0]
     (start,) = struct.unpack("<Q", context)
-    (vma,) = raw.smaps_at(driven.pid, start, start + PAGE)
+    (vma,) = oracle.smaps_at(driven.pid, start, start + PAGE)
     pages = (vma.stop - vma.start) // PAGE
     return Workload(
         driven, [Expected(driven.pid, start, [P.UNKNOWN] * pages, "table", smaps=("Swap",))]
@@ -114,7 +104,7 @@ def kernel_pages(tools: Tools) -> Workload:
     """[vvar], [vdso] and [vsyscall]."""
     driven = tools.target()
     mappings = []
-    for vma in raw.read_smaps(driven.pid):
+    for vma in oracle.read_smaps(driven.pid):
         pages = (vma.stop - vma.start) // PAGE
         if vma.path == "[vdso]":
             driven.peek(vma.start, range(pages))

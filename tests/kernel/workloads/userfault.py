@@ -3,9 +3,8 @@
 import struct
 from collections.abc import Sequence
 
-from driver import MAP_SHARED, PAGE, Target, pages_where, spans
-
-from workloads.base import (
+from tests.kernel.support.driver import MAP_SHARED, PAGE, Target, pages_where, spans
+from tests.kernel.workloads.base import (
     BOTH,
     Expected,
     P,
@@ -15,7 +14,7 @@ from workloads.base import (
     page_out,
     pattern,
 )
-from workloads.shmem import SWAP_STATES, make_shmem, memfd
+from tests.kernel.workloads.shmem import SWAP_STATES, make_shmem, memfd
 
 ENTRIES, workload = entries()
 

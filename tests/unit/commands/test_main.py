@@ -10,7 +10,15 @@ from click.testing import CliRunner
 import memlens
 from memlens.commands.main import COMMANDS, cli
 
-HEAVY = ("numpy", "rich", "psutil", "memlens.account", "memlens.kernel", "memlens.views")
+HEAVY = (
+    "numpy",
+    "rich",
+    "psutil",
+    "memlens.residency",
+    "memlens.scan",
+    "memlens.kernel",
+    "memlens.views",
+)
 
 
 def modules_after(*arguments: str) -> set[str]:

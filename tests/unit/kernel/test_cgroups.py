@@ -1,8 +1,8 @@
-"""Where the memory controller is mounted, as mountinfo tells it."""
+"""Where the memory controller is mounted, as mountinfo tells it; memory.stat."""
 
 import pytest
 
-from memlens.kernel.cgroups import MemoryHierarchy, parse_hierarchy
+from memlens.kernel.cgroups import MemoryHierarchy, parse_hierarchy, parse_memory_stat
 
 V1 = b"33 25 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
 V1_OTHER = b"32 25 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
@@ -44,3 +44,10 @@ def test_a_path_leads_back_to_its_directory(raw: bytes, below: str) -> None:
 def test_a_cgroup_with_a_name_alike_is_not_below() -> None:
     found = parse_hierarchy(BOUND)
     assert found.directory_of("/pod/website") == "/sys/fs/my cgroup/pod/website"
+
+
+def test_memory_stat_of_both_versions() -> None:
+    assert parse_memory_stat(b"total_rss 8192\nhierarchical x\n\nshmem 0\n") == {
+        "total_rss": 8192,
+        "shmem": 0,
+    }

@@ -1,0 +1,107 @@
+"""``memlens swap``, ``shm`` and ``ps``: what they print of this machine, to any user."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from memlens.commands.main import cli
+
+COMMANDS = ("swap", "shm", "ps")
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture(scope="session", autouse=True)
+def machine() -> None:
+    """Let any user run these, beside whatever goes on: nothing of the machine is changed."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_csv_and_text_of_this_machine(name: str) -> None:
+    code, out, _ = run(name, "--json")
+    assert code == 0
+    assert json.loads(out)["schema"] == f"memlens.{name}/1"
+    code, out, _ = run(name, "--csv")
+    assert code == 0
+    assert next(csv.reader(io.StringIO(out)))
+    code, out, _ = run(name)
+    assert code == 0
+    assert "\x1b" not in out
+
+
+def test_one_object_by_its_descriptor() -> None:
+    fd = os.memfd_create("seen\x1b[31m")
+    os.pwrite(fd, b"x", 0)
+    try:
+        code, out, _ = run("shm", f"{os.getpid()}:{fd}", "--pages")
+    finally:
+        os.close(fd)
+    assert code == 0
+    assert r"memfd:seen\x1b[31m" in out
+    assert "\x1b" not in out
+    assert "cached" in out
+    assert str(os.getpid()) in out
+
+
+def test_a_process_by_its_pid_and_by_what_it_is_not() -> None:
+    found = json.loads(run("ps", str(os.getpid()), "--json")[1])
+    assert [row["pid"] for row in found["processes"]] == [os.getpid()]
+    found = json.loads(run("ps", "--name", "no such name", "--json")[1])
+    assert found["processes"] == []
+
+
+def test_filters_leave_only_what_they_name() -> None:
+    user = str(os.geteuid())
+    found = json.loads(run("ps", "--user", user, "--group-by", "name", "--json")[1])
+    assert {row["uid"] for row in found["processes"]} == {os.geteuid()}
+    grouped = sorted(pid for group in found["groups"] for pid in group["pids"])
+    assert grouped == sorted(row["pid"] for row in found["processes"])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_budget_that_is_too_small_is_said(name: str) -> None:
+    code, out, err = run(name, "--budget", "0.000001", "--json")
+    found = json.loads(out)
+    # Without swap nothing is scanned.
+    is_cut_short = name != "swap" or bool(found["areas"])
+    assert code == 0
+    assert found["is_complete"] is not is_cut_short
+    assert ("incomplete" in err) is is_cut_short
+    assert run(name, "--budget", "0.000001", "--strict")[0] == (3 if is_cut_short else 0)
+
+
+# The first thing that a scan does is to list /proc: then comes Ctrl-C.
+INTERRUPTED = """
+import os, signal, sys
+from memlens.commands.main import cli
+seen = []
+def interrupt(event, arguments):
+    if event == "os.listdir" and arguments[0] == "/proc" and not seen:
+        seen.append(event)
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(interrupt)
+cli(["{name}"])
+"""
+
+
+@pytest.mark.parametrize("name", ["shm", "ps"])
+def test_ctrl_c_prints_what_is_known(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(name=name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 128 + signal.SIGINT
+    assert done.stdout.startswith("INCOMPLETE")
+    assert "the scan was stopped" in done.stdout

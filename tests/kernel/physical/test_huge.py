@@ -1,0 +1,175 @@
+"""memlens huge beside the kernel's thpmaps, on a process that is stopped."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memlens.kernel.zoneinfo import NodeRange, count_frames
+from memlens.pages.flags import mask_of
+from memlens.physical.flags import count_process_flags
+from memlens.physical.huge import HugeReader, list_cgroup_pids, map_huge
+from memlens.views.huge import list_rows, render_json, render_text
+from tests.kernel.support import driver
+from tests.kernel.support.cgroups import Squeeze
+from tests.kernel.support.driver import (
+    HUGE,
+    MADV_DONTNEED,
+    MADV_HUGEPAGE,
+    MADV_MERGEABLE,
+    MADV_NOHUGEPAGE,
+    MAP_ANONYMOUS,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
+    PAGE,
+    PROT_READ,
+    Target,
+)
+from tests.kernel.support.kernel_tools import thpmaps
+from tests.kernel.support.machine import setting, wait_until
+
+MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
+PAGES = HUGE // PAGE
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    """Make huge pages that are whole, in part, split, moved, and the zero page."""
+    with driver.target() as made:
+        start = made.mmap(12 * PAGES, align=HUGE)
+        made.libc("madvise", start, 12 * HUGE, MADV_HUGEPAGE)
+        made.poke(start, range(0, 7 * PAGES, PAGES))
+        made.madvise(start + HUGE, range(5, 8), MADV_DONTNEED)
+        made.libc("munmap", start + 2 * HUGE + 100 * PAGE, 50 * PAGE)
+        made.libc("mprotect", start + 3 * HUGE + 64 * PAGE, 64 * PAGE, PROT_READ)
+        made.peek(start, [10 * PAGES])
+        elsewhere = made.mmap(4 * PAGES, align=HUGE) + 37 * PAGE
+        flags = MREMAP_MAYMOVE | MREMAP_FIXED
+        made.libc("mremap", start + 5 * HUGE, HUGE, HUGE, flags, elsewhere)
+        small = made.mmap(29)
+        made.madvise(small, range(29), MADV_NOHUGEPAGE)
+        made.poke(small, range(23))
+        yield made
+
+
+@pytest.mark.parametrize("disabled", ["", "pagemap_scan"])
+def test_counters_equal_thpmaps(
+    target: Target, monkeypatch: pytest.MonkeyPatch, disabled: str
+) -> None:
+    monkeypatch.setenv("MEMLENS_DISABLE", disabled)
+    os.kill(target.pid, signal.SIGSTOP)
+    os.waitpid(target.pid, os.WUNTRACED)
+    try:
+        theirs = thpmaps("--pid", str(target.pid), "--cont", "64K", "--cont", "2M")
+        result = map_huge([target.pid], block_orders=(4, 9))
+    finally:
+        os.kill(target.pid, signal.SIGCONT)
+    rows = list_rows(result.figures, result, has_empty=True)
+    ours = {row.name: row.pages * PAGE // 1024 for row in rows}
+    assert {name: ours[name] for name in theirs} == theirs
+    # Orders that thpmaps does not show are all that there is more.
+    assert not any(ours[name] for name in ours.keys() - theirs.keys())
+    assert theirs["anon-thp-pmd-aligned-2048kB"] > 0
+    assert theirs["anon-thp-pte-partial"] > 0
+    assert theirs["anon-thp-pte-unaligned-2048kB"] > 0
+    assert result.figures.huge_zero_pages == PAGES
+
+
+def test_zero_pages_count_in_a_mapping_without_memory() -> None:
+    with driver.target() as target:
+        before = map_huge([target.pid]).figures.zero_pages
+        start = target.mmap(31)
+        target.madvise(start, range(31), MADV_NOHUGEPAGE)
+        target.peek(start, range(13))
+        assert map_huge([target.pid]).figures.zero_pages == before + 13
+
+
+def test_merged_pages_and_what_they_save() -> None:
+    switch = Path("/sys/kernel/mm/ksm/run")
+    if not switch.exists():
+        pytest.skip("this kernel has no KSM")
+    with (
+        setting(Path("/sys/kernel/mm/ksm/sleep_millisecs"), 0),
+        setting(Path("/sys/kernel/mm/ksm/pages_to_scan"), 10000),
+        driver.target() as target,
+        setting(switch, 1),
+    ):
+        start = target.mmap(47)
+        target.madvise(start, range(47), MADV_NOHUGEPAGE)
+        target.run(
+            "import ctypes; result = ctypes.memset(start, 77, size)",
+            start=start,
+            size=47 * PAGE,
+        )
+        target.madvise(start, range(47), MADV_MERGEABLE)
+        wait_until(lambda: map_huge([target.pid]).figures.ksm_pages == 47, "47 merged pages")
+        os.kill(target.pid, signal.SIGSTOP)
+        result = map_huge([target.pid])
+        counts = count_process_flags([target.pid])
+        assert (result.figures.ksm_pages, result.ksm_frames) == (47, 1)
+        is_merged = (counts.words & mask_of("KSM")) != 0
+        assert int(counts.pages[is_merged].sum()) == 47
+        assert counts.frames == counts.total_pages - 46
+        document = json.loads(render_json(result))
+        assert document["ksm_saved_pages"] == 46
+        assert "saves 184K here" in "".join(render_text(result, has_mappings=True))
+
+
+def test_hugetlb_pages_by_size() -> None:
+    pool = Path("/proc/sys/vm/nr_hugepages")
+    before = int(pool.read_text())
+    with setting(pool, before + 3), driver.target() as target:
+        if int(pool.read_text()) < before + 3:
+            pytest.skip("no memory for huge pages")
+        flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB
+        start = target.mmap(3 * PAGES, flags=flags, align=HUGE)
+        target.poke(start, (0, 2 * PAGES))
+        result = map_huge([target.pid])
+        assert result.figures.hugetlb_pages == {HUGE: 2 * PAGES}
+        counts = count_process_flags([target.pid], addresses=(start, start + 3 * HUGE))
+        assert counts.total_pages == 2 * PAGES
+        is_huge = (counts.words & mask_of("HUGE")) != 0
+        assert int(counts.pages[is_huge].sum()) == 2 * PAGES
+        assert "hugetlb 2M" in "".join(render_text(result, has_mappings=False))
+
+
+def test_pages_of_a_node_are_all_that_is_huge(target: Target) -> None:
+    """Take the two halves of this machine's memory for nodes."""
+    half = count_frames() // 2
+    (order,) = {map_huge([target.pid]).pmd_order}
+    os.kill(target.pid, signal.SIGSTOP)
+    os.waitpid(target.pid, os.WUNTRACED)
+    try:
+        with HugeReader("/proc", (), order) as reader:
+            reader.node_ranges = [NodeRange(0, 0, half), NodeRange(1, half, 1 << 40)]
+            figures = reader.read(target.pid).figures
+    finally:
+        os.kill(target.pid, signal.SIGCONT)
+    tally = figures.tally
+    every = tally.whole.sum() + tally.partial.sum() + figures.pmd_pages.sum()
+    assert sum(figures.node_pages.values()) == every - figures.huge_zero_pages
+
+
+def test_processes_of_a_cgroup(target: Target, squeeze: Squeeze) -> None:
+    child = target.fork()
+    with squeeze.cgroup() as cgroup, cgroup.charging(target.pid), cgroup.charging(child.pid):
+        assert list_cgroup_pids(str(cgroup.path)) == sorted([target.pid, child.pid])
+
+
+def test_a_scan_of_many_misses_no_kernel_thread_and_names_who_is_gone() -> None:
+    with driver.target() as target:
+        result = map_huge([2, target.pid, 1 << 30], is_strict=False)
+        assert [process.pid for process in result.processes] == [target.pid]
+        assert [pid for pid, _ in result.missed] == [1 << 30]
+
+
+def test_without_a_scan_the_note_says_what_is_not_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert map_huge([os.getpid()]).notes == ()
+    monkeypatch.setenv("MEMLENS_DISABLE", "pagemap_scan")
+    (note,) = map_huge([os.getpid()]).notes
+    assert "PAGEMAP_SCAN" in note

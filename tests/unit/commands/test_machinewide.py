@@ -1,0 +1,47 @@
+"""``memlens swap``, ``shm`` and ``ps``: what they refuse before they look."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from memlens.commands.main import cli
+
+COMMANDS = ("swap", "shm", "ps")
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(cli, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        *(([name, "--json", "--csv"], "exclude each other") for name in COMMANDS),
+        *(([name, "--sort", "beauty"], "no such column: 'beauty'") for name in COMMANDS),
+        *(([name, "--top", "0"], "--top") for name in COMMANDS),
+        *(([name, "--budget", text], "--budget") for name in COMMANDS for text in ("0", "nan")),
+        (["swap", "--by", "colour"], "colour"),
+        (["shm", "--pages"], "--pages is for one OBJECT"),
+        (["ps", "x"], "not a PID"),
+        (["ps", "--user", "no such user"], "no such user"),
+        (["ps", "--group-by", "colour"], "colour"),
+    ],
+)
+def test_what_makes_no_sense_is_wrong_usage(arguments: list[str], part: str) -> None:
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert part in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_wrong_column_is_answered_with_the_right_ones() -> None:
+    assert "freed-on-exit" in run("swap", "--sort", "x")[2]
+    assert "charged" in run("swap", "--by", "cgroup", "--sort", "x")[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_directory_that_is_no_proc_is_an_error(name: str, tmp_path: Path) -> None:
+    code, out, err = run(name, "--proc", str(tmp_path))
+    assert (code, out, len(err.splitlines())) == (1, "", 1)
