@@ -18,7 +18,7 @@ import memlens
 import recorded
 from memlens import errors
 from memlens.commands.main import cli
-from memlens.kernel.features import SWITCHES
+from memlens.kernel.procfs import SWITCHES
 from memlens.pages.bits import KPAGE_BITS, PAGEMAP_BITS
 from memlens.pages.classes import CLASSES, REASONS
 

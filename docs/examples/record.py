@@ -23,6 +23,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
+from memlens.kernel.procfs import Host  # noqa: E402
 from memlens.physical.flags import count_process_flags  # noqa: E402
 from memlens.residency.capture import map_process  # noqa: E402
 from memlens.residency.records import Kernel  # noqa: E402
@@ -113,7 +114,7 @@ def record_workers() -> None:
 @contextmanager
 def cgroup(name: str) -> Iterator[None]:
     """Be in a memory cgroup of this name, so that what the examples touch is charged to it."""
-    root = find_hierarchy().root
+    root = find_hierarchy(Host()).root
     former = parse_cgroup(Path("/proc/self/cgroup").read_bytes())
     directory = Path(root, name)
     directory.mkdir()

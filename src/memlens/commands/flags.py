@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memlens.commands import common
-from memlens.commands.run import Watch
+from memlens.commands.run import Watch, make_machine
 from memlens.errors import MemlensError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _cgroup_inode(request: _Request) -> int:
         if not text[1:].isdecimal():
             raise click.BadParameter(f"not an inode number: {text!r}", param_hint="--cgroup")
         return int(text[1:])
-    return resolve_cgroup(text, request.proc)
+    return resolve_cgroup(text, make_machine(request.proc))
 
 
 def _subject(request: _Request) -> tuple[str, dict[str, Any]]:
@@ -166,17 +166,16 @@ def _print(request: _Request, shown: "FlagOptions", counts: "FlagCounts") -> Non
 
 def _list(request: _Request, shown: "FlagOptions") -> None:
     from memlens.physical.flaglist import PageLister
-    from memlens.scan.machine import Follow
     from memlens.views.flags import list_end, list_json, list_text
 
     inode = _cgroup_inode(request) if request.cgroup is not None else 0
     unit = os.sysconf("SC_PAGE_SIZE")
     with Watch("listing pages") as watch:
-        follow = Follow(watch.on_progress, watch.should_stop)
+        machine = make_machine(request.proc, watch)
         if sys.stdout.isatty():
             # The list itself shows that it goes on; a bar would be drawn into it.
-            follow = Follow(None, lambda: watch.is_interrupted)
-        with PageLister(shown.keeps, request.proc, inode, follow) as lister:
+            machine.on_progress, machine.should_stop = None, lambda: watch.is_interrupted
+        with PageLister(shown.keeps, machine, inode) as lister:
             notes = [] if lister.refusal is None else [str(lister.refusal)]
             if lister.refusal is not None:
                 if not request.pids:

@@ -7,7 +7,7 @@ import click
 
 from memlens.commands import common
 from memlens.commands.flags import parse_pids
-from memlens.commands.run import Watch
+from memlens.commands.run import Watch, make_machine
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -64,7 +64,7 @@ def command(
     from memlens.physical.huge import list_cgroup_pids, map_huge
     from memlens.views.huge import render_json, render_text
 
-    chosen = pids if cgroup is None else list_cgroup_pids(cgroup, proc)
+    chosen = pids if cgroup is None else list_cgroup_pids(cgroup, make_machine(proc))
     with Watch("reading huge pages") as watch:
         try:
             result = map_huge(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel.mounts import TMPFS_MAGIC
+from memlens.kernel.procfs import Host
 from memlens.kernel.swapareas import NumberedArea, find_impossible, read_areas
 
 # These mirror bpf/cachewalk.bpf.c.
@@ -169,9 +170,9 @@ def decode_records(
     if not records.is_swap.any():
         return records
     try:
-        check_slots(records, read_areas())
+        check_slots(records, read_areas(Host()))
     except CacheWalkInvalid:
-        check_slots(records, read_areas())  # one may have been switched on just now
+        check_slots(records, read_areas(Host()))  # one may have been switched on just now
     return records
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from memlens.errors import MemlensError
 from memlens.kernel.mounts import parse_mounts
-from memlens.kernel.procfs import decode_bytes, raise_errno, read_file
+from memlens.kernel.procfs import Host, decode_bytes, raise_errno, read_file
 
 
 def parse_cgroup(raw: bytes) -> str:
@@ -57,10 +57,10 @@ class MemoryHierarchy(NamedTuple):
         return f"{self.root}/{inside.lstrip('/')}"
 
 
-def find_hierarchy(proc: str = "/proc") -> MemoryHierarchy:
+def find_hierarchy(host: Host) -> MemoryHierarchy:
     """Return where the memory controller is mounted."""
     try:
-        return parse_hierarchy(read_file(f"{proc}/self/mountinfo"))
+        return parse_hierarchy(read_file(f"{host.root}/self/mountinfo"))
     except OSError:
         return MemoryHierarchy("", 2)
 
@@ -147,7 +147,7 @@ def _read_stat(path: str) -> dict[str, int]:
 _NEEDS = "read access to the cgroup file system"
 
 
-def find_cgroup(path: str, proc: str = "/proc") -> str:
+def find_cgroup(path: str, host: Host) -> str:
     """
     Return the directory of a memory cgroup, below the mount point of the controller.
 
@@ -155,7 +155,7 @@ def find_cgroup(path: str, proc: str = "/proc") -> str:
     :raises MemlensError: if there is no such cgroup, or it is of another hierarchy: each
         numbers its cgroups anew, so that its number would be another cgroup's here.
     """
-    hierarchy = find_hierarchy(proc)
+    hierarchy = find_hierarchy(host)
     if not hierarchy.root:
         raise MemlensError("no memory cgroups: the controller is not mounted", path=path)
     is_other = False
@@ -192,18 +192,18 @@ def _below(root: str, directory: str) -> str:
     raise MemlensError(f"no such cgroup below {root}", path=directory)
 
 
-def find_cgroup_path(path: str, proc: str = "/proc") -> str:
+def find_cgroup_path(path: str, host: Host) -> str:
     """
     Return the path of a memory cgroup as /proc/PID/cgroup gives it.
 
     :param path: as ``find_cgroup`` takes it.
     :raises MemlensError: as ``find_cgroup`` does.
     """
-    hierarchy = find_hierarchy(proc)
+    hierarchy = find_hierarchy(host)
     if not hierarchy.root:
         # Nothing shows which there are; processes say in which they are all the same.
         return os.path.normpath(f"/{path.lstrip('/')}")
-    return hierarchy.path_of(find_cgroup(path, proc))
+    return hierarchy.path_of(find_cgroup(path, host))
 
 
 def read_cgroup_inode(directory: str) -> int:

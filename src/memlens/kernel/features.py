@@ -14,7 +14,7 @@ import numpy as np
 
 from memlens.errors import MemlensError
 from memlens.kernel.pagemap import PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Pagemap
-from memlens.kernel.procfs import Meter, read_file
+from memlens.kernel.procfs import Host, page_size_bytes, read_file
 from memlens.kernel.syscalls import (
     MAP_FAILED,
     MAP_PRIVATE,
@@ -24,43 +24,7 @@ from memlens.kernel.syscalls import (
     libc,
 )
 
-# Interfaces that MEMLENS_DISABLE can switch off, to prove the other paths.
-SWITCHES = (
-    "pagemap_scan",
-    "map_files",
-    "seek_data",
-    "cachestat",
-    "mincore",
-    "kpageflags",
-    "smaps",
-    "cachewalk",
-    "frameslots",
-    "kcmp",
-    "scm_fds",
-)
 _PFN = (1 << 55) - 1
-
-
-def page_size_bytes() -> int:
-    """Return the size of a base page of this machine."""
-    return os.sysconf("SC_PAGE_SIZE")
-
-
-def read_disabled() -> frozenset[str]:
-    """
-    Return the interfaces that MEMLENS_DISABLE switches off.
-
-    :raises ValueError: if it names one that does not exist.
-    """
-    listed = os.environ.get("MEMLENS_DISABLE", "").split(",")
-    names = frozenset(filter(None, map(str.strip, listed)))
-    unknown = names - frozenset(SWITCHES)
-    if unknown:
-        raise ValueError(
-            f"MEMLENS_DISABLE: unknown {', '.join(sorted(unknown))}; "
-            f"known: {', '.join(SWITCHES)}"
-        )
-    return names
 
 
 @lru_cache(maxsize=1)
@@ -126,7 +90,7 @@ def open_own_pagemap() -> Pagemap | None:
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
-    return Pagemap(fd, page_size_bytes(), Meter(), "/proc/self/pagemap")
+    return Pagemap(fd, Host(), "/proc/self/pagemap")
 
 
 def _own_pfn(page: mmap.mmap) -> int:
@@ -151,10 +115,10 @@ _MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14
 _PROT_READ_WRITE, _MAP_ANONYMOUS = 3, 0x20
 
 
-def has_average_counts(proc: str = "/proc") -> bool | None:
+def has_average_counts(host: Host) -> bool | None:
     """Return whether kpagecount gives averages; None if that cannot be found out."""
-    configured = _read_config(proc)
-    return _try_huge_page(proc) if configured is None else configured
+    configured = _read_config(host)
+    return _try_huge_page(host) if configured is None else configured
 
 
 def parse_config(text: str) -> bool | None:
@@ -171,9 +135,9 @@ def parse_config(text: str) -> bool | None:
     return "\nCONFIG_NO_PAGE_MAPCOUNT=y" in f"\n{text}"
 
 
-def _read_config(proc: str) -> bool | None:
+def _read_config(host: Host) -> bool | None:
     try:
-        return parse_config(gzip.decompress(read_file(f"{proc}/config.gz")).decode())
+        return parse_config(gzip.decompress(read_file(f"{host.root}/config.gz")).decode())
     except (OSError, EOFError, UnicodeDecodeError):
         pass
     try:
@@ -182,7 +146,7 @@ def _read_config(proc: str) -> bool | None:
         return None
 
 
-def _try_huge_page(proc: str) -> bool | None:
+def _try_huge_page(host: Host) -> bool | None:
     """Make a huge page, give one page of it back, and see if that still counts as mapped."""
     try:
         size = int(read_file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"))
@@ -200,7 +164,7 @@ def _try_huge_page(proc: str) -> bool | None:
         if not frame or _frame(start, page) + 1 != frame:
             return None
         libc.madvise(start + page, page, _MADV_DONTNEED)
-        with open(f"{proc}/kpagecount", "rb", buffering=0) as file:
+        with open(f"{host.root}/kpagecount", "rb", buffering=0) as file:
             return os.pread(file.fileno(), 8, frame * 8) != bytes(8)
     except OSError:
         return None

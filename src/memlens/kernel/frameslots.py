@@ -21,7 +21,7 @@ from memlens.errors import MemlensError, Unsupported
 from memlens.kernel import bpf
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.pagemap import Pagemap
-from memlens.kernel.procfs import Meter
+from memlens.kernel.procfs import Host
 from memlens.kernel.swapareas import NumberedArea, find_impossible, read_areas
 
 KPF_ANON = 1 << 12
@@ -77,15 +77,15 @@ class FrameSlotReader:
     """
     The loaded program, proven on pages of our own; for one thread.
 
-    :param proc: root of the /proc to hold its answers against.
+    :param host: whose kpageflags its answers are held against.
     :raises AccessDenied: if this process may not load BPF programs, or see frame numbers.
     :raises Unsupported: if this kernel cannot run this one, or its frames are not one array.
     """
 
-    def __init__(self, proc: str = "/proc") -> None:
+    def __init__(self, host: Host) -> None:
         bpf.raise_if_unusable()
         _raise_if_no_array()
-        self._proc = proc
+        self._host = host
         self._skeleton = bpf.Skeleton("frameslots")
         try:
             self._control_mmap = self._skeleton.mmap_array("control", mmap.PAGESIZE, True)
@@ -137,7 +137,7 @@ class FrameSlotReader:
         numbers = pfns.astype(np.int64)
         entries = np.zeros(len(pfns), np.uint64)
         left = np.arange(len(pfns))
-        with KpageFile("kpageflags", self._proc) as flags:
+        with KpageFile("kpageflags", self._host) as flags:
             for _ in range(_TRIES):
                 before = _is_cached(flags, numbers[left])
                 entries[left] = self._look(pfns[left])
@@ -151,7 +151,7 @@ class FrameSlotReader:
                 left = np.flatnonzero(is_open)
             else:
                 raise FrameSlotsInvalid(f"{len(left)} frames contradict kpageflags")
-        return _decode(entries, read_areas(self._proc) if areas is None else areas)
+        return _decode(entries, read_areas(self._host) if areas is None else areas)
 
     def _look(self, pfns: NDArray[np.uint64]) -> NDArray[np.uint64]:
         parts = [np.empty(0, np.uint64)]
@@ -176,7 +176,7 @@ class FrameSlotReader:
 
     def _find_array(self) -> None:
         """Find where the kernel's array of frames begins, and prove it on several pages."""
-        pages = [_OwnPage() for _ in range(_OWN_PAGES)]
+        pages = [_OwnPage(self._host) for _ in range(_OWN_PAGES)]
         try:
             for program, page in zip(["begin"] + ["agree"] * _OWN_PAGES, pages, strict=False):
                 if not self._ask_own(program, page):
@@ -198,7 +198,8 @@ class FrameSlotReader:
 class _OwnPage:
     """A memfd that holds page 0 alone, mapped."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: Host) -> None:
+        self._host = host
         self.fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, mmap.PAGESIZE)
         self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
@@ -209,7 +210,7 @@ class _OwnPage:
         self._memory[0] = 1
         address = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
         fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        pagemap = Pagemap(fd, mmap.PAGESIZE, Meter(), "/proc/self/pagemap")
+        pagemap = Pagemap(fd, self._host, "/proc/self/pagemap")
         try:
             words = pagemap.read_words(address // mmap.PAGESIZE, 1)
         finally:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import Unsupported
-from memlens.kernel.procfs import Meter, raise_errno
+from memlens.kernel.procfs import Host, raise_errno
 
 KPAGE_FILES = ("kpageflags", "kpagecount", "kpagecgroup")
 KPAGE_NEEDS = "root, or CAP_DAC_READ_SEARCH"
@@ -39,8 +39,7 @@ class KpageFile:
     One of the three files, open.
 
     :param name: ``kpageflags``, ``kpagecount`` or ``kpagecgroup``.
-    :param proc: root of the /proc to read.
-    :param meter: counts what is read.
+    :param host: whose file it is; its meter counts what is read.
     :raises AccessDenied: if this user may not open it: mode 0400, owner root.
     :raises Unsupported: if this kernel has no such file.
     :raises ValueError: for another name.
@@ -49,12 +48,12 @@ class KpageFile:
     and says what the frame is, not that it is still the page that pagemap named.
     """
 
-    def __init__(self, name: str, proc: str = "/proc", meter: Meter | None = None) -> None:
+    def __init__(self, name: str, host: Host) -> None:
         if name not in KPAGE_FILES:
             raise ValueError(f"not one of {', '.join(KPAGE_FILES)}: {name!r}")
         self.name = name
-        self.path = f"{proc}/{name}"
-        self.meter = meter or Meter()
+        self.path = f"{host.root}/{name}"
+        self.host = host
         try:
             self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -144,8 +143,8 @@ class KpageFile:
             self._raise(error)
         # No time: these files take no lock of any process, and the meter's longest read
         # is about that lock.
-        self.meter.read_bytes += got
-        self.meter.used.add(self.name)
+        self.host.meter.read_bytes += got
+        self.host.meter.used.add(self.name)
         return got // _WORD_BYTES
 
     def _raise_if_masked(self) -> None:
@@ -185,22 +184,18 @@ def merge_pfns(pfns: NDArray[np.uint64], gap_pfns: int = GAP_PFNS) -> NDArray[np
     return np.stack((first, last + 1), axis=1)
 
 
-def read_kpageflags(
-    pfns: NDArray[np.uint64], proc: str = "/proc", meter: Meter | None = None
-) -> NDArray[np.uint64]:
+def read_kpageflags(pfns: NDArray[np.uint64], host: Host) -> NDArray[np.uint64]:
     """
     Return the flags of frames; see ``KpageFile.read_pfns``.
 
     :raises AccessDenied: if this user may not open the file.
     :raises Unsupported: if this kernel has no such file.
     """
-    with KpageFile("kpageflags", proc, meter) as file:
+    with KpageFile("kpageflags", host) as file:
         return file.read_pfns(pfns)
 
 
-def read_kpagecount(
-    pfns: NDArray[np.uint64], proc: str = "/proc", meter: Meter | None = None
-) -> NDArray[np.uint64]:
+def read_kpagecount(pfns: NDArray[np.uint64], host: Host) -> NDArray[np.uint64]:
     """
     Return how often frames are mapped; see ``KpageFile.read_pfns``.
 
@@ -209,20 +204,18 @@ def read_kpagecount(
 
     Kernels with CONFIG_NO_PAGE_MAPCOUNT give averages for pages of large folios.
     """
-    with KpageFile("kpagecount", proc, meter) as file:
+    with KpageFile("kpagecount", host) as file:
         return file.read_pfns(pfns)
 
 
-def read_kpagecgroup(
-    pfns: NDArray[np.uint64], proc: str = "/proc", meter: Meter | None = None
-) -> NDArray[np.uint64]:
+def read_kpagecgroup(pfns: NDArray[np.uint64], host: Host) -> NDArray[np.uint64]:
     """
     Return the inodes of the memory cgroups that frames are charged to, 0 for none.
 
     :raises AccessDenied: if this user may not open the file.
     :raises Unsupported: if this kernel has no such file.
     """
-    with KpageFile("kpagecgroup", proc, meter) as file:
+    with KpageFile("kpagecgroup", host) as file:
         return file.read_pfns(pfns)
 
 
@@ -294,8 +287,8 @@ def read_spans(
     for begin, end in short:
         beyond = _NO_PAGE if file.name == "kpageflags" else 0
         words[begin // _WORD_BYTES : end // _WORD_BYTES] = beyond
-    file.meter.read_bytes += begin_list[-1] if begin_list else 0
-    file.meter.used.add(file.name)
+    file.host.meter.read_bytes += begin_list[-1] if begin_list else 0
+    file.host.meter.used.add(file.name)
 
 
 def _raise_unless_beyond(error: OSError | OverflowError, file: KpageFile) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import Unsupported
-from memlens.kernel.procfs import Meter, raise_errno
+from memlens.kernel.procfs import Host, raise_errno
 
 PIECE_PAGES = 8192
 WORD_BYTES = 8
@@ -74,15 +74,14 @@ class Pagemap:
     The page table of one process.
 
     :param fd: an open /proc/PID/pagemap, closed with this object.
-    :param page_size_bytes: size of a page.
-    :param meter: counts what is read.
+    :param host: says how large a page is; its meter counts what is read.
     :param path: for errors.
     """
 
-    def __init__(self, fd: int, page_size_bytes: int, meter: Meter, path: str) -> None:
+    def __init__(self, fd: int, host: Host, path: str) -> None:
         self.fd = fd
-        self.page_size_bytes = page_size_bytes
-        self.meter = meter
+        self.page_size_bytes = host.page_size_bytes
+        self.meter = host.meter
         self.path = path
         self._unpaused_s = 0.0
         self._last_read_s = 0.0

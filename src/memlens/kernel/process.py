@@ -16,7 +16,7 @@ from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
 from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.pagemap import Pagemap
-from memlens.kernel.procfs import READ_NEEDS, Meter, decode_bytes, raise_errno, read_file
+from memlens.kernel.procfs import READ_NEEDS, Host, decode_bytes, raise_errno, read_file
 from memlens.kernel.syscalls import libc
 
 PF_KTHREAD = 0x00200000
@@ -81,20 +81,18 @@ class ProcessDir:
     An open /proc/PID directory, or that of a live thread if the leader has exited.
 
     :param pid: the process.
-    :param proc: root of the /proc to read.
-    :param meter: counts what is read.
+    :param host: where it is looked up; its meter counts what is read.
     :raises ProcessGone: if there is none, or it is a zombie.
     :raises Unsupported: if it is a kernel thread.
     :raises AccessDenied: if its mappings may not be read.
     """
 
-    def __init__(self, pid: int, proc: str = "/proc", meter: Meter | None = None) -> None:
+    def __init__(self, pid: int, host: Host) -> None:
         self.pid = pid
-        self.proc = proc
-        self.meter = meter or Meter()
+        self.host = host
         # The thread whose files are read.
         self.tid = pid
-        self.path = f"{proc}/{pid}"
+        self.path = f"{host.root}/{pid}"
         self.fd = self._open(self.path)
         try:
             self.stat = self._read_stat()
@@ -142,12 +140,12 @@ class ProcessDir:
         :raises MemlensError: as ``raise_errno`` tells.
         """
         try:
-            raw = self.meter.time(lambda: read_file(name, dir_fd=self.fd))
+            raw = self.host.meter.time(lambda: read_file(name, dir_fd=self.fd))
         except OSError as error:
             raise_errno(
                 error, f"cannot read {name} of process {self.pid}", f"{self.path}/{name}"
             )
-        self.meter.add(len(raw), 0.0)
+        self.host.meter.add(len(raw), 0.0)
         return raw
 
     def read_maps(self) -> list[Mapping]:
@@ -179,7 +177,7 @@ class ProcessDir:
             pid=self.pid,
             name=self.stat.name,
             cmdline=tuple(decode_bytes(part) for part in arguments),
-            started_at=_started_at(self.stat.start_ticks, self.proc),
+            started_at=_started_at(self.stat.start_ticks, self.host),
             start_ticks=self.stat.start_ticks,
         )
 
@@ -212,13 +210,13 @@ class ProcessDir:
         try:
             return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            if not os.path.isdir(f"{self.proc}/self") and not os.path.exists(
-                f"{self.proc}/stat"
+            if not os.path.isdir(f"{self.host.root}/self") and not os.path.exists(
+                f"{self.host.root}/stat"
             ):
                 raise Unsupported(
-                    f"{self.proc} is not a proc file system", path=path
+                    f"{self.host.root} is not a proc file system", path=path
                 ) from error
-            if isinstance(error, FileNotFoundError) and _is_hidden(self.pid, self.proc):
+            if isinstance(error, FileNotFoundError) and _is_hidden(self.pid, self.host):
                 raise AccessDenied(
                     f"process {self.pid} is hidden (proc is mounted with hidepid)",
                     path=path,
@@ -248,7 +246,7 @@ class ProcessDir:
             try:
                 # task/TID has no map_files, so the directory of the TID itself is used.
                 fd = os.open(
-                    f"{self.proc}/{thread}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                    f"{self.host.root}/{thread}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 )
             except OSError:
                 continue
@@ -259,7 +257,7 @@ class ProcessDir:
             if is_alive:
                 os.close(self.fd)
                 self.fd, self.tid = fd, thread
-                self.path = f"{self.proc}/{thread}"
+                self.path = f"{self.host.root}/{thread}"
                 return
             os.close(fd)
         raise ProcessGone(
@@ -268,16 +266,16 @@ class ProcessDir:
         )
 
 
-def _started_at(start_ticks: int, proc: str) -> datetime:
+def _started_at(start_ticks: int, host: Host) -> datetime:
     """Start times count from boot, suspended time included (CLOCK_BOOTTIME)."""
     seconds = start_ticks / os.sysconf("SC_CLK_TCK")
-    booted = _boot_time(proc)
+    booted = _boot_time(host)
     return datetime.fromtimestamp(booted + seconds, UTC)
 
 
-def _boot_time(proc: str) -> float:
+def _boot_time(host: Host) -> float:
     try:
-        for line in read_file(f"{proc}/stat").split(b"\n"):
+        for line in read_file(f"{host.root}/stat").split(b"\n"):
             if line.startswith(b"btime "):
                 return float(line.split()[1])
     except OSError:
@@ -285,13 +283,13 @@ def _boot_time(proc: str) -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _is_hidden(pid: int, proc: str) -> bool:
+def _is_hidden(pid: int, host: Host) -> bool:
     """Return whether a PID exists although this /proc does not show it."""
     try:
         mounts = parse_mounts(read_file("/proc/self/mountinfo"))
     except OSError:
         return False
-    real = os.path.realpath(proc)
+    real = os.path.realpath(host.root)
     options = [m.options for m in mounts if m.mount_point == real and m.kind == "proc"]
     if not options or "hidepid=" not in options[-1]:
         return False
@@ -324,7 +322,7 @@ def list_other_tables(process: ProcessDir) -> list[int]:
         names = os.listdir(f"{process.path}/task")
     except OSError:
         return []
-    can_ask = _NR_KCMP is not None and _has_own_pids(process.proc)
+    can_ask = _NR_KCMP is not None and _has_own_pids(process.host.root)
     known = [process.tid]
     for thread in sorted(map(int, names)):
         if thread == process.tid:
@@ -339,9 +337,9 @@ def _is_same_table(thread: int, other: int) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _has_own_pids(proc: str) -> bool:
+def _has_own_pids(root: str) -> bool:
     """Return whether this /proc numbers processes as system calls of ours do."""
     try:
-        return os.readlink(f"{proc}/self") == str(os.getpid())
+        return os.readlink(f"{root}/self") == str(os.getpid())
     except OSError:
         return False

@@ -15,7 +15,7 @@ from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import PF_KTHREAD, ProcessDir, parse_stat
-from memlens.kernel.procfs import Meter, read_file
+from memlens.kernel.procfs import Host, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,13 @@ class Mapper:
     word: int | None
 
 
-def list_pids(proc: str = "/proc") -> list[int]:
+def list_pids(host: Host) -> list[int]:
     """Return the processes that this /proc shows, in ascending order."""
-    return sorted(int(name) for name in os.listdir(proc) if name.isdecimal())
+    return sorted(int(name) for name in os.listdir(host.root) if name.isdecimal())
 
 
 def find_mappers(
-    device: str,
-    inode: int,
-    address_in: Callable[[Mapping], int | None],
-    page_size_bytes: int,
-    proc: str = "/proc",
+    device: str, inode: int, address_in: Callable[[Mapping], int | None], host: Host
 ) -> tuple[list[Mapper], int]:
     """
     Return the mappings of an object that cover a page of it, and how many were missed.
@@ -54,19 +50,18 @@ def find_mappers(
     :param inode: of the object.
     :param address_in: gives the address of the page in a mapping of the object, None if
         it is not in there.
-    :param page_size_bytes: size of a page.
     :return: the mappings, and the number of processes that could not be read.
     """
     found: list[Mapper] = []
     missed = 0
-    for pid in list_pids(proc):
+    for pid in list_pids(host):
         try:
-            with ProcessDir(pid, proc) as process:
+            with ProcessDir(pid, host) as process:
                 rows = _mappings_of(process, device, inode)
                 for mapping in rows:
                     address = address_in(mapping)
                     if address is not None:
-                        word = _word_at(process, address, page_size_bytes)
+                        word = _word_at(process, address)
                         found.append(Mapper(pid, process.stat.name, mapping, word))
         except AccessDenied:
             missed += 1
@@ -85,14 +80,14 @@ def _mappings_of(process: ProcessDir, device: str, inode: int) -> list[Mapping]:
     return [row for row in rows if row.device == device and row.inode == inode]
 
 
-def _word_at(process: ProcessDir, address: int, page_size_bytes: int) -> int | None:
+def _word_at(process: ProcessDir, address: int) -> int | None:
     try:
         path = f"{process.path}/pagemap"
-        pagemap = Pagemap(process.open("pagemap"), page_size_bytes, Meter(), path)
+        pagemap = Pagemap(process.open("pagemap"), process.host, path)
     except MemlensError:
         return None
     try:
-        words = pagemap.read_words(address // page_size_bytes, 1)
+        words = pagemap.read_words(address // pagemap.page_size_bytes, 1)
         return int(words[0]) if len(words) else None
     except MemlensError:
         return None
@@ -112,7 +107,7 @@ _CAP_SYS_PTRACE = 1 << 19
 _INIT_USER = "user:[4026531837]"
 
 
-def has_all_processes(proc: str) -> bool:
+def has_all_processes(host: Host) -> bool:
     """
     Return whether a /proc shows every process of the machine.
 
@@ -120,7 +115,7 @@ def has_all_processes(proc: str) -> bool:
     through a /proc that hides processes of others.
     """
     try:
-        stat = parse_stat(read_file(f"{proc}/{_KTHREADD}/stat"))
+        stat = parse_stat(read_file(f"{host.root}/{_KTHREADD}/stat"))
     except (OSError, MemlensError, ValueError, IndexError):
         return False
     return bool(stat.flags & PF_KTHREAD)
@@ -145,21 +140,21 @@ def can_look_at_others() -> bool:
 # the nearest subreaper.
 
 
-def read_parents(proc: str = "/proc") -> dict[int, int]:
+def read_parents(host: Host) -> dict[int, int]:
     """
     Return the parent of every process.
 
     :raises Unsupported: if ``proc`` is none.
     """
     try:
-        names = os.listdir(proc)
+        names = os.listdir(host.root)
     except OSError as error:
-        raise Unsupported(f"{proc} is not a proc file system", path=proc) from error
+        raise Unsupported(f"{host.root} is not a proc file system", path=host.root) from error
     parents = {}
     for name in names:
         if name.isdecimal():
             try:
-                parents[int(name)] = parse_parent(read_file(f"{proc}/{name}/stat"))
+                parents[int(name)] = parse_parent(read_file(f"{host.root}/{name}/stat"))
             except (OSError, ValueError, IndexError):
                 continue
     return parents
@@ -221,12 +216,12 @@ class FileMappers:
     """
     An index of mappings by file.
 
-    :param proc: root of the /proc to read.
+    :param host: whose processes they are.
 
     ``denied`` counts processes that this user may not look at.
     """
 
-    proc: str = "/proc"
+    host: Host
     denied: int = 0
     pids: int = 0
     _raw: dict[int, bytes] = field(default_factory=dict)
@@ -242,15 +237,15 @@ class FileMappers:
         :raises Unsupported: if ``proc`` is none.
         """
         try:
-            names = os.listdir(self.proc)
+            names = os.listdir(self.host.root)
         except OSError as error:
-            message = f"{self.proc} is not a proc file system"
-            raise Unsupported(message, path=self.proc) from error
+            message = f"{self.host.root} is not a proc file system"
+            raise Unsupported(message, path=self.host.root) from error
         for name in names:
             if not name.isdecimal():
                 continue
             try:
-                raw = read_file(f"{self.proc}/{name}/maps")
+                raw = read_file(f"{self.host.root}/{name}/maps")
             except PermissionError:
                 self.denied += 1
                 continue

@@ -17,6 +17,20 @@ from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 _T = TypeVar("_T")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 READ_NEEDS = "the same user, or root (CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH)"
+# Interfaces that MEMLENS_DISABLE can switch off, to prove the other paths.
+SWITCHES = (
+    "pagemap_scan",
+    "map_files",
+    "seek_data",
+    "cachestat",
+    "mincore",
+    "kpageflags",
+    "smaps",
+    "cachewalk",
+    "frameslots",
+    "kcmp",
+    "scm_fds",
+)
 
 
 @dataclass(slots=True)
@@ -48,14 +62,56 @@ class Meter:
         finally:
             self.add(0, time.perf_counter() - before)
 
-    def merge(self, other: "Meter") -> None:
-        """Add what another meter counted."""
-        self.add(other.read_bytes, other.longest_read_s)
-        self.used |= other.used
-
     def wall_s(self) -> float:
         """Return the seconds since the run began."""
         return time.perf_counter() - self.started
+
+
+def page_size_bytes() -> int:
+    """Return the size of a base page of this machine."""
+    return os.sysconf("SC_PAGE_SIZE")
+
+
+def read_disabled() -> frozenset[str]:
+    """
+    Return the interfaces that MEMLENS_DISABLE switches off.
+
+    :raises ValueError: if it names one that does not exist.
+    """
+    listed = os.environ.get("MEMLENS_DISABLE", "").split(",")
+    names = frozenset(filter(None, map(str.strip, listed)))
+    unknown = names - frozenset(SWITCHES)
+    if unknown:
+        raise ValueError(
+            f"MEMLENS_DISABLE: unknown {', '.join(sorted(unknown))}; "
+            f"known: {', '.join(SWITCHES)}"
+        )
+    return names
+
+
+@dataclass(slots=True, eq=False)
+class Host:
+    """
+    The kernel that is asked, and by which of its files.
+
+    >>> Host("/proc").root
+    '/proc'
+
+    :param root: the /proc to read.
+    :param sys: the /sys to read.
+    :param page_size_bytes: size of a base page.
+    :param disabled: interfaces that are switched off; MEMLENS_DISABLE, if nothing is said.
+    :param meter: counts what is read.
+    """
+
+    root: str = "/proc"
+    sys: str = "/sys"
+    page_size_bytes: int = field(default_factory=page_size_bytes)
+    disabled: frozenset[str] = field(default_factory=read_disabled)
+    meter: Meter = field(default_factory=Meter)
+
+    def check_stop(self) -> None:
+        """Go on: of a host alone there is no scan that could end."""
 
 
 def raise_errno(error: OSError, what: str, path: str, needs: str = READ_NEEDS) -> NoReturn:

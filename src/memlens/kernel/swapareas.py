@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel import bpf
-from memlens.kernel.procfs import read_file
+from memlens.kernel.procfs import Host, read_file
 from memlens.kernel.swaps import AREA_NUMBERS, SwapArea, parse_swaps
 
 # Mirrors struct area of bpf/swapareas.bpf.c.
@@ -46,19 +46,19 @@ class NumberedArea:
     slots: int
 
 
-def read_areas(proc: str = "/proc") -> list[NumberedArea]:
+def read_areas(host: Host) -> list[NumberedArea]:
     """
     Return the swap areas in use, in the order of their numbers, without these.
 
     ``slots`` is one more than the size, for the header.  An area with bad pages
     (mkswap -c) has more, which only ``number_areas`` can know.
     """
-    path = f"{proc}/swaps"
+    path = f"{host.root}/swaps"
     areas = parse_swaps(read_file(path), os.sysconf("SC_PAGE_SIZE"), path)
     return [NumberedArea(area, None, area.size_pages + 1) for area in areas]
 
 
-def number_areas(seen: Iterable[int] = (), proc: str = "/proc") -> list[NumberedArea]:
+def number_areas(host: Host, seen: Iterable[int] = ()) -> list[NumberedArea]:
     """
     Return the swap areas in use with their numbers, as far as these can be known.
 
@@ -72,11 +72,11 @@ def number_areas(seen: Iterable[int] = (), proc: str = "/proc") -> list[Numbered
 
     :param seen: numbers of areas that swapped pages are known to be in.
     """
-    areas = read_areas(proc)
+    areas = read_areas(host)
     by_order = number_by_order(areas, seen) or areas
     if all(area.number is not None for area in by_order):
         return by_order
-    return _number_by_table(proc) or by_order
+    return _number_by_table(host) or by_order
 
 
 def number_by_order(
@@ -175,7 +175,7 @@ def _ends_by_area(areas: Sequence[NumberedArea], seen: Sequence[int]) -> NDArray
     return ends
 
 
-def _number_by_table(proc: str) -> list[NumberedArea] | None:
+def _number_by_table(host: Host) -> list[NumberedArea] | None:
     """Return the areas as the kernel's table has them, None if it cannot be read."""
     try:
         bpf.raise_if_unusable()
@@ -190,7 +190,7 @@ def _number_by_table(proc: str) -> list[NumberedArea] | None:
         return None
     finally:
         skeleton.close()
-    return number_by_table(read_areas(proc), table)
+    return number_by_table(read_areas(host), table)
 
 
 def number_by_table(

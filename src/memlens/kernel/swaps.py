@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass, replace
 
 from memlens.errors import ParseError, Unsupported
-from memlens.kernel.procfs import decode_bytes, raise_errno, read_file, unescape_path
+from memlens.kernel.procfs import Host, decode_bytes, raise_errno, read_file, unescape_path
 
 # Numbers from here up are markers, migrations and device memory on some kernels
 # (include/linux/swap.h); no area can have one there.
@@ -190,7 +190,7 @@ def parse_meminfo(raw: bytes) -> dict[str, int]:
     return found
 
 
-def read_swap(page_size_bytes: int, proc: str = "/proc", sys: str = "/sys") -> Swap:
+def read_swap(host: Host) -> Swap:
     """
     Return the swap areas and what compressed swap holds.
 
@@ -200,25 +200,26 @@ def read_swap(page_size_bytes: int, proc: str = "/proc", sys: str = "/sys") -> S
     Figures that cannot be read are left out, with a note.
     """
     areas = tuple(
-        _with_device(area, sys) for area in parse_swaps(_read_swaps(proc), page_size_bytes)
+        _with_device(area, host)
+        for area in parse_swaps(_read_swaps(host), host.page_size_bytes)
     )
     zram, notes = [], []
     for device in dict.fromkeys(area.device for area in areas if area.device):
-        path = f"{sys}/block/{device}/mm_stat"
+        path = f"{host.sys}/block/{device}/mm_stat"
         try:
             zram.append(parse_zram(read_file(path), device, path))
         except OSError as error:
             notes.append(f"{path}: {os.strerror(error.errno or 0)}")
-    return Swap(areas, tuple(zram), read_zswap(proc, sys), tuple(notes))
+    return Swap(areas, tuple(zram), read_zswap(host), tuple(notes))
 
 
-def read_zswap(proc: str = "/proc", sys: str = "/sys") -> ZswapFigures | None:
+def read_zswap(host: Host) -> ZswapFigures | None:
     """Return the state of zswap, None if this kernel has none or hides it."""
-    base = f"{sys}/module/zswap/parameters"
+    base = f"{host.sys}/module/zswap/parameters"
     try:
         enabled = read_file(f"{base}/enabled")
         compressor = read_file(f"{base}/compressor")
-        sizes = parse_meminfo(read_file(f"{proc}/meminfo"))
+        sizes = parse_meminfo(read_file(f"{host.root}/meminfo"))
     except OSError:
         return None
     return ZswapFigures(
@@ -229,8 +230,8 @@ def read_zswap(proc: str = "/proc", sys: str = "/sys") -> ZswapFigures | None:
     )
 
 
-def _read_swaps(proc: str) -> bytes:
-    path = f"{proc}/swaps"
+def _read_swaps(host: Host) -> bytes:
+    path = f"{host.root}/swaps"
     try:
         return read_file(path)
     except FileNotFoundError as error:
@@ -239,7 +240,7 @@ def _read_swaps(proc: str) -> bytes:
         raise_errno(error, "cannot read the swap areas", path)
 
 
-def _with_device(area: SwapArea, sys: str) -> SwapArea:
+def _with_device(area: SwapArea, host: Host) -> SwapArea:
     """Return the area with its kind, which /proc/swaps calls partition for zram too."""
     name = os.path.basename(area.path)
     try:
@@ -249,7 +250,7 @@ def _with_device(area: SwapArea, sys: str) -> SwapArea:
         status = None
     if status is not None and stat.S_ISBLK(status.st_mode):
         number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-        name = os.path.basename(os.path.realpath(f"{sys}/dev/block/{number}"))
+        name = os.path.basename(os.path.realpath(f"{host.sys}/dev/block/{number}"))
     if area.kind == "partition" and _ZRAM.match(name):
         return replace(area, kind="zram", device=name)
     return area
@@ -261,7 +262,7 @@ def _with_device(area: SwapArea, sys: str) -> SwapArea:
 # /proc/vmstat.  /proc/meminfo says the same, but in containers it may be made up (lxcfs).
 
 
-def is_swap_cache_empty(proc: str = "/proc") -> bool:
+def is_swap_cache_empty(host: Host) -> bool:
     """
     Return whether no page at all was in the swap cache at one moment of the call.
 
@@ -269,8 +270,8 @@ def is_swap_cache_empty(proc: str = "/proc") -> bool:
     refresh adds them now.  It needs root: False also means that this is not known.
     """
     try:
-        read_file(f"{proc}/sys/vm/stat_refresh")
-        figures = read_file(f"{proc}/vmstat")
+        read_file(f"{host.root}/sys/vm/stat_refresh")
+        figures = read_file(f"{host.root}/vmstat")
     except OSError:
         return False
     return b"\nnr_swapcached 0\n" in figures

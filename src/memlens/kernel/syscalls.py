@@ -7,7 +7,7 @@ import platform
 from typing import NamedTuple
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
-from memlens.kernel.procfs import read_file
+from memlens.kernel.procfs import Host, read_file
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -258,20 +258,20 @@ def _raise_last(pid: int) -> None:
         raise MemlensError(f"kcmp: {error.strerror}") from error
 
 
-def has_memory(tid: int, proc: str = "/proc") -> bool:
+def has_memory(tid: int, host: Host) -> bool:
     """Return whether a task still has memory, as one that has ended has not."""
     try:
-        return int(read_file(f"{proc}/{tid}/statm").split()[0]) > 0
+        return int(read_file(f"{host.root}/{tid}/statm").split()[0]) > 0
     except (OSError, ValueError, IndexError):
         return False
 
 
-def is_own_namespace(proc: str = "/proc") -> bool:
+def is_own_namespace(host: Host) -> bool:
     """Return whether the PIDs of a /proc are those that system calls of this process take."""
     try:
-        if int(os.readlink(f"{proc}/self")) != os.getpid():
+        if int(os.readlink(f"{host.root}/self")) != os.getpid():
             return False
-        lines = read_file(f"{proc}/self/status").split(b"\n")
+        lines = read_file(f"{host.root}/self/status").split(b"\n")
     except (OSError, ValueError):
         return False
     # One number for each namespace from that of the mount inwards.

@@ -9,9 +9,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from memlens.kernel.procfs import decode_bytes, read_file
-
-SYS = "/sys/devices/system"
+from memlens.kernel.procfs import Host, decode_bytes, read_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +38,15 @@ def parse_zone_stop(raw: bytes) -> int:
     return stop
 
 
-def count_frames(proc: str = "/proc") -> int:
+def count_frames(host: Host) -> int:
     """Return the number of page frames up to the end of memory; 0 if it is not known."""
     try:
-        return parse_zone_stop(read_file(f"{proc}/zoneinfo"))
+        return parse_zone_stop(read_file(f"{host.root}/zoneinfo"))
     except OSError:
         return 0
 
 
-def read_nodes(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
+def read_nodes(host: Host) -> list[NodeRange]:
     """
     Return the frames of each NUMA node, in order, from the memory blocks of sysfs.
 
@@ -56,30 +54,31 @@ def read_nodes(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
     kernel has no memory blocks (CONFIG_MEMORY_HOTPLUG).
     """
     try:
-        frames = int(read_file(f"{sys}/memory/block_size_bytes"), 16) // page_size_bytes
-        names = sorted(os.listdir(f"{sys}/node"))
+        block_bytes = int(read_file(f"{host.sys}/devices/system/memory/block_size_bytes"), 16)
+        names = sorted(os.listdir(f"{host.sys}/devices/system/node"))
     except (OSError, ValueError):
         return []
+    frames = block_bytes // host.page_size_bytes
     blocks: dict[int, int] = {}
     for name in names:
         match = re.fullmatch(r"node(\d+)", name)
         if match is None:
             continue
-        for block in os.listdir(f"{sys}/node/{name}"):
+        for block in os.listdir(f"{host.sys}/devices/system/node/{name}"):
             if found := re.fullmatch(r"memory(\d+)", block):
                 blocks.setdefault(int(found[1]), int(match[1]))
     return _join_blocks(blocks, frames)
 
 
-def read_node_ranges(page_size_bytes: int, sys: str = SYS) -> list[NodeRange]:
+def read_node_ranges(host: Host) -> list[NodeRange]:
     """Return ``read_nodes`` where there is more than one node, else nothing."""
     try:
-        names = os.listdir(f"{sys}/node")
+        names = os.listdir(f"{host.sys}/devices/system/node")
     except OSError:
         return []
     if sum(re.fullmatch(r"node\d+", name) is not None for name in names) < 2:
         return []
-    ranges = read_nodes(page_size_bytes, sys)
+    ranges = read_nodes(host)
     return ranges if len({row.node for row in ranges}) > 1 else []
 
 
@@ -94,7 +93,7 @@ def _join_blocks(blocks: dict[int, int], frames: int) -> list[NodeRange]:
     return ranges
 
 
-def read_pmd_order(page_size_bytes: int) -> int:
+def read_pmd_order(host: Host) -> int:
     """
     Return how many pages one entry of the page middle directory maps, as a power of two.
 
@@ -104,5 +103,5 @@ def read_pmd_order(page_size_bytes: int) -> int:
     try:
         size = int(read_file("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"))
     except (OSError, ValueError):
-        size = page_size_bytes * page_size_bytes // 8
-    return (size // page_size_bytes).bit_length() - 1
+        size = host.page_size_bytes * host.page_size_bytes // 8
+    return (size // host.page_size_bytes).bit_length() - 1

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.procfs import Meter
+from memlens.kernel.procfs import Host
 from memlens.kernel.syscalls import (
     MAP_FAILED,
     MAP_NORESERVE,
@@ -39,16 +39,14 @@ class Backing:
 
     :param fd: open for reading, closed with this object.
     :param kind: ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``block`` or ``file``.
-    :param page_size_bytes: size of a page.
-    :param meter: counts what is read.
+    :param host: says how large a page is; its meter counts what is read.
     :param is_writable: whether mincore and cachestat are honest for this reader.
     :param path: where it was opened, for errors.
     """
 
     fd: int
     kind: str
-    page_size_bytes: int
-    meter: Meter
+    host: Host
     is_writable: bool
     path: str = ""
     _extent: tuple[int, int] = field(default=(0, 0), init=False)
@@ -65,11 +63,11 @@ class Backing:
             end = os.lseek(self.fd, 0, os.SEEK_END)
         else:
             end = os.fstat(self.fd).st_size
-        return -(-end // self.page_size_bytes)
+        return -(-end // self.host.page_size_bytes)
 
     def allocated_pages(self) -> int:
         """Return the pages that the object owns, in RAM or on swap (st_blocks)."""
-        return os.fstat(self.fd).st_blocks * _BLOCK_BYTES // self.page_size_bytes
+        return os.fstat(self.fd).st_blocks * _BLOCK_BYTES // self.host.page_size_bytes
 
     def is_quiet(self) -> bool:
         """Return whether mapping it leaves its access time as it is."""
@@ -85,7 +83,7 @@ class Backing:
         if self.kind not in ("file", "block", "overlay"):
             return False
         block_bytes = min(os.fstat(self.fd).st_blksize, os.fstatvfs(self.fd).f_bsize)
-        return block_bytes < self.page_size_bytes
+        return block_bytes < self.host.page_size_bytes
 
     def data_extents(self, first: int, stop: int) -> NDArray[np.int64]:
         """
@@ -107,7 +105,7 @@ class Backing:
             found.append(max(begin, position))
             found.append(min(end, stop))
             position = end
-        self.meter.used.add("seek_data")
+        self.host.meter.used.add("seek_data")
         return np.frombuffer(found, np.int64).reshape(-1, 2) if found else _NO_EXTENTS
 
     def is_cached_hole(self, first: int, stop: int) -> bool:
@@ -136,7 +134,7 @@ class Backing:
         return found
 
     def _extent_asked(self, page: int, stop: int) -> tuple[int, int]:
-        size = self.page_size_bytes
+        size = self.host.page_size_bytes
         try:
             data = os.lseek(self.fd, page * size, os.SEEK_DATA)
             if data < page * size:
@@ -166,7 +164,7 @@ class Backing:
 
     def cachestat_all(self, first: int, pages: int) -> Cachestat:
         """Return every figure of cachestat for a range of pages."""
-        size = self.page_size_bytes
+        size = self.host.page_size_bytes
         asked = CachestatRange(first * size, pages * size)
         found = Cachestat()
         if (
@@ -174,7 +172,7 @@ class Backing:
             != 0
         ):
             raise_last_errno(self.path)
-        self.meter.used.add("cachestat")
+        self.host.meter.used.add("cachestat")
         return found
 
     def mincore(self, first: int, pages: int) -> NDArray[np.bool_]:
@@ -190,7 +188,7 @@ class Backing:
         """
         if self.kind == "hugetlb":
             raise ValueError("mincore says nothing on hugetlbfs")
-        size = self.page_size_bytes
+        size = self.host.page_size_bytes
         # A private PROT_NONE mapping of a read-only descriptor: it hinders no seal, reserves
         # nothing and can never fault a page in.
         address = libc.mmap(
@@ -204,8 +202,8 @@ class Backing:
                 raise_last_errno(self.path)
         finally:
             libc.munmap(address, pages * size)
-        self.meter.used.add("mincore")
-        self.meter.add(pages, 0.0)
+        self.host.meter.used.add("mincore")
+        self.host.meter.add(pages, 0.0)
         return (vector & 1).astype(bool)
 
 

@@ -23,7 +23,7 @@ from memlens.kernel.mounts import (
     RAMFS_MAGIC,
     TMPFS_MAGIC,
 )
-from memlens.kernel.procfs import read_file
+from memlens.kernel.procfs import Host, read_file
 from memlens.kernel.syscalls import (
     MAP_FAILED,
     MAP_NORESERVE,
@@ -91,14 +91,13 @@ class CacheReader:
     """
     Asks files; made once, for it keeps its buffers.
 
-    :param page_size_bytes: size of a page.
-    :param disabled: interfaces that may not be used.
+    :param host: says how large a page is, and what is switched off.
     """
 
-    def __init__(self, page_size_bytes: int, disabled: frozenset[str] = frozenset()) -> None:
-        self.page_size_bytes = page_size_bytes
-        self.has_cachestat = "cachestat" not in disabled
-        self.has_mincore = "mincore" not in disabled
+    def __init__(self, host: Host) -> None:
+        self.page_size_bytes = host.page_size_bytes
+        self.has_cachestat = "cachestat" not in host.disabled
+        self.has_mincore = "mincore" not in host.disabled
         self._range = (ctypes.c_uint64 * 2)()
         self._found = (ctypes.c_uint64 * 5)()
         self._status = (ctypes.c_ulong * _STATFS_WORDS)()

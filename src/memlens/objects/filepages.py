@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import features
 from memlens.kernel.pagemap import Pagemap
-from memlens.kernel.procfs import Meter, raise_errno
+from memlens.kernel.procfs import Host, raise_errno
 from memlens.kernel.syscalls import (
     MAP_FAILED,
     NR_CACHESTAT,
@@ -47,6 +47,7 @@ class CachedFile:
     A regular file, open to look at its page cache.
 
     :param path: its name; links are followed.
+    :param host: lists the leases; its meter counts what is read.
     :raises MemlensError: if it cannot be opened, is no regular file, or is under a write
         lease, which opening would break.
     :raises AccessDenied: if the kernel would not say which pages are in RAM.
@@ -54,10 +55,10 @@ class CachedFile:
 
     """
 
-    def __init__(self, path: str, meter: Meter | None = None) -> None:
+    def __init__(self, path: str, host: Host) -> None:
         self.path = path
-        self.page_size_bytes = features.page_size_bytes()
-        self.fd = _open(path)
+        self.page_size_bytes = host.page_size_bytes
+        self.fd = _open(path, host)
         try:
             status = os.fstat(self.fd)
             if not stat.S_ISREG(status.st_mode):
@@ -71,9 +72,7 @@ class CachedFile:
             os.close(self.fd)
             raise
         self.pages = -(-status.st_size // self.page_size_bytes)
-        self._pagemap = Pagemap(
-            own, self.page_size_bytes, meter or Meter(), "/proc/self/pagemap"
-        )
+        self._pagemap = Pagemap(own, host, "/proc/self/pagemap")
         self._pipe = os.pipe()
 
     def __enter__(self) -> "CachedFile":
@@ -191,10 +190,10 @@ class CachedFile:
         )
 
 
-def _open(path: str) -> int:
+def _open(path: str, host: Host) -> int:
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        if Leases("/proc").has_named(path, None, os.stat(path).st_ino):
+        if Leases(host).has_named(path, None, os.stat(path).st_ino):
             raise MemlensError(LEASED, path=path)
         try:
             # Mapping counts as reading: without this the file's access time would change.

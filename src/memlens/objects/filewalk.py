@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memlens.kernel.mounts import PROC_MAGIC, may_hang
-from memlens.kernel.procfs import decode_bytes, read_file, unescape_path
+from memlens.kernel.procfs import Host, decode_bytes, read_file, unescape_path
 from memlens.kernel.syscalls import fstatfs_type, status_of
 from memlens.objects.cachestat import open_quietly, special_kind
 from memlens.objects.leases import LEASED, Leases
@@ -53,14 +53,14 @@ class FileWalk:
     """
     A walk over files and directories.
 
-    :param proc: root of the /proc that lists leases and mounts.
+    :param host: lists leases and mounts.
     :param one_file_system: whether to stay on the file system of each directory named.
 
     ``skipped`` are directories that were not entered, with the reason; ``vanished``
     counts what went away meanwhile, ``special`` what is neither file nor directory.
     """
 
-    proc: str = "/proc"
+    host: Host
     one_file_system: bool = False
     skipped: list[tuple[str, str]] = field(default_factory=list)
     directories: int = 0
@@ -71,7 +71,7 @@ class FileWalk:
     _kernels_own: dict[int, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.leases = Leases(self.proc)
+        self.leases = Leases(self.host)
 
     def iter_files(self, paths: list[str]) -> Iterator[OpenFile]:
         """
@@ -179,7 +179,7 @@ class FileWalk:
 
     def _mounts(self) -> dict[str, str]:
         if self._reasons is None:
-            self._reasons = read_mount_reasons(self.proc)
+            self._reasons = read_mount_reasons(self.host)
         return self._reasons
 
     def _miss(self, path: str, error: OSError) -> None:
@@ -189,10 +189,10 @@ class FileWalk:
             self.skipped.append((path, _reason(error)))
 
 
-def read_mount_reasons(proc: str = "/proc") -> dict[str, str]:
+def read_mount_reasons(host: Host) -> dict[str, str]:
     """Return all mount points with the reason why a walk does not enter them, or ""."""
     try:
-        raw = read_file(f"{proc}/self/mountinfo")
+        raw = read_file(f"{host.root}/self/mountinfo")
     except OSError:
         return {}
     return parse_mount_reasons(raw)

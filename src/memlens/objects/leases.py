@@ -9,7 +9,7 @@ import threading
 import time
 
 from memlens.kernel.mounts import BTRFS_MAGIC, OVERLAYFS_MAGIC
-from memlens.kernel.procfs import read_file
+from memlens.kernel.procfs import Host, read_file
 from memlens.kernel.syscalls import fstatfs_type
 
 # Reading /proc/locks takes the file locks of the whole machine for a moment and waits some
@@ -25,11 +25,11 @@ class Leases:
     Each /proc leaves out the leases of processes outside its PID namespace, so that our
     own is read besides.
 
-    :param proc: root of the /proc to read.
+    :param host: whose leases they are.
     """
 
-    def __init__(self, proc: str) -> None:
-        self._proc = proc
+    def __init__(self, host: Host) -> None:
+        self._proc = host.root
         self._inodes: frozenset[tuple[int, int]] = frozenset()
         self._numbers: frozenset[int] = frozenset()
         self._until = 0.0

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from memlens.kernel.mounts import Mount, parse_mounts
-from memlens.kernel.procfs import read_file
+from memlens.kernel.procfs import Host, read_file
 from memlens.kernel.syscalls import FileStatus, status_of, statx_cached
 
 ROOT_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -152,20 +152,20 @@ class Surroundings:
     """
     Collects what processes are surrounded by, each once.
 
-    :param proc: root of the /proc to read.
+    :param host: whose processes they are.
     :param views: by mount namespace, and mount, device and inode of the root directory: the
         name of it does not tell those of detached mounts, which all are called ``/``.
     :param ipc: the way into each IPC namespace, by its number.
     """
 
-    proc: str
+    host: Host
     views: dict[tuple[int, int, int, int], View] = field(default_factory=dict)
     ipc: dict[int, Entrance] = field(default_factory=dict)
     _held: list[Entrance] = field(default_factory=list)
 
     def add(self, pid: int) -> None:
         """Take in a process, and its threads: each may have entered others."""
-        path = f"{self.proc}/{pid}"
+        path = f"{self.host.root}/{pid}"
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:

@@ -25,7 +25,7 @@ from memlens.kernel.mounts import (
     parse_mounts,
 )
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter, decode_bytes, encode_text, read_file
+from memlens.kernel.procfs import Host, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
 from memlens.objects.backing import Backing
 from memlens.objects.leases import Leases
@@ -75,24 +75,19 @@ class Opener:
     Opens the objects of one process.
 
     :param process: whose mappings they are.
-    :param disabled: interfaces that may not be used.
-    :param page_size_bytes: size of a page.
 
     ``has_map_files`` turns False when map_files refuses.
     """
 
-    def __init__(
-        self, process: ProcessDir, disabled: frozenset[str], page_size_bytes: int
-    ) -> None:
+    def __init__(self, process: ProcessDir) -> None:
         self.process = process
-        self.page_size_bytes = page_size_bytes
-        self.meter = process.meter
-        self.has_map_files = "map_files" not in disabled
+        self.meter = process.host.meter
+        self.has_map_files = "map_files" not in process.host.disabled
         self._refusal = "map_files is switched off"
         self._mount_table: MountTable | None = None
         self._facts: dict[tuple[str, int, str], ObjectFacts] = {}
         self._fds: dict[tuple[int, int], str] | None = None
-        self.leases = Leases(process.proc)
+        self.leases = Leases(process.host)
 
     def facts(self, mapping: Mapping) -> ObjectFacts:
         """
@@ -206,7 +201,7 @@ class Opener:
         named = device_number(mapping.device), mapping.inode
         if self.leases.has(status) or self.leases.has_inode(*named):
             return "under a write lease, which opening would break"
-        return reopen(handle, kind, self.page_size_bytes, self.meter, mapping.path)
+        return reopen(handle, kind, self.process.host, mapping.path)
 
     def _is_same(self, handle: int, mapping: Mapping) -> bool:
         """Return whether a descriptor is the object of the line of maps."""
@@ -238,9 +233,7 @@ class Opener:
         return self._mount_table
 
 
-def reopen(
-    handle: int, kind: str, page_size_bytes: int, meter: Meter, path: str
-) -> Backing | str:
+def reopen(handle: int, kind: str, host: Host, path: str) -> Backing | str:
     """
     Open for reading what an O_PATH descriptor holds; a text says why that cannot be.
 
@@ -258,7 +251,7 @@ def reopen(
     except OSError as error:
         return f"cannot be opened: {os.strerror(error.errno or 0)}"
     is_writable = status.st_uid == os.geteuid() or os.access(link, os.W_OK)
-    return Backing(fd, kind, page_size_bytes, meter, is_writable, path)
+    return Backing(fd, kind, host, is_writable, path)
 
 
 def parse_mount_table(raw: bytes) -> MountTable:

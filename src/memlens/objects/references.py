@@ -12,7 +12,7 @@ import stat
 import struct
 from functools import lru_cache
 
-from memlens.kernel.procfs import decode_bytes, read_file
+from memlens.kernel.procfs import Host, decode_bytes, read_file
 
 _DELETED = " (deleted)"
 _LOOP_GET_STATUS64 = 0x4C05
@@ -22,18 +22,20 @@ _STATUS_BYTES = 232
 _STATUS_HEAD = struct.Struct("=QQ")
 
 
-def list_deleted_backing_files(sys: str = "/sys") -> list[tuple[str, str]]:
+def list_deleted_backing_files(host: Host) -> list[tuple[str, str]]:
     """Return name and file, raw, of each loop device whose file was deleted."""
     found = []
     try:
-        names = sorted(os.listdir(f"{sys}/block"))
+        names = sorted(os.listdir(f"{host.sys}/block"))
     except OSError:
         return []
     for name in names:
         if not name.startswith("loop"):
             continue
         try:
-            path = decode_bytes(read_file(f"{sys}/block/{name}/loop/backing_file")).rstrip("\n")
+            path = decode_bytes(read_file(f"{host.sys}/block/{name}/loop/backing_file")).rstrip(
+                "\n"
+            )
         except OSError:
             continue
         if path.endswith(_DELETED):
@@ -41,7 +43,7 @@ def list_deleted_backing_files(sys: str = "/sys") -> list[tuple[str, str]]:
     return found
 
 
-def read_backing_inode(name: str, sys: str = "/sys", dev: str = "/dev") -> tuple[int, int]:
+def read_backing_inode(name: str, host: Host, dev: str = "/dev") -> tuple[int, int]:
     """
     Return device, as ``st_dev``, and inode of the file that a loop device has.
 
@@ -50,7 +52,7 @@ def read_backing_inode(name: str, sys: str = "/sys", dev: str = "/dev") -> tuple
 
     :raises OSError: if its node is not there, is another's, or may not be opened.
     """
-    number = read_file(f"{sys}/block/{name}/dev").strip().decode()
+    number = read_file(f"{host.sys}/block/{name}/dev").strip().decode()
     # Opening another node, as one of a tape, may do things: first it is held, then opened.
     handle = os.open(f"{dev}/{name}", os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

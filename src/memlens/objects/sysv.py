@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from memlens.errors import ParseError
-from memlens.kernel.procfs import decode_bytes, read_file
+from memlens.kernel.procfs import Host, decode_bytes, read_file
 from memlens.kernel.syscalls import MAP_FAILED, libc, raise_last_errno
 from memlens.objects.namespaces import Entrance
 
@@ -75,7 +75,7 @@ def parse_segments(raw: bytes, path: str = "/proc/sysvipc/shm") -> list[Segment]
     return found
 
 
-def read_segments(proc: str, namespace: Entrance | None = None) -> list[Segment]:
+def read_segments(host: Host, namespace: Entrance | None = None) -> list[Segment]:
     """
     Return the segments of an IPC namespace.
 
@@ -83,7 +83,7 @@ def read_segments(proc: str, namespace: Entrance | None = None) -> list[Segment]
     :raises OSError: if it may not be entered or read.
     :raises ParseError: if the file is not as documented.
     """
-    path = f"{proc}/sysvipc/shm"
+    path = f"{host.root}/sysvipc/shm"
     if namespace is None:
         return parse_segments(read_file(path), path)
     found: list[Segment] = []

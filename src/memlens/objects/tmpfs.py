@@ -8,12 +8,12 @@ end of a process stands in the way, and no other mount is asked.
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memlens.kernel.mounts import Mount, may_hang
-from memlens.kernel.procfs import decode_bytes, encode_text
+from memlens.kernel.procfs import Host, decode_bytes, encode_text
 from memlens.kernel.syscalls import AT_SYMLINK_NOFOLLOW, FileStatus, status_of, statx_cached
 from memlens.objects.namespaces import Entrance
 
@@ -62,13 +62,13 @@ class TmpfsWalk:
 
     :param root: root directory that the mount point begins at.
     :param mount: the mount.
-    :param check_stop: called often; what it raises ends the walk.
+    :param host: asked often whether to stop; what it raises ends the walk.
     :param unread: directories that could not be read, and why.
     """
 
     root: Entrance
     mount: Mount
-    check_stop: Callable[[], None] = lambda: None
+    host: Host
     unread: list[tuple[str, str]] = field(default_factory=list)
     _top: FileStatus | None = None
 
@@ -122,7 +122,7 @@ class TmpfsWalk:
         stack = [start]
         while stack:
             below = stack.pop()
-            self.check_stop()
+            self.host.check_stop()
             try:
                 directory = _open_directory(top, below)
             except (FileNotFoundError, NotADirectoryError):

@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel import features
 from memlens.kernel.cgroups import (
     cgroup_paths_by_inode,
     find_cgroup,
     find_hierarchy,
     read_memory_stat,
 )
-from memlens.kernel.procfs import Meter
 from memlens.pages.flags import mask_of
 from memlens.physical.charges import (
     ANONYMOUS,
@@ -46,8 +44,8 @@ from memlens.physical.records import (
     StatLine,
 )
 from memlens.record import Table
-from memlens.report import Cost, Missed, make_sum
-from memlens.scan.machine import Follow, Stopped, read_origin, stop_after
+from memlens.report import Missed, make_sum
+from memlens.scan.machine import Machine, Stopped
 
 _SWAPCACHE, _DIRTY = mask_of("SWAPCACHE"), mask_of("DIRTY")
 _BATCHED = (
@@ -73,15 +71,14 @@ def list_cgroups(
     :raises AccessDenied: if this user may not read the kpage files.
     :raises Unsupported: if the kernel has no memory cgroups.
     """
-    meter = Meter()
-    follow = Follow(on_progress, stop_after(should_stop, budget_s))
-    origin = read_origin(proc)
-    hierarchy = find_hierarchy(proc)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    origin = machine.origin()
+    hierarchy = find_hierarchy(machine)
     sums: dict[int, NDArray[np.int64]] = {}
-    reader = FrameReader(proc, meter)
+    reader = FrameReader(machine)
     is_complete = True
     try:
-        for piece in reader.iter_charged(None, follow):
+        for piece in reader.iter_charged(None):
             for inode, counts in count_by_owner(piece):
                 sums[inode] = sums.get(inode, 0) + counts
     except Stopped:
@@ -104,7 +101,7 @@ def list_cgroups(
             )
         },
         is_complete=is_complete,
-        cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+        cost=machine.cost(),
     )
 
 
@@ -126,9 +123,8 @@ def read_cgroup(
     :raises AccessDenied: if this user may not read the kpage files or page frames.
     :raises Unsupported: if the kernel has no memory cgroups.
     """
-    run = _Run(
-        find_cgroup(path, proc), proc, Follow(on_progress, stop_after(should_stop, budget_s))
-    )
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    run = _Run(find_cgroup(path, machine), machine)
     try:
         return run.read(directories)
     finally:
@@ -153,12 +149,10 @@ class _Frames:
 
 
 class _Run:
-    def __init__(self, directory: str, proc: str, follow: Follow) -> None:
-        self.proc = proc
-        self.origin = read_origin(proc)
-        self.follow = follow
-        self.meter = Meter()
-        self.hierarchy = find_hierarchy(proc)
+    def __init__(self, directory: str, machine: Machine) -> None:
+        self.machine = machine
+        self.origin = machine.origin()
+        self.hierarchy = find_hierarchy(machine)
         self.directory = directory
         self.path = self.hierarchy.path_of(directory)
         every = cgroup_paths_by_inode(self.hierarchy)
@@ -168,7 +162,7 @@ class _Run:
         self.inodes = np.sort(np.array(own, np.uint64))
         self.missed: list[Missed] = []
         self.stat: dict[str, int] = {}
-        self.reader = FrameReader(proc, self.meter)
+        self.reader = FrameReader(machine)
 
     def close(self) -> None:
         self.reader.close()
@@ -180,17 +174,17 @@ class _Run:
         files: FileCharges | None = None
         charged = frames.join()
         try:
-            for piece in self.reader.iter_charged(self.inodes, self.follow):
+            for piece in self.reader.iter_charged(self.inodes):
                 frames.pieces.append(piece)
             # Now, for what this scan itself needs will be charged to somebody.
             self.stat = read_memory_stat(self.directory)
             charged = frames.join()
             kinds = classify_kinds(charged.flags)
-            owners = OwnerTable(charged.pfn, kinds, self.path, self.proc)
-            owners.read_processes(self.follow)
+            owners = OwnerTable(charged.pfn, kinds, self.path, self.machine)
+            owners.read_processes()
             self.missed += owners.missed
-            files = FileCharges(self.inodes, self.proc)
-            files.read(directories, self.follow)
+            files = FileCharges(self.inodes, self.machine)
+            files.read(directories)
         except Stopped:
             is_complete = False
             charged = frames.join()
@@ -215,7 +209,6 @@ class _Run:
             file_rows, process_rows = owners.rows(pfns, files.pages if files else {})
             used, only_elsewhere = owners.used_elsewhere(pfns)
             others = self._charged_elsewhere(owners)
-        meter = self.meter
         is_mapped = self.reader.are_mapped(pfns, flags)
         owned = sum(row.pages for row in file_rows) + sum(row.pages for row in process_rows)
         total = CgroupTotal(
@@ -246,7 +239,7 @@ class _Run:
             is_complete=is_complete,
             missed=self.missed,
             notes=self._notes(files),
-            cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+            cost=self.machine.cost(),
         )
 
     def _charged_elsewhere(self, owners: OwnerTable) -> Sequence[ElsewherePages]:
@@ -287,7 +280,7 @@ class _Run:
         }
         names = {"anon": "rss", "file": "cache", "file_mapped": "mapped_file"}
         stat = self.stat
-        size = features.page_size_bytes()
+        size = self.machine.page_size_bytes
         for name, pages in found.items():
             key = f"total_{names.get(name, name)}" if self.hierarchy.version == 1 else name
             if key in stat:

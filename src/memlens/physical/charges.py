@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.kpage import KpageFile, read_sorted
-from memlens.kernel.procfs import Meter
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.flags import mask_of
 from memlens.physical.records import KINDS
-from memlens.scan.machine import Follow
+from memlens.scan.machine import Machine
 
 _PIECE = 1 << 16
 _THREADS = 2
@@ -63,17 +62,17 @@ class FrameReader:
     """
     Reads kpagecgroup and kpageflags of the machine.
 
-    :param proc: root of the /proc to read.
+    :param machine: whose files they are; told how far it is, and asked whether to stop.
     :raises AccessDenied: if this user may not open them.
     :raises Unsupported: if this kernel has no memory cgroups.
     """
 
-    def __init__(self, proc: str, meter: Meter) -> None:
-        self._proc, self._meter = proc, meter
-        self.frames = count_frames(proc)
-        self._owners = KpageFile("kpagecgroup", proc, meter)
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.frames = count_frames(machine)
+        self._owners = KpageFile("kpagecgroup", machine)
         try:
-            self._flags = KpageFile("kpageflags", proc, meter)
+            self._flags = KpageFile("kpageflags", machine)
         except BaseException:
             self._owners.close()
             raise
@@ -83,9 +82,7 @@ class FrameReader:
         self._owners.close()
         self._flags.close()
 
-    def iter_charged(
-        self, inodes: NDArray[np.uint64] | None, follow: Follow
-    ) -> Iterator[Charged]:
+    def iter_charged(self, inodes: NDArray[np.uint64] | None) -> Iterator[Charged]:
         """
         Yield the charged frames of the machine, piece by piece.
 
@@ -100,7 +97,7 @@ class FrameReader:
                 for piece, _ in pieces:
                     if len(piece.pfn):
                         yield piece
-                follow.step(min(batch[-1] + _PIECE, self.frames), self.frames)
+                self._machine.step(min(batch[-1] + _PIECE, self.frames), self.frames)
                 if any(is_end for _, is_end in pieces):
                     return
 
@@ -123,7 +120,7 @@ class FrameReader:
         is_mapped: NDArray[np.bool_] = (flags & _MMAP) != 0
         is_asked = is_mapped & ((flags & _OF_FOLIO) != 0)
         if is_asked.any():
-            with KpageFile("kpagecount", self._proc, self._meter) as counts:
+            with KpageFile("kpagecount", self._machine) as counts:
                 is_mapped[is_asked] = read_sorted(counts, pfns[is_asked]) != 0
         return is_mapped
 

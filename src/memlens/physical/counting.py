@@ -12,17 +12,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.frameruns import FrameRuns, expand
 from memlens.pages.wordcounts import WordCounts
 from memlens.physical.records import FlagCounts
 from memlens.physical.runflags import ReadBuffer, RunReader
-from memlens.scan.machine import Follow
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import Window
 from memlens.scan.threads import count_threads, run_threads
 
@@ -33,16 +31,14 @@ _SLICE_PAGES = 16
 class Part:
     """One process or the machine, shared by the threads that count it."""
 
-    def __init__(self, proc: str, follow: Follow, cgroup: int = 0) -> None:
-        self.proc = proc
-        self.follow = follow
+    def __init__(self, machine: Machine, cgroup: int = 0) -> None:
+        self.machine = machine
         self.cgroup = cgroup
         self.directory: ProcessDir | None = None
         self.lock = threading.Lock()
         self.total = self.done = 0
         self.stopped = self.at_end = False
         self.is_hidden = False
-        self.page_size_bytes = features.page_size_bytes()
         self.counts = WordCounts()
         self.tallies: dict[str, int] = {}
         self.notes: list[str] = []
@@ -54,9 +50,8 @@ class Part:
         """Say how far it is, and whether to go on."""
         with self.lock:
             self.done += pages
-            if self.follow.on_progress is not None:
-                self.follow.on_progress(min(self.done, self.total or self.done), self.total)
-            if self.follow.should_stop is not None and self.follow.should_stop():
+            self.machine.tell(min(self.done, self.total or self.done), self.total)
+            if self.machine.is_over():
                 self.stopped = True
 
     def add_tally(self, name: str, pages: int) -> None:
@@ -82,13 +77,13 @@ class Worker:
         """Open the files; each thread has its own."""
         part = self.part
         if not part.is_hidden:
-            self.flags = KpageFile("kpageflags", part.proc)
+            self.flags = KpageFile("kpageflags", part.machine)
             self.reader = RunReader(self.flags)
         if part.cgroup:
-            self.cgroups = KpageFile("kpagecgroup", part.proc)
+            self.cgroups = KpageFile("kpagecgroup", part.machine)
         if part.directory is not None:
             fd, path = part.directory.open("pagemap"), f"{part.directory.path}/pagemap"
-            self.pagemap = Pagemap(fd, part.page_size_bytes, Meter(), path)
+            self.pagemap = Pagemap(fd, part.machine, path)
 
     def close(self) -> None:
         """Close them, and hand over what was counted."""
@@ -186,7 +181,7 @@ def share_calls(
     run_threads([work(worker) for worker in workers[:number]])
 
 
-def add_parts(parts: Sequence[Part]) -> FlagCounts:
+def add_parts(parts: Sequence[Part], machine: Machine) -> FlagCounts:
     """Return the sum of what was counted in parts; a frame in two of them is one."""
     counts, tallies = WordCounts(), dict[str, int]()
     for part in parts:
@@ -196,7 +191,7 @@ def add_parts(parts: Sequence[Part]) -> FlagCounts:
     words, found = counts.totals()
     nodes = {row.node for part in parts for row in part.node_ranges}
     return FlagCounts(
-        page_size_bytes=features.page_size_bytes(),
+        page_size_bytes=machine.page_size_bytes,
         words=words,
         pages=found,
         frames=_count_seen(parts),

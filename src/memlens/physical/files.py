@@ -14,6 +14,7 @@ from memlens.kernel.processes import FileMappers
 from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.objects.filewalk import FileWalk, OpenFile
 from memlens.physical.records import FileCache, FileTotals, StripCell
+from memlens.scan.machine import Machine
 from memlens.units import count_of
 
 if TYPE_CHECKING:
@@ -41,13 +42,13 @@ class FileScan:
         one_file_system: bool = False,
         is_each_once: bool = False,
     ) -> None:
-        self.page_size_bytes = os.sysconf("SC_PAGE_SIZE")
+        self.machine = machine = Machine(proc)
+        self.page_size_bytes = machine.page_size_bytes
         self.paths = list(dict.fromkeys(paths))
-        self.proc = proc
-        self.walk = FileWalk(proc, one_file_system)
+        self.walk = FileWalk(machine, one_file_system)
         self.totals = FileTotals()
-        self.reader = CacheReader(self.page_size_bytes, _disabled())
-        self.mappers = FileMappers(proc)
+        self.reader = CacheReader(machine)
+        self.mappers = FileMappers(machine)
         self._mapped: MappedPages | None = None
         # From one place only files with several names can come twice.
         self._keeps_all = is_each_once or len(self.paths) > 1
@@ -106,7 +107,7 @@ class FileScan:
             kind = self.reader.kind(fd)
             quiet = self.reader.has_cachestat or is_quiet(fd)
             figures, reason = self.reader.ask(fd, kind, 0, size, quiet)
-            if kind == "hugetlb" and size:
+            if kind == "hugetlb" and size and self.machine.may("cachewalk"):
                 figures, reason = _walk_hugetlb(fd, figures, reason)
         except OSError as error:
             kind, reason, figures = "file", os.strerror(error.errno or 0), UNKNOWN
@@ -165,7 +166,7 @@ class FileScan:
         if self._mapped is None:
             from memlens.scan.mappings import MappedPages
 
-            self._mapped = MappedPages(self.proc)
+            self._mapped = MappedPages(self.machine)
         return self._mapped
 
 
@@ -197,18 +198,8 @@ def _walk_hugetlb(fd: int, figures: Figures, reason: str) -> tuple[Figures, str]
     """Ask the page-cache walk, the only one that knows, where it can be used."""
     from memlens.kernel.cachewalk import walker
 
-    if "cachewalk" in _disabled():
-        return figures, reason
     try:
         records = walker().walk_fd(fd)
     except (MemlensError, OSError):
         return figures, reason
     return Figures(int(records.pages.sum())), ""
-
-
-def _disabled() -> frozenset[str]:
-    if not os.environ.get("MEMLENS_DISABLE"):
-        return frozenset()
-    from memlens.kernel import features
-
-    return features.read_disabled()

@@ -8,19 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel import features
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.kernel.zoneinfo import count_frames
 from memlens.objects.filepages import CachedFile
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
 from memlens.pages.flags import PAGEMAP_PART, join_words
-from memlens.physical.frameflags import iter_file_flags, raise_if_hidden
+from memlens.physical.frameflags import iter_file_flags
 from memlens.physical.records import PageRange
-from memlens.scan.machine import Follow
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import list_windows, read_windows
 
 _PIECE = 1 << 16
@@ -40,27 +38,24 @@ class PageLister:
 
     :param wanted: takes joined words and says which to list; where frames are hidden, only
         the bits of pagemap are in them.
+    :param machine: told of the pages that were looked at; ends the list between pieces.
     :param inode: only pages that are charged to this cgroup, 0 for all.
-    :param follow: told of the pages that were looked at; ends the list between pieces.
 
     ``is_stopped`` tells whether a list was ended early; ``refusal``, None if there is none,
     why frames and their flags are hidden: then only the pages of processes can be listed.
     """
 
-    def __init__(
-        self, wanted: Wanted, proc: str = "/proc", inode: int = 0, follow: Follow | None = None
-    ) -> None:
-        self.proc = proc
+    def __init__(self, wanted: Wanted, machine: Machine, inode: int = 0) -> None:
+        self.machine = machine
         self.wanted = wanted
         self.inode = inode
         self.is_stopped = False
-        self._follow = follow or Follow()
         self._files = ExitStack()
         self.refusal: MemlensError | None = None
         self._flags: KpageFile | None = None
         try:
-            raise_if_hidden(proc)
-            self._flags = self._files.enter_context(KpageFile("kpageflags", proc))
+            machine.require_frames()
+            self._flags = self._files.enter_context(KpageFile("kpageflags", machine))
         except MemlensError as error:
             self.refusal = error
         self._counts = self._open("kpagecount")
@@ -76,12 +71,11 @@ class PageLister:
         self, pid: int, addresses: tuple[int, int] | None = None
     ) -> Iterator[PageRange]:
         """Yield the pages of a process in the order of addresses; each is read once."""
-        size = features.page_size_bytes()
-        with ProcessDir(pid, self.proc) as directory:
+        with ProcessDir(pid, self.machine) as directory:
             path = f"{directory.path}/pagemap"
-            pagemap = Pagemap(directory.open("pagemap"), size, Meter(), path)
+            pagemap = Pagemap(directory.open("pagemap"), self.machine, path)
             try:
-                jobs = list_windows(directory, size, addresses)
+                jobs = list_windows(directory, self.machine, addresses)
                 windows = [window for job in jobs for window in job]
                 total, done = sum(stop - first for first, stop in windows), 0
                 for first, stop in windows:
@@ -100,7 +94,7 @@ class PageLister:
     ) -> Iterator[PageRange]:
         """Yield the cached pages of a file in the order of offsets."""
         flags = self._flags_or_raise()
-        with CachedFile(path) as file:
+        with CachedFile(path, self.machine) as file:
             for piece in iter_file_flags(file, flags, offsets):
                 if self._is_ended(piece.stop, file.pages):
                     return
@@ -114,11 +108,11 @@ class PageLister:
 
     def list_machine(self, addresses: tuple[int, int] | None = None) -> Iterator[PageRange]:
         """Yield page frames in order."""
-        flags, size = self._flags_or_raise(), features.page_size_bytes()
+        flags, size = self._flags_or_raise(), self.machine.page_size_bytes
         first, stop = 0, 1 << 52
         if addresses is not None:
             first, stop = addresses[0] // size, -(-addresses[1] // size)
-        begin, total = first, max(min(count_frames(self.proc), stop) - first, 0)
+        begin, total = first, max(min(count_frames(self.machine), stop) - first, 0)
         while first < stop and not self._is_ended(first - begin, total):
             pages = min(_PIECE, stop - first)
             words = flags.read_range(first, pages)
@@ -130,13 +124,12 @@ class PageLister:
 
     def cgroup_names(self) -> dict[int, str]:
         """Return the paths of cgroups by the number that ranges give."""
-        return cgroup_paths_by_inode(find_hierarchy(self.proc))
+        return cgroup_paths_by_inode(find_hierarchy(self.machine))
 
     def _is_ended(self, done: int, total: int) -> bool:
         """Say how far the list is, and return whether to end it."""
-        if self._follow.on_progress is not None:
-            self._follow.on_progress(min(done, total), total)
-        if self._follow.should_stop is not None and self._follow.should_stop():
+        self.machine.tell(min(done, total), total)
+        if self.machine.is_over():
             self.is_stopped = True
         return self.is_stopped
 
@@ -149,7 +142,7 @@ class PageLister:
         if self.refusal is not None:
             return None
         try:
-            return self._files.enter_context(KpageFile(name, self.proc))
+            return self._files.enter_context(KpageFile(name, self.machine))
         except MemlensError:
             return None
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.errors import MemlensError
-from memlens.kernel import features
+from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import count_frames, read_node_ranges
@@ -29,7 +28,7 @@ from memlens.pages.frameruns import expand, find_runs, join_runs
 from memlens.physical.counting import Part, Worker, add_parts, open_workers, share_calls
 from memlens.physical.records import FlagCounts
 from memlens.physical.runflags import RunFlags
-from memlens.scan.machine import Follow, Progress, Stop
+from memlens.scan.machine import Machine, Progress, Stop
 from memlens.scan.pagetable import TRIES, Window, are_same, list_windows, read_windows
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
@@ -59,20 +58,18 @@ def count_process_flags(
 
     The kernel's ``page-types -p`` gives the same numbers for a process that is stopped.
     """
-    follow = Follow(on_progress, should_stop)
-    parts = [_count_process(pid, addresses, proc, follow) for pid in pids]
-    return add_parts(parts)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    parts = [_count_process(pid, addresses, machine) for pid in pids]
+    return add_parts(parts, machine)
 
 
-def _count_process(
-    pid: int, addresses: tuple[int, int] | None, proc: str, follow: Follow
-) -> Part:
-    part = Part(proc, follow)
+def _count_process(pid: int, addresses: tuple[int, int] | None, machine: Machine) -> Part:
+    part = Part(machine)
     part.is_hidden = _is_refused(part)
-    _prepare_frames(part, proc)
-    with ProcessDir(pid, proc) as directory:
+    _prepare_frames(part)
+    with ProcessDir(pid, machine) as directory:
         part.directory = directory
-        jobs = list_windows(directory, part.page_size_bytes, addresses)
+        jobs = list_windows(directory, machine, addresses)
         part.total = sum(stop - first for job in jobs for first, stop in job)
         try:
             with open_workers(part) as workers:
@@ -86,24 +83,25 @@ def _count_process(
 
 def _is_refused(part: Part) -> bool:
     """Return whether frames or kpageflags cannot be read; the notes say why."""
-    if not features.is_pfn_visible():
-        part.notes.append(
-            "page frames are hidden, so that kpageflags cannot be asked: needs CAP_SYS_ADMIN"
-        )
+    try:
+        part.machine.require_frames()
+    except AccessDenied as error:
+        why = f"{error.message}, so that kpageflags cannot be asked: needs {error.needs}"
+        part.notes.append(why)
         return True
-    if "kpageflags" in features.read_disabled():
+    if not part.machine.may("kpageflags"):
         return True
     try:
-        KpageFile("kpageflags", part.proc).close()
+        KpageFile("kpageflags", part.machine).close()
     except MemlensError as error:
         part.notes.append(str(error))
         return True
     return False
 
 
-def _prepare_frames(part: Part, proc: str) -> None:
-    part.node_ranges = read_node_ranges(part.page_size_bytes)
-    frames = count_frames(proc)
+def _prepare_frames(part: Part) -> None:
+    part.node_ranges = read_node_ranges(part.machine)
+    frames = count_frames(part.machine)
     if 0 < frames <= _SEEN_FRAMES_AT_MOST and not part.is_hidden:
         part.seen = np.zeros(frames, bool)
 

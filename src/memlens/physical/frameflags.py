@@ -6,8 +6,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.errors import AccessDenied
-from memlens.kernel import features
 from memlens.kernel.cgroups import find_cgroup, read_cgroup_inode
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.zoneinfo import count_frames
@@ -17,7 +15,7 @@ from memlens.pages.flags import join_words
 from memlens.pages.wordcounts import WordCounts
 from memlens.physical.counting import Part, Worker, add_parts, run_jobs
 from memlens.physical.records import FlagCounts
-from memlens.scan.machine import Follow, Progress, Stop
+from memlens.scan.machine import Machine, Progress, Stop
 from memlens.scan.pagetable import Window
 
 _MACHINE_FRAMES = 1 << 16
@@ -38,9 +36,10 @@ def count_machine_flags(
     :param should_stop: asked between pieces; True ends the count.
     :raises AccessDenied: if this user may not read kpageflags.
     """
-    part = Part(proc, Follow(on_progress, should_stop))
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    part = Part(machine)
     run_jobs(part, _machine_jobs(part, addresses), _count_machine_job)
-    return add_parts([part])
+    return add_parts([part], machine)
 
 
 def count_cgroup_flags(
@@ -60,28 +59,29 @@ def count_cgroup_flags(
     :raises AccessDenied: if this user may not read the kpage files.
     :raises Unsupported: if the kernel has no memory cgroups.
     """
-    part = Part(proc, Follow(on_progress, should_stop), cgroup=inode)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    part = Part(machine, cgroup=inode)
     run_jobs(part, _machine_jobs(part, addresses), _count_cgroup_job)
-    return add_parts([part])
+    return add_parts([part], machine)
 
 
-def resolve_cgroup(path: str, proc: str = "/proc") -> int:
+def resolve_cgroup(path: str, machine: Machine) -> int:
     """
     Return the number by which kpagecgroup names a cgroup.
 
     :param path: its directory, or its path as /proc/PID/cgroup gives it.
     :raises MemlensError: if there is none.
     """
-    return read_cgroup_inode(find_cgroup(path, proc))
+    return read_cgroup_inode(find_cgroup(path, machine))
 
 
 def _machine_jobs(part: Part, addresses: tuple[int, int] | None) -> Iterator[list[Window]]:
     """Yield ranges of frames until memory ends."""
     first, stop = 0, 1 << 52
     if addresses is not None:
-        first = addresses[0] // part.page_size_bytes
-        stop = -(-addresses[1] // part.page_size_bytes)
-    part.total = max(min(count_frames(part.proc), stop) - first, 0)
+        first = addresses[0] // part.machine.page_size_bytes
+        stop = -(-addresses[1] // part.machine.page_size_bytes)
+    part.total = max(min(count_frames(part.machine), stop) - first, 0)
     while first < stop and not part.at_end:
         end = min(first + _MACHINE_FRAMES, stop)
         yield [(first, end)]
@@ -145,39 +145,28 @@ def count_file_flags(
 
     Each cached page is mapped here for a moment; see ``kernel.cachedframes``.
     """
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
     counts, moved = WordCounts(), 0
-    raise_if_hidden(proc)
+    machine.require_frames()
     is_stopped = False
-    with KpageFile("kpageflags", proc) as flags:
+    with KpageFile("kpageflags", machine) as flags:
         for path in paths:
-            with CachedFile(path) as file:
+            with CachedFile(path, machine) as file:
                 for piece in iter_file_flags(file, flags, offsets):
                     counts.add(piece.joined[piece.is_same])
                     moved += int((~piece.is_same).sum())
-                    if on_progress is not None:
-                        on_progress(piece.stop, file.pages)
-                    if should_stop is not None and should_stop():
+                    machine.tell(piece.stop, file.pages)
+                    if machine.is_over():
                         is_stopped = True
                         break
     words, pages = counts.totals()
     return FlagCounts(
-        page_size_bytes=features.page_size_bytes(),
+        page_size_bytes=machine.page_size_bytes,
         words=words,
         pages=pages,
         moved_pages=moved,
         is_complete=not is_stopped,
     )
-
-
-def raise_if_hidden(proc: str) -> None:
-    """
-    Raise if this reader does not see page frames.
-
-    :raises AccessDenied: saying what would be enough.
-    """
-    if not features.is_pfn_visible():
-        path = f"{proc}/self/pagemap"
-        raise AccessDenied("page frames are hidden", path=path, needs="CAP_SYS_ADMIN")
 
 
 class FilePiece(NamedTuple):

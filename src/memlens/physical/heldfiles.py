@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import KERNEL_MAGICS, may_hang
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import list_pids
-from memlens.kernel.procfs import Meter, read_file
+from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
 from memlens.objects.backing import Backing
@@ -65,13 +64,12 @@ class HeldFiles:
         self.scan = scan
         self.denied = 0
         self.refused = 0
-        self._leases = Leases(scan.proc)
-        self._disabled = features.read_disabled()
+        self._leases = Leases(self.scan.machine)
 
     def iter_all(self) -> Iterator[FileCache]:
         """Yield the files of every process, each once."""
         self.scan.read_mappers()
-        for pid in list_pids(self.scan.proc):
+        for pid in list_pids(self.scan.machine):
             try:
                 yield from self.iter_process(pid)
             except AccessDenied:
@@ -87,8 +85,8 @@ class HeldFiles:
         :raises MemlensError: if it does not exist or may not be read.
         """
         self.scan.read_mappers()
-        with ProcessDir(pid, self.scan.proc) as process:
-            opener = Opener(process, self._disabled, self.scan.page_size_bytes)
+        with ProcessDir(pid, self.scan.machine) as process:
+            opener = Opener(process)
             opener.leases = self._leases
             mappings = process.read_maps()
             yield from self._mapped(opener, mappings)
@@ -165,7 +163,7 @@ class HeldFiles:
             if self._leases.has(os.fstat(handle)):
                 yield self.scan.count(unknown_file(path, LEASED))
                 return
-            backing = reopen(handle, "file", self.scan.page_size_bytes, Meter(), path)
+            backing = reopen(handle, "file", self.scan.machine, path)
         except OSError:
             return
         finally:
@@ -190,7 +188,7 @@ class HeldFiles:
 def read_page_cache(scan: FileScan) -> PageCache:
     """Return the figures of the machine beside the totals of a scan."""
     try:
-        sizes = parse_meminfo(read_file(f"{scan.proc}/meminfo"))
+        sizes = parse_meminfo(read_file(f"{scan.machine.root}/meminfo"))
     except OSError:
         sizes = {}
     size = scan.page_size_bytes

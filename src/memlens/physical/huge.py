@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel import features
 from memlens.kernel.cgroups import find_cgroup, read_cgroup_pids
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.maps import Mapping, MappingFigures
@@ -32,9 +31,9 @@ from memlens.pages.folios import (
     join_huge,
     select_huge,
 )
-from memlens.physical.frameflags import raise_if_hidden
 from memlens.physical.hugepages import SpecialPages, SpecialReader
 from memlens.physical.records import HugeFigures, HugeMapping, HugeProcess, HugeResult
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import KERNEL_HALF, Window, read_windows
 
 _PMD_FIGURES = {ANON: ("AnonHugePages",), FILE: ("ShmemPmdMapped", "FilePmdMapped")}
@@ -68,15 +67,16 @@ def map_huge(
     :raises MemlensError: as the reads give it.
     :raises ValueError: for an order that cannot be.
     """
-    pmd_order = read_pmd_order(features.page_size_bytes())
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    pmd_order = read_pmd_order(machine)
     for order in block_orders:
         if not 1 <= order <= pmd_order:
             raise ValueError(f"a block has 2 to {1 << pmd_order} pages")
     processes: list[HugeProcess] = []
     missed: list[tuple[int, str]] = []
-    with HugeReader(proc, tuple(block_orders), pmd_order) as reader:
+    with HugeReader(machine, tuple(block_orders), pmd_order) as reader:
         for number, pid in enumerate(pids):
-            if should_stop is not None and should_stop():
+            if machine.is_over():
                 missed += [(left, "stopped early") for left in pids[number:]]
                 break
             try:
@@ -85,10 +85,9 @@ def map_huge(
                 if is_strict:
                     raise
                 # A kernel thread has no memory of its own: nothing is missed.
-                if not _is_kernel_thread(pid, proc):
+                if not _is_kernel_thread(pid, machine):
                     missed.append((pid, str(error)))
-            if on_progress is not None:
-                on_progress(number + 1, len(pids))
+            machine.tell(number + 1, len(pids))
         figures = reader.new_figures()
         for process in processes:
             figures.add(process.figures)
@@ -105,14 +104,14 @@ def map_huge(
         )
 
 
-def list_cgroup_pids(path: str, proc: str = "/proc") -> list[int]:
+def list_cgroup_pids(path: str, machine: Machine) -> list[int]:
     """
     Return the processes of a cgroup and of those below it.
 
     :param path: its directory, or its path as /proc/PID/cgroup gives it.
     :raises MemlensError: if there is none.
     """
-    return read_cgroup_pids(find_cgroup(path, proc))
+    return read_cgroup_pids(find_cgroup(path, machine))
 
 
 class HugeReader:
@@ -123,16 +122,14 @@ class HugeReader:
     :param pmd_order: the size that one PMD maps.
     """
 
-    def __init__(self, proc: str, block_orders: tuple[int, ...], pmd_order: int) -> None:
-        self.proc = proc
+    def __init__(self, machine: Machine, block_orders: tuple[int, ...], pmd_order: int) -> None:
+        self.machine = machine
         self.block_orders = block_orders
         self.pmd_order = pmd_order
-        self.page_size_bytes = features.page_size_bytes()
-        self.flags, self._refusal = _open_flags(proc)
-        self.use_scan = (
-            features.has_pagemap_scan() and "pagemap_scan" not in features.read_disabled()
-        )
-        self.node_ranges = read_node_ranges(self.page_size_bytes)
+        self.page_size_bytes = machine.page_size_bytes
+        self.flags, self._refusal = _open_flags(machine)
+        self.use_scan = machine.may("pagemap_scan")
+        self.node_ranges = read_node_ranges(machine)
         self._ksm: list[NDArray[np.int64]] = []
 
     def __enter__(self) -> Self:
@@ -164,7 +161,7 @@ class HugeReader:
 
         :raises MemlensError: as the reads give it.
         """
-        with ProcessDir(pid, self.proc) as directory:
+        with ProcessDir(pid, self.machine) as directory:
             figures, mappings = self.new_figures(), []
             try:
                 with self._open_pages(directory) as pages:
@@ -184,7 +181,7 @@ class HugeReader:
 
     def _open_pages(self, directory: ProcessDir) -> SpecialReader:
         has_flags = self.flags is not None
-        return SpecialReader(directory, self.page_size_bytes, self.proc, has_flags=has_flags)
+        return SpecialReader(directory, self.machine, has_flags=has_flags)
 
     def _read_mapping(self, pages: SpecialReader, row: MappingFigures) -> HugeFigures:
         found, where = self.new_figures(), row.mapping
@@ -330,18 +327,18 @@ class HugeReader:
         found.tally.add(huge, (flags & KPF_TAIL) != 0)
 
 
-def _open_flags(proc: str) -> tuple[KpageFile | None, str]:
+def _open_flags(machine: Machine) -> tuple[KpageFile | None, str]:
     """Return kpageflags, or why frames or their flags are hidden."""
     try:
-        raise_if_hidden(proc)
-        return KpageFile("kpageflags", proc), ""
+        machine.require_frames()
+        return KpageFile("kpageflags", machine), ""
     except MemlensError as error:
         return None, str(error)
 
 
-def _is_kernel_thread(pid: int, proc: str) -> bool:
+def _is_kernel_thread(pid: int, machine: Machine) -> bool:
     try:
-        return bool(parse_stat(read_file(f"{proc}/{pid}/stat")).flags & PF_KTHREAD)
+        return bool(parse_stat(read_file(f"{machine.root}/{pid}/stat")).flags & PF_KTHREAD)
     except OSError:
         return False
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_THP, KPF_ZERO_PAGE
 from memlens.physical.runflags import RunReader
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import JOB_PAGES, TRIES, Window, are_same, read_windows
 from memlens.scan.threads import count_threads, run_threads
 
@@ -48,15 +48,15 @@ class SpecialReader:
     """
 
     def __init__(
-        self, directory: ProcessDir, page_size_bytes: int, proc: str, *, has_flags: bool = True
+        self, directory: ProcessDir, machine: Machine, *, has_flags: bool = True
     ) -> None:
         self._files = ExitStack()
         self._readers: list[tuple[Pagemap, RunReader]] = []
         try:
-            self.pagemap = self._open(directory, page_size_bytes)
+            self.pagemap = self._open(directory)
             for number in range(count_threads() if has_flags else 0):
-                pagemap = self._open(directory, page_size_bytes) if number else self.pagemap
-                flags = self._files.enter_context(KpageFile("kpageflags", proc))
+                pagemap = self._open(directory) if number else self.pagemap
+                flags = self._files.enter_context(KpageFile("kpageflags", machine))
                 self._readers.append((pagemap, RunReader(flags)))
         except BaseException:
             self._files.close()
@@ -68,9 +68,9 @@ class SpecialReader:
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
-    def _open(self, directory: ProcessDir, page_size_bytes: int) -> Pagemap:
+    def _open(self, directory: ProcessDir) -> Pagemap:
         path = f"{directory.path}/pagemap"
-        pagemap = Pagemap(directory.open("pagemap"), page_size_bytes, Meter(), path)
+        pagemap = Pagemap(directory.open("pagemap"), directory.host, path)
         self._files.callback(pagemap.close)
         return pagemap
 

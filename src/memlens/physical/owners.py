@@ -14,14 +14,13 @@ from memlens.kernel.cgroups import parse_cgroup
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import list_pids
-from memlens.kernel.procfs import Meter
 from memlens.objects.opener import device_number
 from memlens.physical.charges import ANONYMOUS, FILE, SHMEM
 from memlens.physical.files import FileScan
 from memlens.physical.heldfiles import HeldFiles
 from memlens.physical.records import ElsewherePages, FileCache, FileCharge, ProcessCharge
 from memlens.report import Missed
-from memlens.scan.machine import Follow
+from memlens.scan.machine import Machine
 from memlens.scan.mappings import FoundPages, MappingTable
 from memlens.scan.pagetable import list_windows, read_windows
 from memlens.units import count_of
@@ -46,21 +45,19 @@ class OwnerTable:
     :param pfns: charged frames, sorted.
     :param kinds: of each, as ``classify_kinds`` gives it.
     :param path: of the cgroup.
-    :param proc: root of the /proc to read.
+    :param machine: whose processes are looked at.
+    :raises AccessDenied: if frames are hidden from this reader.
 
     Takes six bytes for every frame of a part of memory where any is used.
     """
 
     def __init__(
-        self, pfns: NDArray[np.int64], kinds: NDArray[np.uint8], path: str, proc: str
+        self, pfns: NDArray[np.int64], kinds: NDArray[np.uint8], path: str, machine: Machine
     ) -> None:
-        if not features.is_pfn_visible():
-            where = f"{proc}/self/pagemap"
-            raise AccessDenied("page frames are hidden", path=where, needs="CAP_SYS_ADMIN")
-        self.proc = proc
+        machine.require_frames()
+        self.machine = machine
         self.path = path
         self.missed: list[Missed] = []
-        self._size = features.page_size_bytes()
         self._zero = features.zero_pfn()
         length = int(pfns[-1]) + 1 if len(pfns) else 1
         self._kind = np.zeros(length, np.uint8)
@@ -72,12 +69,12 @@ class OwnerTable:
         self._elsewhere: dict[str, list[NDArray[np.int64]]] = {}
         self._foreign: list[NDArray[np.int64]] = []
 
-    def read_processes(self, follow: Follow) -> None:
+    def read_processes(self) -> None:
         """Read the page table of every process."""
-        pids = list_pids(self.proc)
+        pids = list_pids(self.machine)
         denied = 0
         for done, pid in enumerate(pids):
-            follow.step(done, len(pids))
+            self.machine.step(done, len(pids))
             try:
                 self._read(pid)
             except AccessDenied:
@@ -138,18 +135,18 @@ class OwnerTable:
         return _distinct(np.concatenate([np.empty(0, np.int64), *self._foreign]))
 
     def _read(self, pid: int) -> None:
-        with ProcessDir(pid, self.proc) as process:
+        with ProcessDir(pid, self.machine) as process:
             cgroup = parse_cgroup(process.read("cgroup"))
             is_inside = _is_below(cgroup, self.path)
-            pagemap = Pagemap(process.open("pagemap"), self._size, Meter(), process.path)
+            pagemap = Pagemap(process.open("pagemap"), self.machine, process.path)
             try:
-                table = MappingTable(process, self._size)
+                table = MappingTable(process, self.machine)
                 owner = _Owner(process.title(pagemap), pid, cgroup)
                 self._owners.append(owner)
                 number = len(self._owners) - 1
                 names = self._file_numbers(table)
                 foreign: list[NDArray[np.int64]] = []
-                for job in list_windows(process, self._size):
+                for job in list_windows(process, self.machine):
                     words = read_windows(pagemap, job)
                     pages = np.concatenate([np.arange(a, b) for a, b in job])
                     found = table.attribute(words, pages, self._zero)
@@ -210,17 +207,18 @@ class FileCharges(FileScan):
     walk runs here at all.
     """
 
-    def __init__(self, inodes: NDArray[np.uint64], proc: str) -> None:
-        super().__init__((), proc=proc, is_each_once=True)
+    def __init__(self, inodes: NDArray[np.uint64], machine: Machine) -> None:
+        super().__init__((), proc=machine.root, is_each_once=True)
+        self.machine = machine
         self.inodes = inodes
         self.pages: dict[FileKey, tuple[str, int]] = {}
         self.has_walk = False
         self._walker: CacheWalker | None = None
 
-    def read(self, directories: Sequence[str], follow: Follow) -> None:
+    def read(self, directories: Sequence[str]) -> None:
         """Walk all files that are held, and those of directories."""
         try:
-            self._walker = None if _is_off() else walker()
+            self._walker = walker() if self.machine.may("cachewalk") else None
         except MemlensError:
             self._walker = None
         if self._walker is None:
@@ -229,9 +227,9 @@ class FileCharges(FileScan):
         self.paths = list(directories)
         try:
             for number, _ in enumerate(HeldFiles(self).iter_all()):
-                follow.step(number, 0)
+                self.machine.step(number, 0)
             for number, _ in enumerate(self.rows()):
-                follow.step(number, 0)
+                self.machine.step(number, 0)
         finally:
             self.close()
 
@@ -251,10 +249,6 @@ class FileCharges(FileScan):
             if pages:
                 self.pages[status.st_dev, status.st_ino] = (path, pages)
         return row
-
-
-def _is_off() -> bool:
-    return "cachewalk" in features.read_disabled()
 
 
 def _is_below(cgroup: str, path: str) -> bool:

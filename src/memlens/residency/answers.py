@@ -1,7 +1,6 @@
 """What an object says of its pages, as runs of verdicts."""
 
 import errno
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +30,7 @@ from memlens.pages.runs import (
 )
 from memlens.residency.totals import settle_preallocated
 from memlens.residency.walk import ObjectWalk, Walking
+from memlens.scan.machine import Machine
 
 # Pages that are looked at densely at a time.
 PIECE = 1 << 16
@@ -57,19 +57,16 @@ class ObjectReader:
     Asks one object about its pages.
 
     :param backing: the open object.
-    :param disabled: interfaces that may not be used.
-    :param has_cachestat: whether the kernel has cachestat.
-    :param check_stop: raises when the caller wants an end.
+    :param machine: says which interfaces may be used, and when to stop.
     :param walking: the page-cache walk, None to do without.
     :param walk: that of this object.
     """
 
     backing: Backing
-    disabled: frozenset[str]
-    has_cachestat: bool
-    check_stop: Callable[[], None] = lambda: None
+    machine: Machine
     walking: Walking | None = None
     walk: ObjectWalk | None = field(default=None, init=False)
+    has_cachestat: bool = field(init=False)
     is_honest: bool = field(init=False)
     _has_seek: bool = field(init=False)
     _has_mincore: bool = field(init=False)
@@ -77,13 +74,16 @@ class ObjectReader:
 
     def __post_init__(self) -> None:
         kind = self.backing.kind
-        self.has_cachestat = self.has_cachestat and "cachestat" not in self.disabled
+        self.has_cachestat = self.machine.may("cachestat")
         self.is_honest = self._probe_honest()
         # On a stacked file system cachestat looks at the upper, empty page cache.
         self.has_cachestat = self.has_cachestat and kind not in ("overlay", "hugetlb")
         # On ramfs all is data; a block device has no holes.
-        self._has_seek = "seek_data" not in self.disabled and kind not in ("ramfs", "block")
-        is_allowed = "mincore" not in self.disabled and self.backing.is_quiet()
+        self._has_seek = self.machine.may("seek_data") and kind not in (
+            "ramfs",
+            "block",
+        )
+        is_allowed = self.machine.may("mincore") and self.backing.is_quiet()
         self._has_mincore = is_allowed and self.is_honest
         self._has_parts = not self.has_cachestat and self.backing.has_part_pages()
         if self.walking is not None and kind != "overlay":
@@ -168,7 +168,7 @@ class ObjectReader:
         self.backing.forget_extent()
         looks = []
         for first, stop in window_runs(odd, gap=_BLOCK):
-            self.check_stop()
+            self.machine.check_stop()
             looks.append(self._look(first, stop))
         again = self._without_passing(concat_runs(looks))
         found = replace_runs(found, Runs(again.first, again.pages, verdicts[again.value]))
@@ -245,7 +245,7 @@ class ObjectReader:
 
     def _look_inside(self, first: int, stop: int) -> list[Runs]:
         if self.walk is not None and self.walk.is_worth(stop - first):
-            return self.walk.look(first, stop, self._ask, self.check_stop)
+            return self.walk.look(first, stop, self._ask)
         return self._ask(first, stop)
 
     def _ask(self, first: int, stop: int) -> list[Runs]:
@@ -274,7 +274,7 @@ class ObjectReader:
 
     def _halve(self, first: int, stop: int, extents: NDArray[np.int64] | None) -> list[Runs]:
         """Look at a range that is likely all alike: halves are asked only if it is not."""
-        self.check_stop()
+        self.machine.check_stop()
         if stop - first <= PIECE:
             return self._pieces(first, stop, extents)
         pure = self._pure(*self.backing.cachestat(first, stop - first), stop - first)
@@ -287,7 +287,7 @@ class ObjectReader:
     def _pieces(self, first: int, stop: int, extents: NDArray[np.int64] | None) -> list[Runs]:
         parts = []
         for begin in range(first, stop, PIECE):
-            self.check_stop()
+            self.machine.check_stop()
             end = min(begin + PIECE, stop)
             found = self.walk.walk(begin, end) if self.walk and self._has_parts else None
             parts.append(found or _as_runs(self._look_piece(begin, end, extents), begin, end))

@@ -17,7 +17,6 @@ from memlens.kernel import features
 from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.kernel.zoneinfo import NodeRange, read_node_ranges
 from memlens.objects.opener import ObjectFacts
 from memlens.pages.bits import PM_PFN, PM_PRESENT
@@ -34,12 +33,11 @@ from memlens.pages.runs import (
     window_runs,
 )
 from memlens.pages.slotruns import concat_slots
-from memlens.report import Cost
 from memlens.residency.judge import Batch, MappingReader, Span, batches, is_plain, make_reader
 from memlens.residency.places import mapping_slots
 from memlens.residency.records import Kernel, MappingPages, Process, ProcessMap, UnknownRun
 from memlens.residency.verdicts import Verdicts, explain_unknown, object_label, without_object
-from memlens.scan.machine import Progress, Stopped
+from memlens.scan.machine import Machine, Progress, Stopped
 
 # A large mapping is read by itself, at first so many pages at a time.
 _PART_LEAST = 1 << 18
@@ -84,16 +82,16 @@ def map_process(
 
     Each verdict was true at some moment of the scan, not all at one moment.
     """
-    size = features.page_size_bytes()
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    size = machine.page_size_bytes
     low, high = (start or 0) // size, -(-(stop if stop is not None else 1 << 64) // size)
     if low >= high:
         raise ValueError("empty range of addresses")
-    meter = Meter()
-    with ProcessDir(pid, proc, meter) as process:
+    with ProcessDir(pid, machine) as process:
         # Before the mappings: a program executed in between leaves this table empty.
-        pagemap = Pagemap(process.open("pagemap"), size, meter, f"{process.path}/pagemap")
+        pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
         try:
-            capture = _Capture(process, pagemap, words, on_progress, should_stop)
+            capture = _Capture(process, pagemap, words, machine)
             return capture.run(low, high)
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
@@ -106,9 +104,7 @@ class _Capture:
     process: ProcessDir
     pagemap: Pagemap
     keep_words: bool
-    on_progress: Progress | None
-    should_stop: Callable[[], bool] | None
-    disabled: frozenset[str] = field(default_factory=features.read_disabled)
+    machine: Machine
     notes: list[str] = field(default_factory=list)
     is_complete: bool = True
     _done: int = 0
@@ -117,11 +113,7 @@ class _Capture:
     def run(self, low: int, high: int) -> ProcessMap:
         identity = self.process.identity(self.pagemap)
         reader = make_reader(
-            self.process,
-            self.pagemap,
-            self.disabled,
-            keep_words=self.keep_words,
-            should_stop=self.should_stop,
+            self.process, self.pagemap, self.machine, keep_words=self.keep_words
         )
         reader.opener.leases.prefetch()
         try:
@@ -130,33 +122,32 @@ class _Capture:
         finally:
             reader.opener.leases.close()
             reader.close()
-        meter = self.process.meter
         return ProcessMap(
             kernel=Kernel(os.uname().release, self.pagemap.page_size_bytes),
             process=Process(identity.pid, identity.name, identity.cmdline, identity.started_at),
             evidence=self._evidence(reader),
             mappings=tuple(results),
-            cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+            cost=self.machine.cost(),
             is_complete=self.is_complete,
             notes=(*self.notes, *dict.fromkeys(reader.walking.notes)),
-            used=tuple(sorted(meter.used)),
+            used=tuple(sorted(self.machine.meter.used)),
         )
 
     def _nodes(self) -> list[NodeRange]:
         """Return the nodes to count by; none after a stop, or where frames are hidden."""
         if not self.is_complete or not features.is_pfn_visible():
             return []
-        return read_node_ranges(self.pagemap.page_size_bytes)
+        return read_node_ranges(self.machine)
 
     def _evidence(self, reader: MappingReader) -> dict[str, bool]:
         return {
             "pagemap": True,
             "pagemap_scan": reader.table.use_scan,
             "map_files": reader.opener.has_map_files,
-            "seek_data": "seek_data" not in self.disabled,
-            "cachestat": reader.has_cachestat,
-            "mincore": "mincore" not in self.disabled,
-            "smaps": "smaps" not in self.disabled,
+            "seek_data": self.machine.may("seek_data"),
+            "cachestat": self.machine.may("cachestat"),
+            "mincore": self.machine.may("mincore"),
+            "smaps": self.machine.may("smaps"),
             "cachewalk": reader.walking.is_usable(),
             "pfns_visible": features.is_pfn_visible(),
         }
@@ -279,8 +270,9 @@ class _Capture:
 
     def check_stop(self) -> None:
         """Raise ``Stopped`` once the scan was ended, or if the caller wants it to."""
-        if not self.is_complete or (self.should_stop is not None and self.should_stop()):
+        if not self.is_complete:
             raise Stopped
+        self.machine.check_stop()
 
     def _stop(self) -> None:
         if self.is_complete:
@@ -289,8 +281,7 @@ class _Capture:
 
     def _progress(self, pages: int) -> None:
         self._done += pages
-        if self.on_progress is not None:
-            self.on_progress(self._done, self._total)
+        self.machine.tell(self._done, self._total)
 
     def _result(self, reader: MappingReader, span: Span, verdicts: Verdicts) -> MappingPages:
         mapping, facts = span.mapping, verdicts.facts

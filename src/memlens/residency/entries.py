@@ -1,6 +1,6 @@
 """What the page table of a process says, as runs of ``Entry``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,7 +26,7 @@ from memlens.pages.runs import (
     window_runs,
 )
 from memlens.residency.records import Words
-from memlens.scan.machine import Stopped
+from memlens.scan.machine import Machine
 
 # Swapped pages closer than this are read with one call.
 _JOIN_PAGES = 512
@@ -60,21 +60,24 @@ class PageTable:
     The page table of one process, read in bounded pieces.
 
     :param pagemap: the open file.
-    :param use_scan: whether PAGEMAP_SCAN may be used.
+    :param machine: says whether PAGEMAP_SCAN may be used, and when to stop.
     :param zero_pfn: PFN of the zero page, 0 if PFNs are hidden.
     :param keep_words: whether to keep the raw words.
-    :param should_stop: asked between pieces.
     :param words: raw words read so far, page numbers of the address space.
     :param is_crumbled: whether runs were so short lately that windows are read instead.
     """
 
     pagemap: Pagemap
-    use_scan: bool
+    machine: Machine
     zero_pfn: int
     keep_words: bool = False
-    should_stop: Callable[[], bool] | None = None
     words: list[Words] = field(default_factory=list)
     is_crumbled: bool = False
+
+    @property
+    def use_scan(self) -> bool:
+        """Return whether PAGEMAP_SCAN is used."""
+        return self.machine.may("pagemap_scan")
 
     def read_entries(self, first: int, stop: int) -> Runs:
         """
@@ -143,7 +146,7 @@ class PageTable:
         regions: list[NDArray[np.uint64]] = []
         page, waiting, count = first, 0, 0
         while page < stop and count < _MOST_RUNS:
-            self.check_stop()
+            self.machine.check_stop()
             found, end = self.pagemap.scan_once(page, stop, _ANY_OF, _WANTED)
             is_full = len(found) == SCAN_REGIONS
             if is_full and end - page < _CRUMBLED_PAGES and self.zero_pfn:
@@ -222,7 +225,7 @@ class PageTable:
         self.pagemap.meter.used.add("pagemap")
         done = first
         for page, words in self.pagemap.iter_words(first, stop - first):
-            self.check_stop()
+            self.machine.check_stop()
             done = page + len(words)
             yield page, words
         if done < stop:
@@ -231,11 +234,6 @@ class PageTable:
     def _keep(self, page: int, words: NDArray[np.uint64]) -> None:
         where = np.flatnonzero(words)
         self.words.append(Words(where + page, words[where]))
-
-    def check_stop(self) -> None:
-        """Raise ``Stopped`` if the caller wants an end."""
-        if self.should_stop is not None and self.should_stop():
-            raise Stopped
 
 
 def _entry_of_categories() -> NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """One mapping: what its page table leaves open, its object answers."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -57,7 +57,7 @@ from memlens.residency.verdicts import (
     replace_value,
 )
 from memlens.residency.walk import Walking
-from memlens.scan.machine import Stopped
+from memlens.scan.machine import Machine, Stopped
 
 # Open pages closer than this are asked about together: a call costs as much as asking about
 # some thousand pages more.
@@ -72,16 +72,14 @@ class MappingReader:
     :param table: its page table.
     :param opener: opens its objects.
     :param settler: settles by totals.
-    :param disabled: interfaces that may not be used.
-    :param has_cachestat: whether the kernel has cachestat.
+    :param machine: says which interfaces may be used, and when to stop.
     :param walking: the page-cache walk.
     """
 
     table: PageTable
     opener: Opener
     settler: Settler
-    disabled: frozenset[str]
-    has_cachestat: bool
+    machine: Machine
     walking: Walking
     _last: tuple[tuple[object, ...], ObjectReader] | None = None
     _slots: SlotRuns = NO_SLOTS
@@ -164,7 +162,7 @@ class MappingReader:
     ) -> Runs:
         if self._layers is None:
             process = self.opener.process
-            self._layers = LayerSettler(process, self.settler, self.walking, self._size)
+            self._layers = LayerSettler(process, self.settler, self.walking)
         if not self._layers.is_asked(mapping, runs):
             return runs
         reader = self.open_object(mapping, facts)
@@ -243,7 +241,7 @@ class MappingReader:
 
     def _mapping_walk(self, facts: ObjectFacts) -> MappingWalk:
         is_overlay = facts.kind == "overlay"
-        return MappingWalk(self.walking, self.opener.process.tid, self._size, is_overlay)
+        return MappingWalk(self.walking, self.opener.process.tid, is_overlay)
 
     def open_object(self, mapping: Mapping, facts: ObjectFacts) -> ObjectReader | str:
         """Open an object, or go on with the last one if it is the same; or say why not."""
@@ -258,13 +256,7 @@ class MappingReader:
             backing.close()
             return REPLACED
         try:
-            reader = ObjectReader(
-                backing,
-                self.disabled,
-                self.has_cachestat,
-                self.table.check_stop,
-                self.walking,
-            )
+            reader = ObjectReader(backing, self.machine, self.walking)
         except OSError as error:
             backing.close()
             return f"asking the object: {error.strerror}"
@@ -360,35 +352,25 @@ class MappingReader:
 def make_reader(
     process: ProcessDir,
     pagemap: Pagemap,
-    disabled: frozenset[str],
+    machine: Machine,
     *,
     opener: Opener | None = None,
     keep_words: bool = False,
-    should_stop: Callable[[], bool] | None = None,
 ) -> MappingReader:
     """
     Return a reader of a process's mappings; the caller closes it.
 
-    :param disabled: interfaces that may not be used.
+    :param machine: says which interfaces may be used, and when to stop.
     :param opener: opens the objects, one of its own if None.
     :param keep_words: whether to keep the raw pagemap words.
-    :param should_stop: asked between pieces; True ends the scan.
     """
-    size = pagemap.page_size_bytes
-    table = PageTable(
-        pagemap,
-        use_scan="pagemap_scan" not in disabled and features.has_pagemap_scan(),
-        zero_pfn=features.zero_pfn(),
-        keep_words=keep_words,
-        should_stop=should_stop,
-    )
+    table = PageTable(pagemap, machine, zero_pfn=features.zero_pfn(), keep_words=keep_words)
     return MappingReader(
         table=table,
-        opener=opener or Opener(process, disabled, size),
-        settler=Settler(process, size, "smaps" not in disabled),
-        disabled=disabled,
-        has_cachestat="cachestat" not in disabled and features.has_cachestat(),
-        walking=Walking(process.meter, "cachewalk" not in disabled, keep_words, process.proc),
+        opener=opener or Opener(process),
+        settler=Settler(process, machine),
+        walking=Walking(machine, keep_words),
+        machine=machine,
     )
 
 

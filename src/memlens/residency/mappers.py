@@ -7,18 +7,16 @@ from memlens.kernel.processes import Mapper, find_mappers
 from memlens.kernel.syscalls import file_handle
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 from memlens.residency.records import Holders, PageHolder
+from memlens.scan.machine import Machine
 
 
-def find_holders(
-    pid: int, mapping: Mapping, address: int, page_size_bytes: int, proc: str = "/proc"
-) -> Holders:
+def find_holders(pid: int, mapping: Mapping, address: int, machine: Machine) -> Holders:
     """
     Return who maps the page of the object that is at an address of a mapping.
 
     :param pid: whose mapping it is.
     :param mapping: the mapping; without an object nobody else can be found.
     :param address: an address in it.
-    :param proc: root of the /proc to read.
 
     The mapping itself is among them.  A process that shares the whole address space
     (a thread) is not listed again.
@@ -31,25 +29,23 @@ def find_holders(
         inside = offset - other.offset_bytes
         return other.start + inside if 0 <= inside < other.stop - other.start else None
 
-    mappers, missed = find_mappers(
-        mapping.device, mapping.inode, address_in, page_size_bytes, proc
-    )
+    mappers, missed = find_mappers(mapping.device, mapping.inode, address_in, machine)
     if mapping.path.startswith("/SYSV"):
-        mappers = [row for row in mappers if _is_same_segment(pid, mapping, row, proc)]
+        mappers = [row for row in mappers if _is_same_segment(pid, mapping, row, machine)]
     return Holders(tuple(_holder(row, address_in(row.mapping) or 0) for row in mappers), missed)
 
 
-def _is_same_segment(pid: int, mapping: Mapping, row: Mapper, proc: str) -> bool:
+def _is_same_segment(pid: int, mapping: Mapping, row: Mapper, machine: Machine) -> bool:
     """Return whether it is: every IPC namespace counts identifiers, the inodes, anew."""
     pairs = (pid, mapping), (row.pid, row.mapping)
     try:
-        own, other = [file_handle(f"{proc}/{p}/map_files/{m.name}") for p, m in pairs]
+        own, other = [file_handle(f"{machine.root}/{p}/map_files/{m.name}") for p, m in pairs]
         return own == other
     except OSError:
         pass
     try:
         # Not to be seen: at least it is likely to be of the namespace that they are in.
-        return os.path.samefile(*[f"{proc}/{p}/ns/ipc" for p, _ in pairs])
+        return os.path.samefile(*[f"{machine.root}/{p}/ns/ipc" for p, _ in pairs])
     except OSError:
         return False
 

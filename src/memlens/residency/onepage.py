@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError, ProcessGone, Unsupported
-from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.pagemap import PAGE_IS_PFNZERO, Pagemap
 from memlens.kernel.process import ProcessDir
@@ -20,6 +19,7 @@ from memlens.residency.places import WalkedPage, is_private_copy, walk_page
 from memlens.residency.totals import Settler
 from memlens.residency.verdicts import Verdicts
 from memlens.residency.walk import Walking
+from memlens.scan.machine import Machine
 
 # Looks at a page that changes under the reader before the last is taken.
 _TRIES = 4
@@ -104,6 +104,7 @@ class PageLook:
     :param process: whose page it is.
     :param pagemap: its page table.
     :param address: any address in the page.
+    :param machine: says which interfaces may be used.
     :param tries: which look this is, from 1.
     :param trace: what the object answered.
     :param mapping: the line of maps.
@@ -124,8 +125,8 @@ class PageLook:
     process: ProcessDir
     pagemap: Pagemap
     address: int
+    machine: Machine
     tries: int = 1
-    disabled: frozenset[str] = field(default_factory=features.read_disabled)
     trace: Trace = field(default_factory=Trace)
     mapping: Mapping = field(init=False)
     word: int | None = None
@@ -204,9 +205,9 @@ class PageLook:
             self.swap_in_mapping = self.settler.pages(self.mapping, "Swap")
 
     def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
-        opener = TracedOpener(self.process, self.disabled, self.size)
+        opener = TracedOpener(self.process)
         opener.trace = trace
-        reader = make_reader(self.process, self.pagemap, self.disabled, opener=opener)
+        reader = make_reader(self.process, self.pagemap, self.machine, opener=opener)
         try:
             found = reader.read(self.mapping, first, stop)
             verdicts = Verdicts(found.facts, reader.settle(self.mapping, found), found.refusal)
@@ -220,22 +221,17 @@ class PageLook:
         is_of_object = self.verdicts.facts.kind not in ("anonymous", "special", "device")
         if not is_of_object or is_private_copy(self.word):
             return None
-        is_allowed = "cachewalk" not in self.disabled
-        walking = Walking(self.process.meter, is_allowed, proc=self.process.proc)
         return walk_page(
-            walking,
+            Walking(self.machine),
             self.process.tid,
             self.mapping,
             self.object_page,
             is_of_layer=self.verdicts.facts.kind == "overlay",
         )
 
-    def _has_scan(self) -> bool:
-        return "pagemap_scan" not in self.disabled and features.has_pagemap_scan()
-
     def _scan(self) -> int | None:
         """Return every category of the page, as far as this kernel knows them."""
-        if not self._has_scan():
+        if not self.machine.may("pagemap_scan"):
             return None
         number = self.address // self.size
         for wanted in (_ALL_CATEGORIES, _OLD_CATEGORIES):
@@ -255,16 +251,18 @@ class PageLook:
         return int(words[0]) if len(words) else None
 
 
-def look_until_steady(process: ProcessDir, pagemap: Pagemap, address: int) -> PageLook:
+def look_until_steady(
+    process: ProcessDir, pagemap: Pagemap, address: int, machine: Machine
+) -> PageLook:
     """
     Return a look at a page that did not change meanwhile, or the last of a few.
 
     :raises MemlensError: if the address is not mapped.
     """
-    look = PageLook(process, pagemap, address)
+    look = PageLook(process, pagemap, address, machine)
     look.run()
     while not look.is_steady and look.tries <= _TRIES:
-        before, look = look, PageLook(process, pagemap, address, tries=look.tries + 1)
+        before, look = look, PageLook(process, pagemap, address, machine, look.tries + 1)
         look.run()
         look.compare(before)
     return look
@@ -310,8 +308,7 @@ class TracedOpener(Opener):
         return TracedBacking(
             found.fd,
             found.kind,
-            found.page_size_bytes,
-            found.meter,
+            found.host,
             found.is_writable,
             found.path,
             self.trace,

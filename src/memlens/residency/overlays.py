@@ -58,13 +58,11 @@ class LayerSettler:
     :param process: the process.
     :param settler: knows the totals of its mappings.
     :param walking: the page-cache walk.
-    :param page_size_bytes: size of a page.
     """
 
     process: ProcessDir
     settler: Settler
     walking: Walking
-    page_size_bytes: int
     _on_tmpfs: dict[str, bool] = field(default_factory=dict)
 
     def is_asked(self, mapping: Mapping, runs: Runs) -> bool:
@@ -93,7 +91,7 @@ class LayerSettler:
 
     def _walk(self, mapping: Mapping, doubtful: Runs, backing: Backing) -> Runs | None:
         """Return verdicts by the page cache of the file below, None if there is none."""
-        pgoff = mapping.offset_bytes // self.page_size_bytes
+        pgoff = mapping.offset_bytes // self.walking.machine.page_size_bytes
         first, stop = pgoff + int(doubtful.first[0]), pgoff + int(doubtful.stop[-1])
         records = self.walking.walk_mapping(
             self.process.tid, mapping, first, stop, is_of_layer=True
@@ -106,7 +104,7 @@ class LayerSettler:
         evidence = restrict_runs(shift_runs(evidence, -pgoff), doubtful)
         found = merge_runs(Runs(evidence.first, evidence.pages, _BY_WALK[evidence.value]))
         evicted = select_runs(evidence, evidence.value == _EVICTED)
-        if not len(evicted) or is_swap_cache_empty(self.walking.proc):
+        if not len(evicted) or is_swap_cache_empty(self.walking.machine):
             return found
         return replace_runs(found, _with_copies(evicted, doubtful, backing, pgoff))
 
@@ -222,13 +220,11 @@ class MappingWalk:
 
     :param walking: of the scan.
     :param pid: whose mappings they are.
-    :param page_size_bytes: size of a page.
     :param is_overlay: whether the mappings are of overlays.
     """
 
     walking: Walking
     pid: int
-    page_size_bytes: int
     is_overlay: bool
 
     def verdicts(self, mapping: Mapping, asked: Runs) -> Runs:
@@ -237,7 +233,7 @@ class MappingWalk:
 
         :param asked: pages from the start of the mapping.
         """
-        pgoff = mapping.offset_bytes // self.page_size_bytes
+        pgoff = mapping.offset_bytes // self.walking.machine.page_size_bytes
         first, stop = pgoff + int(asked.first[0]), pgoff + int(asked.stop[-1])
         records = self.walking.walk_mapping(
             self.pid, mapping, first, stop, is_of_layer=self.is_overlay
@@ -246,10 +242,10 @@ class MappingWalk:
             return EMPTY
         kind = _KINDS.get(records.object.magic, "file")
         evidence = record_evidence(records, kind, first, stop)
-        pages = -(-records.object.size_bytes // self.page_size_bytes)
+        pages = -(-records.object.size_bytes // self.walking.machine.page_size_bytes)
         evidence = _with_end(evidence, pages, first, stop)
         table = object_verdicts(kind)[0].copy()
-        if records.is_swap.any() and is_swap_cache_empty(self.walking.proc):
+        if records.is_swap.any() and is_swap_cache_empty(self.walking.machine):
             table[Evidence.EVICTED | Evidence.DATA] = PageClass.SWAPPED
         found = Runs(evidence.first, evidence.pages, table[evidence.value])
         said = select_runs(found, ~np.isin(found.value, _OPEN))

@@ -21,6 +21,7 @@ from memlens.pages.slotruns import (
 )
 from memlens.residency.records import Folio, SwapPlace, Words, folio_text
 from memlens.residency.walk import Walking
+from memlens.scan.machine import Machine
 
 # What an object's page can be, by what its page cache holds.
 _FITTING = {
@@ -91,15 +92,15 @@ def walk_page(
         is_dirty=bool(records.is_dirty[0]),
         is_writeback=bool(records.is_writeback[0]),
         cgroup_id=number,
-        cgroup=_cgroup_path(number, walking.proc) if number else "",
+        cgroup=_cgroup_path(number, walking.machine) if number else "",
     )
     return WalkedPage("folio", folio=folio)
 
 
-def name_place(area: int, slot: int, proc: str) -> SwapPlace:
+def name_place(area: int, slot: int, machine: Machine) -> SwapPlace:
     """Return a place on swap with the path of its area, as far as that is certain."""
     try:
-        areas = number_areas({area}, proc)
+        areas = number_areas(machine, {area})
     except (MemlensError, OSError):
         areas = []
     path = next((row.area.path for row in areas if row.number == area), "")
@@ -127,9 +128,9 @@ def walked_meaning(walked: WalkedPage) -> str:
     }[walked.holds]
 
 
-def _cgroup_path(number: int, proc: str) -> str:
+def _cgroup_path(number: int, machine: Machine) -> str:
     # The ID of a cgroup is the inode number of its directory.
-    return cgroup_paths_by_inode(find_hierarchy(proc)).get(number, "")
+    return cgroup_paths_by_inode(find_hierarchy(machine)).get(number, "")
 
 
 def word_slots(words: Words) -> SlotRuns:

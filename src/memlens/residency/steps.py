@@ -8,11 +8,9 @@ same order; the steps are what these calls answered (``onepage.Trace``).
 import numpy as np
 
 from memlens.errors import MemlensError, ProcessGone
-from memlens.kernel import features
 from memlens.kernel.kpage import read_kpageflags
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.pages.bits import CATEGORIES, PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.classes import REASONS, PageClass, Reason, Verdict, verdict_class
 from memlens.pages.decode import bit_names
@@ -29,6 +27,7 @@ from memlens.residency.records import (
     SwapPlace,
 )
 from memlens.residency.verdicts import object_label
+from memlens.scan.machine import Machine
 from memlens.units import ADDRESS_LIMIT, format_size
 
 _HUGE = 1 << CATEGORIES.index("HUGE")
@@ -53,12 +52,11 @@ def explain_page(pid: int, address: int, *, proc: str = "/proc") -> PageExplanat
     """
     if not 0 <= address < ADDRESS_LIMIT:
         raise ValueError(f"address beyond 64 bits: {address:#x}")
-    size = features.page_size_bytes()
-    meter = Meter()
-    with ProcessDir(pid, proc, meter) as process:
-        pagemap = Pagemap(process.open("pagemap"), size, meter, f"{process.path}/pagemap")
+    machine = Machine(proc)
+    with ProcessDir(pid, machine) as process:
+        pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
         try:
-            look = look_until_steady(process, pagemap, address)
+            look = look_until_steady(process, pagemap, address, machine)
             return _explain(look)
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
@@ -143,7 +141,7 @@ def _table_steps(look: PageLook) -> list[Step]:
 def _frame_steps(look: PageLook, flags: int | None) -> list[Step]:
     if flags is None:
         return []
-    asked = f"{look.process.proc}/kpageflags: 8 bytes at {(_pfn(look.word) or 0) * 8:#x}"
+    asked = f"{look.machine.root}/kpageflags: 8 bytes at {(_pfn(look.word) or 0) * 8:#x}"
     answer = f"0x{flags:016x}: {', '.join(wording.kpage_names(flags)) or 'no bit is set'}"
     return [Step(asked, answer, wording.kpage_meaning(flags))]
 
@@ -151,11 +149,11 @@ def _frame_steps(look: PageLook, flags: int | None) -> list[Step]:
 def _kpage_flags(look: PageLook) -> int | None:
     """Return the flags of the frame, None if there is none or it may not be known."""
     pfn = _pfn(look.word)
-    if pfn is None or "kpageflags" in look.disabled:
+    if pfn is None or not look.machine.may("kpageflags"):
         return None
     try:
         frames = np.array([pfn], np.uint64)
-        return int(read_kpageflags(frames, look.process.proc, look.process.meter)[0])
+        return int(read_kpageflags(frames, look.machine)[0])
     except MemlensError:
         return None
 
@@ -182,7 +180,7 @@ def _walk_steps(look: PageLook) -> list[Step]:
 
 def _way(look: PageLook) -> str:
     """Return how the object was reached."""
-    if "map_files" in look.process.meter.used:
+    if "map_files" in look.machine.meter.used:
         return f"{look.process.path}/map_files/{look.mapping.name}"
     return "the object, by a descriptor or by its path"
 
@@ -243,7 +241,7 @@ def _swap_place(look: PageLook) -> SwapPlace | None:
     place = None if look.word is None else word_place(look.word)
     if place is None and look.walked is not None and look.walked.holds == "swap":
         place = look.walked.area, look.walked.slot
-    return None if place is None else name_place(*place, look.process.proc)
+    return None if place is None else name_place(*place, look.machine)
 
 
 def _attributes(look: PageLook) -> tuple[str, ...]:
@@ -269,7 +267,7 @@ def _holders(look: PageLook) -> Holders:
     if look.is_anonymous or look.verdicts.facts.kind == "special":
         return Holders()
     address = look.address - look.address % look.size
-    return find_holders(look.process.pid, look.mapping, address, look.size, look.process.proc)
+    return find_holders(look.process.pid, look.mapping, address, look.machine)
 
 
 def page_notes(look: PageLook) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from memlens.objects.backing import Backing
 from memlens.objects.overlay import is_maybe_on_swap
 from memlens.pages.classes import PageClass, Reason, Verdict
 from memlens.pages.runs import Runs, count_runs, merge_runs
+from memlens.scan.machine import Machine
 
 _VALUES = 256
 Counts = NDArray[np.int64]
@@ -29,23 +30,21 @@ class Settler:
     Answers from /proc/PID/smaps for one process.
 
     :param process: the process.
-    :param page_size_bytes: size of a page.
-    :param is_allowed: False if smaps is switched off.
+    :param machine: says whether smaps may be used.
     """
 
     process: ProcessDir
-    page_size_bytes: int
-    is_allowed: bool
+    machine: Machine
     _figures: dict[Mapping, MappingFigures] | None = field(default=None)
 
     def figures(self, mapping: Mapping) -> MappingFigures | None:
         """Return the smaps figures of a mapping, None if there are none."""
-        if not self.is_allowed:
+        if not self.machine.may("smaps"):
             return None
         if self._figures is None:
             try:
                 self._figures = {row.mapping: row for row in self.process.read_smaps()}
-                self.process.meter.used.add("smaps")
+                self.machine.meter.used.add("smaps")
             except MemlensError:
                 self._figures = {}
         return self._figures.get(mapping)
@@ -55,7 +54,7 @@ class Settler:
         row = self.figures(mapping)
         if row is None or name not in row.size_bytes:
             return None
-        return row.size_bytes[name] // self.page_size_bytes
+        return row.size_bytes[name] // self.machine.page_size_bytes
 
     def settle(self, mapping: Mapping, kind: str, runs: Runs, is_whole: bool) -> Runs:
         """

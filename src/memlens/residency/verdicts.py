@@ -135,7 +135,7 @@ def reason_text(settler: Settler, mapping: Mapping, value: int, refusal: str) ->
     pages = settler.pages(mapping, "Swap")
     if pages is None:
         return reason
-    swap = format_size(pages * settler.page_size_bytes)
+    swap = format_size(pages * settler.machine.page_size_bytes)
     return f"{reason} (smaps counts {swap} of swap in this mapping)"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from memlens.errors import MemlensError
 from memlens.kernel import bpf
 from memlens.kernel.maps import Mapping
-from memlens.kernel.procfs import Meter, read_file
+from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import is_swap_cache_empty
 from memlens.objects.backing import Backing
 from memlens.objects.opener import device_number
@@ -36,6 +36,7 @@ from memlens.pages.runs import (
     shift_runs,
 )
 from memlens.pages.slotruns import SlotRuns, concat_slots, without_pages
+from memlens.scan.machine import Machine
 
 if TYPE_CHECKING:
     from memlens.kernel.cacherecords import CacheRecords
@@ -59,17 +60,13 @@ class Walking:
     """
     The use of the walk in one scan.
 
-    :param meter: counts what is read.
-    :param is_allowed: False if the walk is switched off.
+    :param machine: what is asked.
     :param is_eager: whether to walk whatever can be, for the slots.
-    :param proc: root of the /proc to read.
     :param notes: why answers were void, one line each.
     """
 
-    meter: Meter
-    is_allowed: bool
+    machine: Machine
     is_eager: bool = False
-    proc: str = "/proc"
     notes: list[str] = field(default_factory=list)
     _is_usable: bool | None = None
     _is_swap_used: bool | None = None
@@ -77,7 +74,7 @@ class Walking:
     def is_usable(self) -> bool:
         """Return whether nothing speaks against the walk here; this loads nothing."""
         if self._is_usable is None:
-            self._is_usable = self.is_allowed and _is_permitted()
+            self._is_usable = self.machine.may("cachewalk") and _is_permitted()
         return self._is_usable
 
     def is_worth(self, kind: str, pages: int) -> bool:
@@ -113,7 +110,7 @@ class Walking:
             return None  # the number may be another thread's here
         records = self._walk(
             # It holds the mmap lock of the process.
-            lambda found: self.meter.time(
+            lambda found: self.machine.meter.time(
                 lambda: found.walk_vma(tid, mapping.start, first, stop)
             ),
             mapping.path,
@@ -128,7 +125,7 @@ class Walking:
 
     def _is_own_proc(self) -> bool:
         try:
-            return os.readlink(f"{self.proc}/self") == str(os.getpid())
+            return os.readlink(f"{self.machine.root}/self") == str(os.getpid())
         except OSError:
             return False
 
@@ -153,14 +150,14 @@ class Walking:
             return None
         except (MemlensError, OSError):
             return None
-        self.meter.used.add("cachewalk")
+        self.machine.meter.used.add("cachewalk")
         return records
 
     def _has_swap(self) -> bool:
         """Return whether any swap is in use, without which no slot can be."""
         if self._is_swap_used is None:
             try:
-                lines = read_file(f"{self.proc}/swaps").splitlines()[1:]
+                lines = read_file(f"{self.machine.root}/swaps").splitlines()[1:]
                 self._is_swap_used = any(line.split()[-2] != b"0" for line in lines)
             except (OSError, IndexError):
                 self._is_swap_used = False
@@ -202,13 +199,7 @@ class ObjectWalk:
         """Return whether to walk a range of so many pages."""
         return self.walking.is_worth(self.backing.kind, pages)
 
-    def look(
-        self,
-        first: int,
-        stop: int,
-        ask: Callable[[int, int], list[Runs]],
-        check_stop: Callable[[], None],
-    ) -> list[Runs]:
+    def look(self, first: int, stop: int, ask: Callable[[int, int], list[Runs]]) -> list[Runs]:
         """
         Return ``Evidence`` for every page of a range, by walking or by what is faster.
 
@@ -220,7 +211,7 @@ class ObjectWalk:
         parts: list[Runs] = []
         pages, is_walking = _LEAST_PAGES, True
         while first < stop:
-            check_stop()
+            self.walking.machine.check_stop()
             end = min(first + pages, stop)
             records = self._records(first, end) if is_walking else None
             if records is None:
@@ -234,14 +225,14 @@ class ObjectWalk:
             pages = min(pages * 2, _MOST_PAGES) if is_uniform else _LEAST_PAGES
             parts.append(found)
             first = end
-        return [self._add_copies(concat_runs(parts), check_stop)]
+        return [self._add_copies(concat_runs(parts))]
 
     def walk(self, first: int, stop: int) -> Runs | None:
         """Return ``Evidence`` for every page of a range, None if there is no answer."""
         records = self._records(first, stop)
         if records is None:
             return None
-        return self._add_copies(self._evidence(records, first, stop), lambda: None)
+        return self._add_copies(self._evidence(records, first, stop))
 
     def _records(self, first: int, stop: int) -> "CacheRecords | None":
         name = self.backing.path or "an object"
@@ -265,7 +256,7 @@ class ObjectWalk:
         if len(found):
             self._slots.append(found)
 
-    def _add_copies(self, evidence: Runs, check_stop: Callable[[], None]) -> Runs:
+    def _add_copies(self, evidence: Runs) -> Runs:
         """Say of swapped pages whether there is a copy in RAM as well."""
         is_known = Evidence.EVICTED | Evidence.RESIDENT | Evidence.ABSENT
         is_swapped = (evidence.value & is_known) == Evidence.EVICTED
@@ -273,7 +264,7 @@ class ObjectWalk:
         if self.backing.kind != "shmem" or not len(swapped):
             return evidence
         is_many = int(swapped.pages.sum()) >= _PROOF_PAGES or not self.has_mincore
-        if is_many and is_swap_cache_empty(self.walking.proc):
+        if is_many and is_swap_cache_empty(self.walking.machine):
             absent = np.where(is_swapped, np.uint8(Evidence.ABSENT), np.uint8(0))
             return Runs(evidence.first, evidence.pages, evidence.value | absent)
         if not self.has_mincore:
@@ -281,7 +272,7 @@ class ObjectWalk:
         start, end = int(swapped.first[0]), int(swapped.stop[-1])
         found = []
         for begin in range(start, end, _MINCORE_PAGES):
-            check_stop()
+            self.walking.machine.check_stop()
             piece = clip_runs(swapped, begin, min(begin + _MINCORE_PAGES, end))
             found.append(self._resident(piece))
         return replace_runs(evidence, concat_runs(found))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
 from memlens.scan.mapcounts import MapCounts
@@ -88,6 +87,13 @@ class ObjectUse(NamedTuple):
     present_pages: int | None = None
     mappings: int = 0
 
+    @property
+    def end_bytes(self) -> int:
+        """Return where in the object ends what is mapped, 0 if it is only open."""
+        if self.mapping is None:
+            return 0
+        return self.mapping.offset_bytes + self.stop - self.mapping.start
+
     def pages(self, page_size_bytes: int) -> tuple[int, int]:
         """Return the half-open range of the object's pages that is mapped."""
         if self.mapping is None:
@@ -134,8 +140,8 @@ class ProcessFacts:
     arguments: tuple[int, int] = (0, 0)
     sockets: dict[str, str] = field(default_factory=dict)
 
-    def count_own(self) -> int:
+    def count_own(self, page_size_bytes: int) -> int:
         """Return its private pages on swap; where slots are hidden, as the kernel counts."""
         if self.is_swap_hidden:
-            return self.rollup.get("VmSwap", 0) // features.page_size_bytes()
+            return self.rollup.get("VmSwap", 0) // page_size_bytes
         return len(self.swap_words)

@@ -1,6 +1,5 @@
 """What the kernel says of page frames, each asked once in a scan of many processes."""
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -34,7 +33,7 @@ class FrameTable:
         self._reduce = reduce
         # Answers plus one; 0 is not known yet.  The kernel gives zeros no memory before they
         # are written, so that room for every frame of the machine costs nothing.
-        self._table = np.zeros(count_frames(os.path.dirname(file.path)), np.uint16)
+        self._table = np.zeros(count_frames(file.host), np.uint16)
 
     def of(self, pfns: NDArray[np.uint32] | NDArray[np.uint64]) -> NDArray[np.uint16]:
         """

@@ -12,6 +12,7 @@ from memlens.kernel.maps import mapped_ranges, parse_maps
 from memlens.kernel.procfs import read_file
 from memlens.pages.arrays import count_distinct, is_in
 from memlens.scan.frametable import ANSWER_LIMIT, FrameTable
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import KERNEL_HALF, Frames, read_frames
 
 # Sums are held back until so many pages have come.  Reading what this process maps costs
@@ -33,7 +34,7 @@ class MapCounts:
     Sums up what processes map, each page by how often it is mapped.
 
     :param file: an open kpagecount.
-    :param proc: root of the /proc whose processes are summed up.
+    :param machine: whose processes are summed up.
 
     The maps of this process are taken off, but for its own sums, which are as the kernel has
     them.  It maps more while it runs: reading brings in pages of libraries.  So what it maps
@@ -44,10 +45,11 @@ class MapCounts:
     Kernels with CONFIG_NO_PAGE_MAPCOUNT give averages for pages of large folios.
     """
 
-    def __init__(self, file: KpageFile, proc: str = "/proc") -> None:
+    def __init__(self, file: KpageFile, machine: Machine) -> None:
         self._table = FrameTable(file, self._reduce)
-        self._own_pid = find_own_pid(proc)
-        self._own = read_own_maps()
+        self._own_pid = find_own_pid(machine)
+        self._machine = machine
+        self._own = read_own_maps(machine)
         self._held: list[_Held] = []
         self._held_pages = 0
         self._sums: dict[int, FrameSums] = {}
@@ -78,7 +80,7 @@ class MapCounts:
     def _settle(self) -> None:
         """Sum up what is held, once it is known what this process maps of it."""
         for _ in range(OWN_TRIES):
-            before, self._own = self._own, read_own_maps()
+            before, self._own = self._own, read_own_maps(self._machine)
             if not self._table.ask_again(before.changed(self._own)):
                 break
         for held in self._held:
@@ -199,7 +201,7 @@ class OwnMaps(NamedTuple):
         return others
 
 
-def read_own_maps() -> OwnMaps:
+def read_own_maps(machine: Machine) -> OwnMaps:
     """
     Return what this process maps now.
 
@@ -211,12 +213,11 @@ def read_own_maps() -> OwnMaps:
     pagemap = features.open_own_pagemap()
     if pagemap is None or not features.is_pfn_visible():
         return OwnMaps(np.empty(0, np.int64), np.empty(0, np.int64))
-    size = features.page_size_bytes()
-    use_scan = "pagemap_scan" not in features.read_disabled() and features.has_pagemap_scan()
+    size = machine.page_size_bytes
     try:
-        ranges = _read_ranges(use_scan)
+        ranges = _read_ranges(machine)
         pages = [(start // size, stop // size) for start, stop in ranges]
-        frames = read_frames(pagemap, pages, use_scan)
+        frames = read_frames(pagemap, pages, machine.unfollowed())
     finally:
         pagemap.close()
     # A private page of its own alone is nobody else's; a file's may become so meanwhile.
@@ -224,18 +225,18 @@ def read_own_maps() -> OwnMaps:
     return OwnMaps(*count_distinct(frames.pfn[is_kept].astype(np.int64)))
 
 
-def find_own_pid(proc: str) -> int:
+def find_own_pid(machine: Machine) -> int:
     """Return the PID of this process in a /proc, 0 if it has none there."""
     try:
-        return int(os.readlink(f"{proc}/self"))
+        return int(os.readlink(f"{machine.root}/self"))
     except (OSError, ValueError):
         return 0
 
 
-def _read_ranges(use_scan: bool) -> list[tuple[int, int]]:
+def _read_ranges(machine: Machine) -> list[tuple[int, int]]:
     """Return ranges of addresses that cover what this process maps."""
     raw = read_file(_OWN_MAPS)
-    if use_scan:
+    if machine.may("pagemap_scan"):
         return mapped_ranges(raw, [])
     every = parse_maps(raw, _OWN_MAPS)
     return [(m.start, m.stop) for m in every if m.start < KERNEL_HALF]

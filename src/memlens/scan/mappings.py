@@ -7,12 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_FILE, PAGE_IS_PRESENT, Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import FileMapping
-from memlens.kernel.procfs import Meter
 from memlens.objects.opener import Opener
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.runs import (
@@ -23,6 +21,7 @@ from memlens.pages.runs import (
     select_runs,
     union_runs,
 )
+from memlens.scan.machine import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +54,10 @@ class MappingTable:
     :param directory: the process.
     """
 
-    def __init__(self, directory: ProcessDir, page_size_bytes: int) -> None:
-        opener = Opener(directory, features.read_disabled(), page_size_bytes)
+    def __init__(self, directory: ProcessDir, machine: Machine) -> None:
+        opener = Opener(directory)
         self.mappings = [m for m in directory.read_maps() if m.start < KERNEL_HALF]
-        starts = [mapping.start // page_size_bytes for mapping in self.mappings]
+        starts = [mapping.start // machine.page_size_bytes for mapping in self.mappings]
         self._starts = np.array(starts, np.int64)
         # Huge pages of hugetlb are not in RSS.
         self._is_counted = np.array([_is_counted(opener, m) for m in self.mappings], bool)
@@ -108,16 +107,13 @@ class MappedPages:
     """
     Counts mapped pages of one file after the other.
 
-    :param proc: root of the /proc to read.
+    :param machine: whose processes map them.
 
     ``denied`` counts the processes whose page table may not be read.
     """
 
-    def __init__(self, proc: str = "/proc") -> None:
-        self.proc = proc
-        self._size = features.page_size_bytes()
-        disabled = features.read_disabled()
-        self._use_scan = "pagemap_scan" not in disabled and features.has_pagemap_scan()
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
         self._open: dict[int, Pagemap | None] = {}
         self._denied: set[int] = set()
 
@@ -157,9 +153,9 @@ class MappedPages:
         return clip_runs(union_runs(parts), 0, pages)
 
     def _read(self, pagemap: Pagemap, mapping: FileMapping) -> Runs:
-        size = self._size
+        size = self.machine.page_size_bytes
         first, length = mapping.start // size, (mapping.stop - mapping.start) // size
-        if self._use_scan:
+        if self.machine.may("pagemap_scan"):
             parts = []
             for regions in pagemap.scan(first, length, PAGE_IS_PRESENT, _NEEDED):
                 rows = regions[(regions[:, 2] & np.uint64(_NEEDED)) == np.uint64(_NEEDED)]
@@ -184,9 +180,9 @@ class MappedPages:
 
     def _open_pagemap(self, pid: int) -> Pagemap | None:
         try:
-            with ProcessDir(pid, self.proc) as process:
+            with ProcessDir(pid, self.machine) as process:
                 path = f"{process.path}/pagemap"
-                return Pagemap(process.open("pagemap"), self._size, Meter(), path)
+                return Pagemap(process.open("pagemap"), self.machine, path)
         except AccessDenied:
             self._denied.add(pid)
         except MemlensError:

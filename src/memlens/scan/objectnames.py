@@ -11,6 +11,7 @@ from memlens.kernel.procfs import decode_bytes, encode_text, raise_errno, read_f
 from memlens.kernel.syscalls import fstatfs_type, status_of
 from memlens.objects.filewalk import hold_quietly
 from memlens.objects.opener import device_number
+from memlens.scan.machine import Machine
 from memlens.scan.process import ShmemDevices
 
 _FD = re.compile(r"([0-9]{1,18}):([0-9]{1,18})\Z")
@@ -47,7 +48,7 @@ class ObjectName(NamedTuple):
     matches: Callable[[Named], bool]
 
 
-def resolve_name(text: str, proc: str = "/proc") -> ObjectName:
+def resolve_name(text: str, machine: Machine) -> ObjectName:
     """
     Return what a name stands for.
 
@@ -64,26 +65,26 @@ def resolve_name(text: str, proc: str = "/proc") -> ObjectName:
         return ObjectName(text, lambda item: item.key[:2] == (device, inode))
     if match := _FD.match(text):
         pid, fd = int(match[1]), int(match[2])
-        return _resolve_file(text, _Wary(proc, pid), _descriptor_paths(proc, pid, fd))
+        return _resolve_file(text, _Wary(machine, pid), _descriptor_paths(machine, pid, fd))
     if text.startswith(("memfd:", "anonymous:")):
         return ObjectName(text, lambda item: item.name == text)
-    match = _OF_PROCESS.match(text.removeprefix(proc.rstrip("/")))
-    return _resolve_file(text, _Wary(proc, int(match[1]) if match else None), [text])
+    match = _OF_PROCESS.match(text.removeprefix(machine.root.rstrip("/")))
+    return _resolve_file(text, _Wary(machine, int(match[1]) if match else None), [text])
 
 
 class _Wary:
     """
     Refuses file systems that may never answer, before they are asked anything.
 
-    :param proc: root of the /proc to read.
+    :param machine: whose process it is.
     :param pid: a process whose mounts may be met beside our own.
     """
 
-    def __init__(self, proc: str, pid: int | None) -> None:
+    def __init__(self, machine: Machine, pid: int | None) -> None:
         self._kinds: dict[int, str] = {}
         self._unnamed = ShmemDevices()
         tables = ["/proc/self/mountinfo"]
-        tables += [] if pid is None else [f"{proc}/{pid}/mountinfo"]
+        tables += [] if pid is None else [f"{machine.root}/{pid}/mountinfo"]
         for table in tables:
             try:
                 mounts = parse_mounts(read_file(table))
@@ -108,15 +109,15 @@ class _Wary:
                 raise Unsupported(f"{_NOT_ASKED}: its file system does not answer")
 
 
-def _descriptor_paths(proc: str, pid: int, fd: int) -> Iterator[str]:
+def _descriptor_paths(machine: Machine, pid: int, fd: int) -> Iterator[str]:
     """Yield where a descriptor may be: threads may have tables of their own."""
-    yield f"{proc}/{pid}/fd/{fd}"
+    yield f"{machine.root}/{pid}/fd/{fd}"
     try:
-        threads = sorted(map(int, os.listdir(f"{proc}/{pid}/task")))
+        threads = sorted(map(int, os.listdir(f"{machine.root}/{pid}/task")))
     except OSError:
         return
     # The first one is asked by the PID, and has nothing open once it has ended.
-    yield from (f"{proc}/{pid}/task/{tid}/fd/{fd}" for tid in threads if tid != pid)
+    yield from (f"{machine.root}/{pid}/task/{tid}/fd/{fd}" for tid in threads if tid != pid)
 
 
 def _resolve_file(text: str, wary: _Wary, paths: Iterable[str]) -> ObjectName:

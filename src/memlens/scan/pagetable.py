@@ -1,6 +1,6 @@
 """Which pages of a process to ask kpageflags about, and their words."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ from memlens.kernel.pagemap import (
     Pagemap,
 )
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.pages.arrays import distinct, join_regions
 from memlens.pages.bits import PM_FILE, PM_MMAP_EXCLUSIVE, PM_PFN, PM_PRESENT
 from memlens.pages.decode import find_swap_entries
 from memlens.pages.runs import Runs, concat_runs, encode_runs, select_runs
 from memlens.scan.frametable import FrameTable
+from memlens.scan.machine import Machine
 
 Window = tuple[int, int]
 
@@ -79,43 +79,43 @@ def are_same(pagemap: Pagemap, windows: list[Window], words: NDArray[np.uint64])
 
 
 def list_windows(
-    directory: ProcessDir, page_size_bytes: int, addresses: tuple[int, int] | None = None
+    directory: ProcessDir, machine: Machine, addresses: tuple[int, int] | None = None
 ) -> list[list[Window]]:
     """
     Return the ranges of pages to read, in jobs of a bounded size.
 
     :param addresses: only this half-open range of addresses, in bytes.
     """
+    size = machine.page_size_bytes
     ranges = [
-        (mapping.start // page_size_bytes, mapping.stop // page_size_bytes)
+        (mapping.start // size, mapping.stop // size)
         for mapping in directory.read_maps()
         if mapping.start < KERNEL_HALF
     ]
     if addresses is not None:
-        low, high = addresses[0] // page_size_bytes, -(-addresses[1] // page_size_bytes)
+        low, high = addresses[0] // size, -(-addresses[1] // size)
         ranges = [(max(a, low), min(b, high)) for a, b in ranges if a < high and b > low]
     ranges = list(_join(ranges))
-    if _is_sparse(directory, sum(stop - first for first, stop in ranges)):
-        ranges = list(_join(_scan(directory, page_size_bytes, ranges)))
+    pages = sum(stop - first for first, stop in ranges)
+    if machine.may("pagemap_scan") and _is_sparse(directory, pages):
+        ranges = list(_join(_scan(directory, ranges, machine)))
     return list(_cut(ranges))
 
 
 def _is_sparse(directory: ProcessDir, pages: int) -> bool:
     """Return whether a scan for what is there is worth its price."""
-    if not features.has_pagemap_scan() or "pagemap_scan" in features.read_disabled():
-        return False
     resident = int(directory.read("statm").split()[1])
     return pages > _SPARSE * resident + JOB_PAGES
 
 
-def _scan(directory: ProcessDir, size: int, ranges: list[Window]) -> Iterator[Window]:
+def _scan(directory: ProcessDir, ranges: list[Window], machine: Machine) -> Iterator[Window]:
     path = f"{directory.path}/pagemap"
-    pagemap = Pagemap(directory.open("pagemap"), size, Meter(), path)
-    any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+    pagemap = Pagemap(directory.open("pagemap"), machine, path)
+    any_of, size = PAGE_IS_PRESENT | PAGE_IS_SWAPPED, np.uint64(machine.page_size_bytes)
     try:
         for first, stop in ranges:
             for regions in pagemap.scan(first, stop - first, any_of, any_of):
-                for start, end in (regions[:, :2] // np.uint64(size)).tolist():
+                for start, end in (regions[:, :2] // size).tolist():
                     yield int(start), int(end)
     finally:
         pagemap.close()
@@ -153,7 +153,7 @@ def _cut(ranges: list[Window]) -> Iterator[list[Window]]:
 
 
 def find_present(
-    pagemap: Pagemap, mapping: Mapping, first: int, stop: int, use_scan: bool
+    pagemap: Pagemap, mapping: Mapping, first: int, stop: int, machine: Machine
 ) -> tuple[Runs, bool]:
     """
     Return the pages of an object that a mapping of it maps, and if any is huge.
@@ -164,7 +164,7 @@ def find_present(
     """
     size = pagemap.page_size_bytes
     shift = (mapping.start - mapping.offset_bytes) // size
-    if use_scan:
+    if machine.may("pagemap_scan"):
         # In a private mapping only pages of the file are the object's.
         needed = PAGE_IS_PRESENT | (0 if mapping.is_shared else PAGE_IS_FILE)
         wanted = needed | PAGE_IS_HUGE
@@ -231,9 +231,8 @@ class Frames(NamedTuple):
 def read_frames(
     pagemap: Pagemap,
     ranges: Iterable[tuple[int, int]],
-    use_scan: bool,
+    machine: Machine,
     anonymous: Collection[tuple[int, int]] = (),
-    check_stop: Callable[[], None] = lambda: None,
 ) -> Frames:
     """
     Return the frames of a process.
@@ -241,17 +240,16 @@ def read_frames(
     :param pagemap: its page table.
     :param ranges: half-open page ranges that cover its mappings without those of hugetlbfs,
         in order; with PAGEMAP_SCAN they may cover holes as well.
-    :param use_scan: whether PAGEMAP_SCAN may be used.
     :param anonymous: those of the ranges that are of no object, for use without
         PAGEMAP_SCAN.
-    :param check_stop: called between pieces; raises when the scan is to end.
+    :raises Stopped: between pieces, when the scan is to end.
     :raises MemlensError: as the reads give it.
     """
     collected = _Collected()
-    for first, stop in _filled(pagemap, ranges, use_scan):
+    for first, stop in _filled(pagemap, ranges, machine):
         is_anonymous = (first, stop) in anonymous
         for page, words in pagemap.iter_words(first, stop - first):
-            check_stop()
+            machine.check_stop()
             if is_anonymous:
                 # Of no file, and yet with that bit: only a huge zero page is.
                 words[(words & PM_FILE) != 0] = 0
@@ -260,10 +258,10 @@ def read_frames(
 
 
 def _filled(
-    pagemap: Pagemap, ranges: Iterable[tuple[int, int]], use_scan: bool
+    pagemap: Pagemap, ranges: Iterable[tuple[int, int]], machine: Machine
 ) -> Iterable[tuple[int, int]]:
     """Yield the ranges that hold anything but zero pages, and small gaps between them."""
-    if not use_scan:
+    if not machine.may("pagemap_scan"):
         yield from ranges
         return
     any_of = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
@@ -342,24 +340,22 @@ class Slots:
 def read_slots(
     pagemap: Pagemap,
     ranges: Iterable[tuple[int, int]],
-    use_scan: bool,
+    machine: Machine,
     flags: FrameTable | None,
-    check_stop: Callable[[], None],
 ) -> Slots:
     """
     Return the slots of a process.
 
     :param ranges: half-open page ranges that cover its private mappings, in order.
-    :param use_scan: whether PAGEMAP_SCAN may be used.
     :param flags: as ``find_swap_cached`` gives it, to look for pages in RAM as well; or None.
-    :param check_stop: called between pieces; raises when the scan is to end.
+    :raises Stopped: between pieces, when the scan is to end.
     :raises MemlensError: as the reads give it.
     """
     swapped, cached = _Entries(), _Cached(flags)
     for first, stop in ranges:
-        for begin, end in _windows(pagemap, first, stop, use_scan, flags is not None):
+        for begin, end in _windows(pagemap, first, stop, machine, flags is not None):
             for page, words in pagemap.iter_words(begin, end - begin):
-                check_stop()
+                machine.check_stop()
                 swapped.add(*find_swap_entries(words, page))
                 cached.add(words, page)
     return Slots(*swapped.joined(), *cached.joined())
@@ -412,10 +408,10 @@ class _Cached:
 
 
 def _windows(
-    pagemap: Pagemap, first: int, stop: int, use_scan: bool, has_cached: bool
+    pagemap: Pagemap, first: int, stop: int, machine: Machine, has_cached: bool
 ) -> Iterable[tuple[int, int]]:
     """Yield the ranges that hold what is looked for; pages of files are passed over."""
-    if not use_scan:
+    if not machine.may("pagemap_scan"):
         yield first, stop
         return
     any_of = told = PAGE_IS_SWAPPED

@@ -9,6 +9,7 @@ from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel import features
@@ -31,6 +32,7 @@ from memlens.objects.references import is_socket_link
 from memlens.pages.arrays import distinct
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
 from memlens.scan.frametable import FrameTable
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import Frames, Slots, find_present, read_frames, read_slots
 
 # A file system that takes longer to say what it is is not asked again.
@@ -89,16 +91,14 @@ class Tools(NamedTuple):
     """
     What the readers of one sweep share.
 
-    :param use_scan: whether PAGEMAP_SCAN may be used.
+    :param machine: what is asked.
     :param devices: which devices are tmpfs.
     :param flags: which frames keep a swap slot, None if not wanted or not to be known.
-    :param check_stop: raises when the scan is to end.
     """
 
-    use_scan: bool
+    machine: Machine
     devices: ShmemDevices
     flags: FrameTable | None = None
-    check_stop: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class ProcessReader:
             if want.objects:
                 mappings = parse_unnamed(raw, f"{process.path}/maps")
                 uses = self._uses(mappings, pagemap)
-            if pagemap is not None and not len(pagemap.read_words(_first_page(raw), 1)):
+            if pagemap is not None and not len(_read_first(pagemap, raw)):
                 # The page table went away under the reader: it ended, or runs another program.
                 raise process.gone_error()
         finally:
@@ -152,12 +152,12 @@ class ProcessReader:
 
     def _read_frames(self, pagemap: Pagemap, raw: bytes) -> Frames:
         # Huge pages of hugetlb are not in RSS.
-        path, check = f"{self.process.path}/maps", self.tools.check_stop
+        path, machine = f"{self.process.path}/maps", self.tools.machine
         huge = [(m.start, m.stop) for m in parse_unnamed(raw, path) if self._is_hugetlb(m)]
         size = pagemap.page_size_bytes
-        if self.tools.use_scan:
+        if machine.may("pagemap_scan"):
             ranges = _in_pages(mapped_ranges(raw, huge), size)
-            return read_frames(pagemap, ranges, True, check_stop=check)
+            return read_frames(pagemap, ranges, machine)
         every = [m for m in parse_maps(raw, path) if m.start < _USER_STOP]
         wanted = _in_pages(
             [place for m in every if (place := (m.start, m.stop)) not in huge], size
@@ -165,11 +165,11 @@ class ProcessReader:
         opener = self._opener()
         bare = [m for m in every if not m.inode and opener.facts(m).kind == "anonymous"]
         anonymous = set(_in_pages([(m.start, m.stop) for m in bare], size))
-        return read_frames(pagemap, wanted, False, anonymous, check)
+        return read_frames(pagemap, wanted, machine, anonymous)
 
     def _read_slots(self, pagemap: Pagemap, raw: bytes) -> Slots:
         tools, size = self.tools, pagemap.page_size_bytes
-        if tools.use_scan:
+        if tools.machine.may("pagemap_scan"):
             ranges = private_ranges(raw)
         else:
             ranges = [
@@ -178,12 +178,11 @@ class ProcessReader:
                 if mapping.start < _USER_STOP and not mapping.is_shared
             ]
         pages = _in_pages(ranges, size)
-        return read_slots(pagemap, pages, tools.use_scan, tools.flags, tools.check_stop)
+        return read_slots(pagemap, pages, tools.machine, tools.flags)
 
     def _pagemap(self) -> Pagemap:
         process = self.process
-        size = features.page_size_bytes()
-        return Pagemap(process.open("pagemap"), size, process.meter, process.path)
+        return Pagemap(process.open("pagemap"), process.host, process.path)
 
     def _facts(
         self,
@@ -258,7 +257,7 @@ class ProcessReader:
         return is_hugetlb
 
     def _opener(self) -> Opener:
-        return Opener(self.process, features.read_disabled(), features.page_size_bytes())
+        return Opener(self.process)
 
     def _uses(self, mappings: list[Mapping], pagemap: Pagemap | None) -> list[ObjectUse]:
         uses = []
@@ -274,7 +273,7 @@ class ProcessReader:
 
     def _with_present(self, use: ObjectUse, mapping: Mapping, pagemap: Pagemap) -> ObjectUse:
         pages = use.pages(pagemap.page_size_bytes)
-        present, is_huge = find_present(pagemap, mapping, *pages, self.tools.use_scan)
+        present, is_huge = find_present(pagemap, mapping, *pages, self.tools.machine)
         # Of memory in crumbs these are many: they are not kept for a sum.
         return use._replace(
             present=present if self.want.present else None,
@@ -371,8 +370,8 @@ def _in_pages(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]
     return [(start // size, stop // size) for start, stop in ranges]
 
 
-def _first_page(raw: bytes) -> int:
-    return int(raw.partition(b"-")[0], 16) // features.page_size_bytes()
+def _read_first(pagemap: Pagemap, raw: bytes) -> NDArray[np.uint64]:
+    return pagemap.read_words(int(raw.partition(b"-")[0], 16) // pagemap.page_size_bytes, 1)
 
 
 def _is_tmpfs_fd(directory: int, name: str) -> bool:

@@ -6,32 +6,27 @@ memory that a process maps or has open, the page frames that it maps.
 """
 
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
-from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import can_look_at_others, has_all_processes
-from memlens.kernel.procfs import Meter
 from memlens.objects.namespaces import Surroundings
 from memlens.objects.opener import internal_device
 from memlens.objects.tmpfs import SHMEM_TYPES
-from memlens.report import Cost, Missed
+from memlens.report import Missed
 from memlens.scan.facts import ProcessFacts, Want
-from memlens.scan.machine import Progress, Stop, Stopped
+from memlens.scan.machine import Machine, Stopped
 from memlens.scan.pagetable import find_swap_cached
 from memlens.scan.process import ProcessReader, ShmemDevices, Tools
 from memlens.units import count_of
 
 _PIDS_NAMED = 5
-_SPENT = "the budget was spent"
 _HIDDEN = "processes that this /proc does not show"
 _WHY_HIDDEN = "they are outside of its PID namespace, or hidden by hidepid"
-_STOPPED = "the scan was stopped"
 
 
 @dataclass(slots=True)
@@ -39,11 +34,8 @@ class Sweep:
     """
     A pass over processes.
 
-    :param proc: root of the /proc to read.
+    :param machine: what is asked; when it is over, the rest is missed.
     :param want: what to read.
-    :param budget_s: seconds after which it ends, with the rest missed; None for no end.
-    :param on_progress: called with what is done and what there is in all.
-    :param should_stop: asked often; True ends it, with the rest missed.
     :param processes: what was found.
     :param missed: what could not be looked at.
     :param around: root directories and namespaces of processes, kept open until it is closed.
@@ -51,26 +43,20 @@ class Sweep:
     :param is_complete: False if it was stopped, or the budget spent.
     """
 
-    proc: str
+    machine: Machine
     want: Want
-    budget_s: float | None = None
-    on_progress: Progress | None = None
-    should_stop: Stop | None = None
-    meter: Meter = field(default_factory=Meter)
     processes: list[ProcessFacts] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
     around: Surroundings = field(init=False)
     gone: int = 0
     is_complete: bool = True
     devices: ShmemDevices = field(default_factory=ShmemDevices)
-    _deadline: float = float("inf")
-    _is_stopped: bool = False
     _total: int = 0
     _refused: dict[str, list[int]] = field(default_factory=dict)
     _has_all: bool = True
 
     def __post_init__(self) -> None:
-        self.around = Surroundings(self.proc)
+        self.around = Surroundings(self.machine)
 
     def run(self, pids: Iterable[int] | None = None) -> None:
         """
@@ -78,11 +64,9 @@ class Sweep:
 
         :param pids: which, all of this /proc if None.
         """
-        if self.budget_s is not None:
-            self._deadline = time.monotonic() + self.budget_s
         wanted = list(pids) if pids is not None else self.list_pids()
         self._total = len(wanted)
-        self._has_all = pids is None and has_all_processes(self.proc)
+        self._has_all = pids is None and has_all_processes(self.machine)
         if self.want.objects:
             self._learn_devices(wanted)
         tools = self._tools()
@@ -94,7 +78,6 @@ class Sweep:
         finally:
             if tools.flags is not None:
                 tools.flags.file.close()
-                self.meter.merge(tools.flags.file.meter)
         self._report(left)
 
     def list_pids(self) -> list[int]:
@@ -103,21 +86,14 @@ class Sweep:
 
         :raises Unsupported: if it is none.
         """
+        proc = self.machine.root
         try:
-            pids = sorted(int(name) for name in os.listdir(self.proc) if name.isdigit())
+            pids = sorted(int(name) for name in os.listdir(proc) if name.isdigit())
         except OSError as error:
-            raise Unsupported(
-                f"{self.proc} is not a proc file system", path=self.proc
-            ) from error
+            raise Unsupported(f"{proc} is not a proc file system", path=proc) from error
         if not pids:
-            raise Unsupported(f"{self.proc} is not a proc file system", path=self.proc)
+            raise Unsupported(f"{proc} is not a proc file system", path=proc)
         return pids
-
-    def is_over(self) -> bool:
-        """Return whether the budget is spent, or the caller wants an end."""
-        if not self._is_stopped and self.should_stop is not None and self.should_stop():
-            self._is_stopped = True
-        return self._is_ending()
 
     def progress(self, done: int, total: int) -> None:
         """
@@ -126,22 +102,12 @@ class Sweep:
         :param done: how much of it.
         :param total: what there is of it.
         """
-        if self.on_progress is not None:
-            self.on_progress(self._total + done, self._total + total)
-
-    def check_stop(self) -> None:
-        """
-        Raise ``Stopped`` if the scan is to end.
-
-        :raises Stopped: if so.
-        """
-        if self.is_over():
-            raise Stopped
+        self.machine.tell(self._total + done, self._total + total)
 
     def miss_rest(self, what: str) -> None:
         """Note what is left out because the scan ended early."""
         self.is_complete = False
-        self.missed.append(Missed(what, _STOPPED if self._is_stopped else _SPENT))
+        self.missed.append(Missed(what, self.machine.why_over()))
 
     def may_miss_holders(self) -> bool:
         """
@@ -158,36 +124,24 @@ class Sweep:
             return []
         return [f"{_processes(self.gone)} had ended, or did during the scan"]
 
-    def cost(self) -> Cost:
-        """Return what the scan has cost so far."""
-        meter = self.meter
-        return Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s)
-
-    def _is_ending(self) -> bool:
-        return self._is_stopped or time.monotonic() > self._deadline
-
-    def use_scan(self) -> bool:
-        """Return whether PAGEMAP_SCAN may be used."""
-        disabled = features.read_disabled()
-        return "pagemap_scan" not in disabled and features.has_pagemap_scan()
-
     def _tools(self) -> Tools:
         flags = None
         if self.want.cached:
             file = self._kpage("kpageflags", "private pages in the swap cache")
             flags = None if file is None else find_swap_cached(file)
-        return Tools(self.use_scan(), self.devices, flags, self.check_stop)
+        return Tools(self.machine, self.devices, flags)
 
     def _kpage(self, name: str, what: str) -> KpageFile | None:
-        if not features.is_pfn_visible():
-            reason = "page frame numbers are hidden: needs CAP_SYS_ADMIN"
-            self.missed.append(Missed(what, reason))
+        try:
+            self.machine.require_frames()
+        except AccessDenied as error:
+            self.missed.append(Missed(what, f"{error.message}: needs {error.needs}"))
             return None
-        if name in features.read_disabled():
+        if not self.machine.may(name):
             self.missed.append(Missed(what, f"{name} is switched off"))
             return None
         try:
-            return KpageFile(name, self.proc)
+            return KpageFile(name, self.machine)
         except MemlensError as error:
             self.missed.append(Missed(what, str(error)))
             return None
@@ -199,14 +153,13 @@ class Sweep:
         In one thread: docs/decisions/0010-one-thread-sweeps.md has the measurements.
         """
         for done, pid in enumerate(wanted):
-            if self.is_over():
+            if self.machine.is_over():
                 return len(wanted) - done
             try:
                 self._take(self._read(pid, tools))
             except Stopped:
                 return len(wanted) - done
-            if self.on_progress is not None:
-                self.on_progress(done + 1, self._total)
+            self.machine.tell(done + 1, self._total)
         return 0
 
     def _take(self, outcome: "_Outcome") -> None:
@@ -238,7 +191,7 @@ class Sweep:
     def _learn_devices(self, pids: list[int]) -> None:
         """Collect the mounts of every mount namespace, for they tell tmpfs by its device."""
         for pid in pids:
-            if self.is_over():
+            if self.machine.is_over():
                 break
             self.around.add(pid)
         for view in self.around.views.values():
@@ -249,7 +202,7 @@ class Sweep:
 
     def _read(self, pid: int, tools: Tools) -> "_Outcome":
         try:
-            with ProcessDir(pid, self.proc, self.meter) as process:
+            with ProcessDir(pid, self.machine) as process:
                 return _Outcome(pid, ProcessReader(process, self.want, tools).read())
         except ProcessGone:
             return _Outcome(pid, is_gone=True)

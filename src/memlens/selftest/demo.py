@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel import features
 from memlens.kernel.swaps import read_swap
 from memlens.pages.bits import PM_PRESENT, PM_SWAP
 from memlens.pages.classes import PageClass
 from memlens.residency.capture import map_process
 from memlens.residency.records import Kernel, ProcessMap
+from memlens.scan.machine import Machine
 from memlens.selftest.records import Answer, DemoResult, Disagreement, Finding, LeftOut, SwapUse
 from memlens.selftest.specimens import (
     Specimen,
@@ -116,7 +116,7 @@ def _ask_for_swap(maker: Popen[str]) -> SwapUse:
 def _existing_swap() -> SwapUse | None:
     """Return the swap there is, None if there is too little."""
     try:
-        areas = read_swap(features.page_size_bytes()).areas
+        areas = read_swap(Machine()).areas
     except MemlensError:
         return None
     if sum(area.size_pages - area.used_pages for area in areas) < _ENOUGH_SWAP_PAGES:

@@ -53,7 +53,7 @@ def ask_kpagecount(ground: Ground) -> str:
 
 def ask_frameslots(ground: Ground) -> str:
     """Pages of our own lead to one array of frames, in which our own page has no slot."""
-    with FrameSlotReader(ground.proc) as reader, ground.pages(1) as pages:
+    with FrameSlotReader(ground.machine) as reader, ground.pages(1) as pages:
         found = reader.read(np.array(_pfns(ground, pages), np.uint64), [])
     expect(not found.is_cached.any(), "our own page, never swapped, is said to keep a slot")
     return "several pages of our own lead to one array of frames"
@@ -92,7 +92,7 @@ def ask_page_idle(ground: Ground) -> str:
 
 def ask_swap_areas(ground: Ground) -> str:
     """The list reads as documented."""
-    areas = read_swap(ground.page_size_bytes, ground.proc).areas
+    areas = read_swap(ground.machine).areas
     if not areas:
         return "it is empty: nothing can be swapped out"
     return f"it names {len(areas)} area{'s' if len(areas) > 1 else ''}"
@@ -113,7 +113,7 @@ def _pfns(ground: Ground, pages: OwnPages) -> list[int]:
 
 
 def _frame_word(ground: Ground, name: str) -> int:
-    with KpageFile(name, ground.proc, ground.meter) as file, ground.pages(1) as pages:
+    with KpageFile(name, ground.machine) as file, ground.pages(1) as pages:
         try:
             pfns = _pfns(ground, pages)
         except AccessDenied as error:

@@ -6,15 +6,16 @@ import ctypes
 import mmap
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.pagemap import Pagemap
-from memlens.kernel.procfs import Meter, decode_bytes, raise_errno, read_file
+from memlens.kernel.procfs import decode_bytes, raise_errno, read_file
 from memlens.objects.backing import Backing
+from memlens.scan.machine import Machine
 
 PM_PRESENT = 1 << 63
 PM_PFN = (1 << 55) - 1
@@ -46,23 +47,18 @@ class Ground:
     """
     Where probes are made.
 
-    :param proc: root of the /proc that is asked.
+    :param machine: what is asked.
     :param own: directory of this process in it.
-    :param page_size_bytes: size of a base page.
     :param reader: who asks.
-    :param disabled: interfaces that MEMLENS_DISABLE names.
     """
 
-    proc: str
+    machine: Machine
     own: str
-    page_size_bytes: int
     reader: Reader
-    disabled: frozenset[str]
-    meter: Meter = field(default_factory=Meter)
 
     def pages(self, pages: int, is_shared: bool = False) -> "OwnPages":
         """Return untouched anonymous memory."""
-        return OwnPages(pages, self.page_size_bytes, is_shared)
+        return OwnPages(pages, self.machine.page_size_bytes, is_shared)
 
     def pagemap(self, directory: str = "", what: str = "this process") -> Pagemap:
         """
@@ -73,9 +69,7 @@ class Ground:
         :raises MemlensError: as ``raise_errno`` tells.
         """
         path = f"{directory or self.own}/pagemap"
-        return Pagemap(
-            open_file(path, f"pagemap of {what}"), self.page_size_bytes, self.meter, path
-        )
+        return Pagemap(open_file(path, f"pagemap of {what}"), self.machine, path)
 
     def words(self, pages: "OwnPages") -> NDArray[np.uint64]:
         """Return the pagemap words of memory of our own."""
@@ -88,8 +82,8 @@ class Ground:
     def memfd(self, pages: int) -> Backing:
         """Return a new shared-memory object of so many pages, all holes."""
         fd = os.memfd_create("memlens-probe", os.MFD_CLOEXEC)
-        os.ftruncate(fd, pages * self.page_size_bytes)
-        return Backing(fd, "shmem", self.page_size_bytes, self.meter, True, "memfd")
+        os.ftruncate(fd, pages * self.machine.page_size_bytes)
+        return Backing(fd, "shmem", self.machine, True, "memfd")
 
 
 class OwnPages:

@@ -121,7 +121,7 @@ def ask_cachewalk(ground: Ground) -> str:
 
 def _memfd_with_page_1(ground: Ground) -> Backing:
     backing = ground.memfd(3)
-    os.pwrite(backing.fd, b"x", ground.page_size_bytes)
+    os.pwrite(backing.fd, b"x", ground.machine.page_size_bytes)
     return backing
 
 
@@ -145,7 +145,7 @@ def _open_of_another(ground: Ground) -> tuple[Backing, str] | None:
         fd = _open_unwritable(path)
         if fd >= 0:
             name = os.path.realpath(path)
-            return Backing(fd, "file", ground.page_size_bytes, ground.meter, False, name), name
+            return Backing(fd, "file", ground.machine, False, name), name
     return None
 
 

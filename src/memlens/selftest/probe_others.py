@@ -16,6 +16,7 @@ from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.process import PF_KTHREAD, parse_stat
 from memlens.kernel.procfs import raise_errno, read_file
 from memlens.kernel.syscalls import compare_memory, is_own_namespace, libc
+from memlens.scan.machine import Machine
 from memlens.selftest.probe_ground import (
     PM_PRESENT,
     Ground,
@@ -39,14 +40,14 @@ _QUIT = b"q"
 class Child:
     """
     A forked child that does what one letter says: ``w`` writes its page, ``u`` gives up
-    its user, ``q`` ends it; it answers with its name in ``proc``, or ``!`` if it could not.
+    its user, ``q`` ends it; it answers with its name in /proc, or ``!`` if it could not.
 
     :param pages: memory that it inherits.
-    :param proc: root of the /proc in which it looks up its own name.
+    :param machine: in whose /proc it looks up its own name.
     :param uid: what ``u`` makes it.
     """
 
-    def __init__(self, pages: OwnPages, proc: str, uid: int) -> None:
+    def __init__(self, pages: OwnPages, machine: Machine, uid: int) -> None:
         order_out, self._orders = os.pipe()
         self._answers, answer_in = os.pipe()
         with warnings.catch_warnings():
@@ -54,7 +55,9 @@ class Child:
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
-            _obey(order_out, answer_in, (self._orders, self._answers), (pages, proc, uid))
+            _obey(
+                order_out, answer_in, (self._orders, self._answers), (pages, machine.root, uid)
+            )
         os.close(order_out)
         os.close(answer_in)
 
@@ -121,8 +124,8 @@ def ask_soft_dirty(ground: Ground) -> str:
     """After clear_refs a page is not dirty, and after a write it is."""
     with ground.pages(1) as pages:
         pages.write(0)
-        with Child(pages, ground.proc, 0) as child:
-            directory = f"{ground.proc}/{child.tell(b'w')}"
+        with Child(pages, ground.machine, 0) as child:
+            directory = f"{ground.machine.root}/{child.tell(b'w')}"
             _clear_soft_dirty(directory)
             is_dirty_before = _is_soft_dirty(ground, directory, pages)
             child.tell(b"w")
@@ -166,8 +169,8 @@ def ask_kcmp(ground: Ground) -> str:
     """This process runs in its own memory, and another user's in another."""
 
     def ask(other: Other) -> str:
-        if not is_own_namespace(ground.proc):
-            raise MemlensError(f"processes of {ground.proc} have other numbers here")
+        if not is_own_namespace(ground.machine):
+            raise MemlensError(f"processes of {ground.machine.root} have other numbers here")
         pid = int(other.directory.rpartition("/")[2])
         expect(compare_memory(os.getpid(), pid) != 0, f"{other.what} has this one's memory")
         expect(compare_memory(pid, pid) == 0, f"{other.what} has not its own memory")
@@ -226,7 +229,7 @@ class Other:
         """Return the number of a page of its address space."""
         if self.pages is not None:
             return self.pages.first_page
-        return next((row.start for row in self.mappings()), 0) // ground.page_size_bytes
+        return next((row.start for row in self.mappings()), 0) // ground.machine.page_size_bytes
 
 
 def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
@@ -237,7 +240,10 @@ def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
     """
     if "CAP_SETUID" in ground.reader.capabilities:
         uid = next(uid for uid in _OTHER_UIDS if uid != ground.reader.uid)
-        with ground.pages(1, is_shared=True) as pages, Child(pages, ground.proc, uid) as child:
+        with (
+            ground.pages(1, is_shared=True) as pages,
+            Child(pages, ground.machine, uid) as child,
+        ):
             try:
                 name = child.tell(b"u")
                 # What is shared is not in its page table before it touches it.
@@ -247,12 +253,12 @@ def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
             if name:
                 pages.memory[0] = _PROBE_BYTE
                 what = "a child that became another user"
-                return ask(Other(f"{ground.proc}/{name}", what, pages))
+                return ask(Other(f"{ground.machine.root}/{name}", what, pages))
     refusals: list[MemlensError] = []
     for pid in _others_there(ground):
         # Some processes are shielded from everybody, so that one refusal is not the end.
         try:
-            return ask(Other(f"{ground.proc}/{pid}", f"process {pid}"))
+            return ask(Other(f"{ground.machine.root}/{pid}", f"process {pid}"))
         except MemlensError as error:
             refusals.append(error)
     if refusals:
@@ -265,8 +271,8 @@ def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
 def _others_there(ground: Ground) -> list[int]:
     """Return a few processes of other users that have memory, lowest first."""
     found: list[int] = []
-    for name in sorted(filter(str.isdigit, os.listdir(ground.proc)), key=int):
-        directory = f"{ground.proc}/{name}"
+    for name in sorted(filter(str.isdigit, os.listdir(ground.machine.root)), key=int):
+        directory = f"{ground.machine.root}/{name}"
         try:
             if os.stat(directory).st_uid == ground.reader.uid:
                 continue

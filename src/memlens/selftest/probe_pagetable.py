@@ -63,13 +63,13 @@ def ask_guard(ground: Ground) -> str:
     """A guard region is marked, by bit 58 and by a category."""
     with ground.pages(2) as pages:
         try:
-            pages.memory.madvise(_MADV_GUARD_INSTALL, 0, ground.page_size_bytes)
+            pages.memory.madvise(_MADV_GUARD_INSTALL, 0, ground.machine.page_size_bytes)
         except OSError as error:
             message = "this kernel has no guard regions, so there are none to tell"
             raise Unsupported(message) from error
         word = int(ground.words(pages)[0])
         expect(bool(word & _PM_GUARD_REGION), "guard regions exist, but pagemap marks none")
-        if "pagemap_scan" in ground.disabled:
+        if "pagemap_scan" in ground.machine.disabled:
             return "bit 58 of pagemap marks one"
         try:
             found = _scan(ground, pages, PAGE_IS_GUARD, PAGE_IS_GUARD)
@@ -88,7 +88,7 @@ def ask_smaps(ground: Ground) -> str:
         for row in parse_smaps(raw, path):
             if row.mapping.start == pages.address:
                 rss_bytes = row.size_bytes.get("Rss")
-                expect(rss_bytes == ground.page_size_bytes, f"Rss is {rss_bytes}")
+                expect(rss_bytes == ground.machine.page_size_bytes, f"Rss is {rss_bytes}")
                 flags = "" if row.vm_flags else "; there are no VmFlags"
                 return f"Rss counts the one page of three that was written{flags}"
     raise Unsupported("our own mapping is not in it", path=path)
@@ -153,8 +153,10 @@ def _scan(ground: Ground, pages: OwnPages, any_of: int, wanted: int) -> list[int
     try:
         for regions in pagemap.scan(pages.first_page, pages.pages, any_of, wanted):
             for start, stop, categories in regions.tolist():
-                for address in range(start, stop, ground.page_size_bytes):
-                    found[(address - pages.address) // ground.page_size_bytes] = categories
+                for address in range(start, stop, ground.machine.page_size_bytes):
+                    found[(address - pages.address) // ground.machine.page_size_bytes] = (
+                        categories
+                    )
     finally:
         pagemap.close()
     return found

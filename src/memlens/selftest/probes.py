@@ -10,10 +10,10 @@ import os
 from dataclasses import dataclass
 
 from memlens.errors import MemlensError, Unsupported
-from memlens.kernel.features import page_size_bytes, read_disabled
 from memlens.kernel.procfs import raise_errno
 from memlens.kernel.swaps import Swap, read_swap
 from memlens.kernel.syscalls import fstatfs_type
+from memlens.scan.machine import Machine
 from memlens.selftest.probe_ground import Ground, Reader, probed, read_reader
 from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
 
@@ -103,18 +103,18 @@ def probe_features(proc: str = "/proc") -> Features:
     another process is touched.  An answer about other users' processes stands for one of
     them: a security module may judge each differently.
     """
-    disabled = read_disabled()
-    own, notes = _find_self(proc)
+    machine = Machine(proc)
+    own, notes = _find_self(machine)
     reader = read_reader(own)
-    ground = Ground(proc, own, page_size_bytes(), reader, disabled)
+    ground = Ground(machine, own, reader)
     probes = tuple(run_row(row, ground) for row in PROBE_TABLE)
     return Features(
         kernel_release=os.uname().release,
-        page_size_bytes=page_size_bytes(),
-        proc=proc,
+        page_size_bytes=machine.page_size_bytes,
+        proc=machine.root,
         reader=reader,
         probes=probes,
-        swap=_read_swap(proc),
+        swap=_read_swap(machine),
         notes=(*notes, *_notes_on(reader)),
     )
 
@@ -125,7 +125,9 @@ def run_row(row: ProbeRow, ground: Ground) -> Probe:
 
     A fault that is none of the kernel's, as a bug here, is raised.
     """
-    switched_off = [name for name in (row.name, *row.stands_on) if name in ground.disabled]
+    switched_off = [
+        name for name in (row.name, *row.stands_on) if name in ground.machine.disabled
+    ]
     if switched_off:
         reason = f"MEMLENS_DISABLE switches {switched_off[0]} off"
         return Probe(row.name, False, "", reason, "", row.group, row.title, True)
@@ -141,27 +143,27 @@ def run_row(row: ProbeRow, ground: Ground) -> Probe:
     return Probe(row.name, False, "", reason, needs, row.group, row.title)
 
 
-def _find_self(proc: str) -> tuple[str, tuple[str, ...]]:
+def _find_self(machine: Machine) -> tuple[str, tuple[str, ...]]:
     """Return this process's directory, by way of the usual /proc if ``proc`` hides it."""
-    _check_proc(proc)
-    if os.path.isdir(f"{proc}/self/"):
-        return f"{proc}/self", ()
+    _check_proc(machine)
+    if os.path.isdir(f"{machine.root}/self/"):
+        return f"{machine.root}/self", ()
     if os.path.isdir("/proc/self/"):
-        note = f"{proc} does not show this process, so /proc was asked about its memory"
+        note = f"{machine.root} does not show this process, so /proc was asked about its memory"
         return "/proc/self", (note,)
-    raise Unsupported("does not show this process, nor does /proc", path=proc)
+    raise Unsupported("does not show this process, nor does /proc", path=machine.root)
 
 
-def _check_proc(proc: str) -> None:
+def _check_proc(machine: Machine) -> None:
     try:
-        fd = os.open(proc, os.O_PATH | os.O_CLOEXEC)
+        fd = os.open(machine.root, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise Unsupported("there is no proc file system", path=proc) from error
+        raise Unsupported("there is no proc file system", path=machine.root) from error
     except OSError as error:
-        raise_errno(error, "cannot open the proc file system", proc)
+        raise_errno(error, "cannot open the proc file system", machine.root)
     try:
         if fstatfs_type(fd) != _PROC_MAGIC:
-            raise Unsupported("not a proc file system", path=proc)
+            raise Unsupported("not a proc file system", path=machine.root)
     finally:
         os.close(fd)
 
@@ -180,8 +182,8 @@ def _notes_on(reader: Reader) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _read_swap(proc: str) -> Swap:
+def _read_swap(machine: Machine) -> Swap:
     try:
-        return read_swap(page_size_bytes(), proc)
+        return read_swap(machine)
     except MemlensError as error:
         return Swap(notes=(str(error),))

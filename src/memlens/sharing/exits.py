@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, TypeVar
 
 from memlens.errors import MemlensError, ProcessGone
-from memlens.kernel import features
 from memlens.kernel.syscalls import compare_memory, has_memory, is_own_namespace
 from memlens.report import Missed
 from memlens.scan.facts import ProcessFacts, Want
+from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
 from memlens.shm.found import FoundObject
 from memlens.shm.inventory import read_objects
@@ -72,13 +72,15 @@ class Memories:
 
 
 def find_memories(
-    processes: Iterable[ProcessFacts], is_shown: Callable[[ProcessFacts], bool], proc: str
+    processes: Iterable[ProcessFacts],
+    is_shown: Callable[[ProcessFacts], bool],
+    machine: Machine,
 ) -> Memories:
     """
     Return which of the processes shown run in one memory with any process.
 
     :param processes: all that could be looked at.
-    :param proc: root of the /proc that they are from.
+    :param machine: what they are of.
 
     Only those whose arguments lie at the same addresses are compared: these belong to the
     memory.  Forked processes are alike in that, and only the kernel can tell.
@@ -91,20 +93,20 @@ def find_memories(
         # Those shown come first: the others are compared with them alone.
         group.sort(key=lambda facts: not is_shown(facts))
         if len(group) > 1 and is_shown(group[0]):
-            _compare(group, is_shown, proc, found)
+            _compare(group, is_shown, machine, found)
     return found
 
 
 def _compare(
     group: list[ProcessFacts],
     is_shown: Callable[[ProcessFacts], bool],
-    proc: str,
+    machine: Machine,
     found: Memories,
 ) -> None:
-    found.reason = found.reason or _find_obstacle(proc)
+    found.reason = found.reason or _find_obstacle(machine)
     if not found.reason:
         try:
-            _join(group, is_shown, proc, found)
+            _join(group, is_shown, machine, found)
         except MemlensError as error:
             found.reason = str(error)
     if found.reason:
@@ -112,18 +114,18 @@ def _compare(
         found.doubtful |= pids - found.shared.keys()
 
 
-def _find_obstacle(proc: str) -> str:
-    if "kcmp" in features.read_disabled():
+def _find_obstacle(machine: Machine) -> str:
+    if not machine.may("kcmp"):
         return "kcmp is switched off"
-    if not is_own_namespace(proc):
-        return f"processes of {proc} have other numbers here"
+    if not is_own_namespace(machine):
+        return f"processes of {machine.root} have other numbers here"
     return ""
 
 
 def _join(
     group: list[ProcessFacts],
     is_shown: Callable[[ProcessFacts], bool],
-    proc: str,
+    machine: Machine,
     found: Memories,
 ) -> None:
     """Find each process among those before it, which are kept in the kernel's order."""
@@ -136,7 +138,7 @@ def _join(
         if not is_same:
             if is_shown(facts):
                 known.insert(place, facts)
-        elif has_memory(facts.tid, proc):
+        elif has_memory(facts.tid, machine):
             # Without memory it has ended, and so had the other.
             first = known[place].pid
             found.shared[first] = first
@@ -181,7 +183,7 @@ class Kept(NamedTuple):
     notes: tuple[str, ...]
 
 
-def find_kept(pids: Collection[int], proc: str, missed: list[Missed]) -> Kept:
+def find_kept(pids: Collection[int], machine: Machine, missed: list[Missed]) -> Kept:
     """
     Return what goes with the exit of processes, and which share all that they have.
 
@@ -193,9 +195,9 @@ def find_kept(pids: Collection[int], proc: str, missed: list[Missed]) -> Kept:
         holders = {facts.pid for facts, _ in item.uses}
         return len(holders) == 1 and holders <= set(pids)
 
-    sweep = Sweep(proc, Want(objects=True))
+    sweep = Sweep(machine, Want(objects=True))
     sweep.run()
-    memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, proc)
+    memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, machine)
     objects = read_objects(sweep, only=is_held_by_one, tells_present=False).objects
     missed.extend(sweep.missed)
     notes = (*memories.notes(), *holder_notes(objects))

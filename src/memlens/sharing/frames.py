@@ -22,11 +22,10 @@ from memlens.kernel.kpage import KpageFile
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import add_descendants, read_parents
-from memlens.kernel.procfs import Meter
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
-from memlens.report import Cost, Missed
-from memlens.scan.machine import Progress, Stopped
+from memlens.report import Missed
+from memlens.scan.machine import Machine, Progress, Stopped
 from memlens.scan.mapcounts import OwnMaps, find_own_pid
 from memlens.scan.mappings import FoundPages, MappingTable
 from memlens.scan.pagetable import Window, list_windows, read_windows
@@ -63,28 +62,31 @@ def read_sharing(
     Who may not see page frames, or how often they are mapped, gets what smaps sums up, and
     no pairs.
     """
-    parents = read_parents(proc)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    parents = read_parents(machine)
     chosen = list(dict.fromkeys(pids))
     if has_descendants:
         chosen = add_descendants(chosen, parents)
-    run = _Run(proc, frozenset(pids), on_progress, should_stop)
+    run = _Run(machine, frozenset(pids))
     try:
         run.open(chosen, parents)
-        if reason := _find_obstacle(proc):
+        if reason := _find_obstacle(machine):
             from memlens.sharing.smaps import read_smaps_sharing
 
-            return read_smaps_sharing(run.found(), run.missed, run.meter, reason)
+            return read_smaps_sharing(run.found(), run.missed, machine, reason)
         return run.read()
     finally:
         run.close()
 
 
-def _find_obstacle(proc: str) -> str:
+def _find_obstacle(machine: Machine) -> str:
     """Return why frames and their map counts cannot be read, "" if they can."""
-    if not features.is_pfn_visible():
-        return "page frames are hidden from this user (needs CAP_SYS_ADMIN)"
     try:
-        KpageFile("kpagecount", proc).close()
+        machine.require_frames()
+    except AccessDenied as error:
+        return f"{error.message} from this user (needs {error.needs})"
+    try:
+        KpageFile("kpagecount", machine).close()
     except MemlensError as error:
         return str(error)
     return ""
@@ -107,26 +109,16 @@ class _Member:
 
 
 class _Run:
-    def __init__(
-        self,
-        proc: str,
-        named: frozenset[int],
-        on_progress: Progress | None,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        self.proc = proc
+    def __init__(self, machine: Machine, named: frozenset[int]) -> None:
+        self.machine = machine
         self.named = named
-        self.on_progress = on_progress
-        self.should_stop = should_stop
-        self.meter = Meter()
-        self.size = features.page_size_bytes()
         self.missed: list[Missed] = []
         self.members: list[_Member] = []
         self.parents: dict[int, int] = {}
-        self.ranks = FrameRanks(count_frames(proc))
+        self.ranks = FrameRanks(count_frames(machine))
         self.zero_pfn = features.zero_pfn()
         self.own: OwnMaps | None = None
-        self.own_pid = find_own_pid(proc)
+        self.own_pid = find_own_pid(machine)
         self._done = 0
 
     def open(self, pids: Sequence[int], parents: dict[int, int]) -> None:
@@ -134,9 +126,9 @@ class _Run:
         self.parents = parents
         for pid in pids:
             try:
-                directory = ProcessDir(pid, self.proc, self.meter)
+                directory = ProcessDir(pid, self.machine)
                 path = f"{directory.path}/pagemap"
-                pagemap = Pagemap(directory.open("pagemap"), self.size, self.meter, path)
+                pagemap = Pagemap(directory.open("pagemap"), self.machine, path)
             except MemlensError as error:
                 self._miss(pid, error)
                 continue
@@ -163,8 +155,8 @@ class _Run:
         is_complete = True
         try:
             self._each(self._read_first)
-            with KpageFile("kpagecount", self.proc, self.meter) as file:
-                self.own = self.ranks.read_counts(file)
+            with KpageFile("kpagecount", self.machine) as file:
+                self.own = self.ranks.read_counts(file, self.machine)
             self._each(self._read_second)
         except Stopped:
             is_complete = False
@@ -179,8 +171,7 @@ class _Run:
             except ProcessGone as error:
                 self._drop(member, error)
             self._done += 1
-            if self.on_progress is not None:
-                self.on_progress(self._done, 2 * len(self.members))
+            self.machine.tell(self._done, 2 * len(self.members))
 
     def _drop(self, member: _Member, error: MemlensError) -> None:
         self._miss(member.pid, error)
@@ -197,9 +188,8 @@ class _Run:
         self.missed.append(Missed(f"process {pid}", error.message))
 
     def _windows(self, member: _Member) -> Iterator[list[Window]]:
-        for job in list_windows(member.directory, self.size):
-            if self.should_stop is not None and self.should_stop():
-                raise Stopped
+        for job in list_windows(member.directory, self.machine):
+            self.machine.check_stop()
             yield job
 
     def _read_first(self, member: _Member) -> None:
@@ -208,7 +198,7 @@ class _Run:
             member.before.add(self.ranks.learn(_pfns(words, self.zero_pfn)))
 
     def _read_second(self, member: _Member) -> None:
-        table = MappingTable(member.directory, self.size)
+        table = MappingTable(member.directory, self.machine)
         counts = ShareCounts.zeros(len(table.mappings))
         moved = swapped = private = 0
         for job in self._windows(member):
@@ -266,10 +256,9 @@ class _Run:
             for number, one in enumerate(members)
             for other in members[number + 1 :]
         ]
-        meter = self.meter
         kept = self._find_kept(shares)
         return Sharing(
-            page_size_bytes=self.size,
+            page_size_bytes=self.machine.page_size_bytes,
             processes=tuple(_with_freed(share, kept) for share in shares),
             pairs=tuple(pairs),
             distinct_pages=every.count(),
@@ -277,16 +266,18 @@ class _Run:
             is_complete=is_complete,
             missed=tuple(self.missed),
             notes=(*self._notes(shares), *kept.notes),
-            cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+            cost=self.machine.cost(),
         )
 
     def _find_kept(self, shares: list[ProcessShare]) -> "Kept":
         from memlens.sharing.exits import find_kept
 
-        return find_kept({share.pid for share in shares}, self.proc, self.missed)
+        # Also after a stop, for what was read by then.
+        pids = {share.pid for share in shares}
+        return find_kept(pids, self.machine.unfollowed(), self.missed)
 
     def _notes(self, shares: list[ProcessShare]) -> Iterator[str]:
-        if has_average_counts(self.proc):
+        if has_average_counts(self.machine):
             yield AVERAGES
         moved = sum(share.moved_pages for share in shares)
         if moved:

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.kpage import KpageFile, read_sorted
+from memlens.scan.machine import Machine
 from memlens.scan.mapcounts import OWN_TRIES, OwnMaps, read_own_maps
 
 _COUNTED_AT_ONCE = 1 << 18
@@ -50,11 +51,12 @@ class FrameRanks:
         found[~is_inside] = -1
         return found
 
-    def read_counts(self, file: KpageFile) -> OwnMaps:
+    def read_counts(self, file: KpageFile, machine: Machine) -> OwnMaps:
         """
         Ask how often every frame is mapped by others than this process.
 
         :param file: kpagecount.
+        :param machine: of which it is.
         :return: what this process maps.
 
         This process maps more while it runs: reading brings in pages of libraries.  So what
@@ -63,11 +65,11 @@ class FrameRanks:
         """
         pfns = np.flatnonzero(self._rank)
         self._counts = np.zeros(self.size, np.uint32)
-        own = read_own_maps()
+        own = read_own_maps(machine)
         for _ in range(OWN_TRIES):
             for at in range(0, len(pfns), _COUNTED_AT_ONCE):
                 self._read_counts(file, pfns[at : at + _COUNTED_AT_ONCE], own)
-            before, own = own, read_own_maps()
+            before, own = own, read_own_maps(machine)
             pfns = before.changed(own)
             pfns = pfns[self.find(pfns) >= 0]
             if not len(pfns):

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from memlens.errors import MemlensError, ProcessGone
+from memlens.errors import AccessDenied, MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.cgroups import find_cgroup_path
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
 from memlens.pages.arrays import distinct
 from memlens.scan.facts import ProcessFacts, Want, Who
-from memlens.scan.machine import Progress, Stop
+from memlens.scan.machine import Machine, Progress, Stop
 from memlens.scan.mapcounts import FrameSums, MapCounts
 from memlens.scan.sweep import Sweep
 from memlens.sharing.exits import Memories, find_memories
@@ -46,7 +46,7 @@ class ProcessFilter:
     cgroup: str | None = None
     name: str | None = None
 
-    def resolved(self, proc: str) -> "ProcessFilter":
+    def resolved(self, machine: Machine) -> "ProcessFilter":
         """
         Return the same with the path of the cgroup, as processes have it.
 
@@ -54,7 +54,7 @@ class ProcessFilter:
         """
         if self.cgroup is None:
             return self
-        return replace(self, cgroup=find_cgroup_path(self.cgroup, proc))
+        return replace(self, cgroup=find_cgroup_path(self.cgroup, machine))
 
     def matches(self, facts: ProcessFacts | Who) -> bool:
         """Return whether a process passes; a cgroup must be resolved."""
@@ -101,21 +101,22 @@ def list_processes(
     if group_by is not None and group_by not in GROUP_KEYS:
         raise ValueError(f"not one of {', '.join(GROUP_KEYS)}: {group_by!r}")
 
-    kept = (keep or ProcessFilter()).resolved(proc)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    kept = (keep or ProcessFilter()).resolved(machine)
 
     def is_shown(who: Who | ProcessFacts) -> bool:
         return (pids is None or who.pid in pids) and kept.matches(who)
 
-    counts, reason = _open_counts(proc)
+    counts, reason = _open_counts(machine)
     want = Want(objects=True, present_pages=True, who=is_shown)
-    sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
+    sweep = Sweep(machine, want)
     if counts is None:
         sweep.want = replace(want, rollup=True)
         sweep.run()
         sums, memories = {}, Memories()
     else:
         sums = _run_counting(sweep, counts, group_by is not None)
-        memories = find_memories(sweep.processes, is_shown, proc)
+        memories = find_memories(sweep.processes, is_shown, machine)
     if sweep.is_complete:
         _check_pids(pids or (), sweep)
     found = _Found(
@@ -123,6 +124,7 @@ def list_processes(
         sums,
         memories,
         read_objects(sweep, tells_present=False).objects,
+        machine,
     )
     notes = (f"{reason}: RSS, PSS and USS are smaps_rollup's",) if reason else ()
     return _list(sweep, found, group_by, notes)
@@ -135,25 +137,27 @@ class _Found(NamedTuple):
     sums: dict[int, FrameSums]
     memories: Memories
     objects: Sequence[SharedObject]
+    machine: Machine
 
 
 def _run_counting(sweep: Sweep, counts: KpageFile, keep_frames: bool) -> dict[int, FrameSums]:
     """Sweep, and return the sums of what each process maps."""
     try:
-        table = MapCounts(counts, sweep.proc)
+        table = MapCounts(counts, sweep.machine)
         sweep.want = replace(sweep.want, frames=True, counts=table, keep_frames=keep_frames)
         sweep.run()
         return table.sums()
     finally:
         counts.close()
-        sweep.meter.merge(counts.meter)
 
 
-def _open_counts(proc: str) -> tuple[KpageFile | None, str]:
-    if not features.is_pfn_visible():
-        return None, "page frames are hidden (needs CAP_SYS_ADMIN)"
+def _open_counts(machine: Machine) -> tuple[KpageFile | None, str]:
     try:
-        return KpageFile("kpagecount", proc), ""
+        machine.require_frames()
+    except AccessDenied as error:
+        return None, f"{error.message} (needs {error.needs})"
+    try:
+        return KpageFile("kpagecount", machine), ""
     except MemlensError as error:
         return None, str(error)
 
@@ -170,12 +174,12 @@ def _list(
     notes += share_notes(found.objects)
     notes += sweep.notes()
     return ProcessList(
-        page_size_bytes=features.page_size_bytes(),
+        page_size_bytes=found.machine.page_size_bytes,
         processes=tuple(sorted(rows, key=lambda row: (-row.pss_pages, row.pid))),
         groups=tuple(_groups(found, rows, group_by)) if group_by is not None else (),
         missed=tuple(sweep.missed),
         notes=tuple(notes),
-        cost=sweep.cost(),
+        cost=found.machine.cost(),
         is_complete=sweep.is_complete,
     )
 
@@ -186,7 +190,7 @@ def _row(
     shares: dict[int, float | None],
     kept: dict[int, int],
 ) -> ProcessMemory:
-    size = features.page_size_bytes()
+    size = found.machine.page_size_bytes
     sums = found.sums.get(facts.pid)
     shared = sum(use.present_pages or 0 for use in facts.uses)
     if sums is not None:
@@ -250,14 +254,14 @@ def _check_pids(pids: Sequence[int], sweep: Sweep) -> None:
     seen = {facts.pid for facts in sweep.processes}
     for pid in pids:
         if pid not in seen:
-            raise _why_unread(pid, sweep.proc)
+            raise _why_unread(pid, sweep.machine)
 
 
-def _why_unread(pid: int, proc: str) -> MemlensError:
+def _why_unread(pid: int, machine: Machine) -> MemlensError:
     try:
-        with ProcessDir(pid, proc) as process:
+        with ProcessDir(pid, machine) as process:
             process.read_maps()
             process.read("smaps_rollup")
     except MemlensError as error:
         return error
-    return ProcessGone(f"process {pid} ended during the scan", path=f"{proc}/{pid}")
+    return ProcessGone(f"process {pid} ended during the scan", path=f"{machine.root}/{pid}")

@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from memlens.kernel import features
 from memlens.kernel.maps import MappingFigures
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
-from memlens.report import Cost, Missed
+from memlens.report import Missed
+from memlens.scan.machine import Machine
 from memlens.sharing.records import MappingShare, ProcessShare, ShareCounts, Sharing
 
 _HIDDEN = (
@@ -18,7 +17,7 @@ _HIDDEN = (
 def read_smaps_sharing(
     found: list[tuple[ProcessDir, int | None]],
     missed: list[Missed],
-    meter: Meter,
+    machine: Machine,
     reason: str,
 ) -> Sharing:
     """
@@ -28,7 +27,7 @@ def read_smaps_sharing(
     :param reason: why page frames cannot be looked at.
     """
     return Sharing(
-        page_size_bytes=features.page_size_bytes(),
+        page_size_bytes=machine.page_size_bytes,
         processes=tuple(_process(directory, parent) for directory, parent in found),
         pairs=(),
         distinct_pages=None,
@@ -36,13 +35,13 @@ def read_smaps_sharing(
         is_complete=True,
         missed=tuple(missed),
         notes=(f"{reason}: {_HIDDEN}",),
-        cost=Cost(meter.wall_s(), meter.read_bytes, meter.longest_read_s),
+        cost=machine.cost(),
     )
 
 
 def _process(directory: ProcessDir, parent: int | None) -> ProcessShare:
     figures = [row for row in directory.read_smaps() if row.size_bytes.get("Rss")]
-    size = features.page_size_bytes()
+    size = directory.host.page_size_bytes
     counts = ShareCounts.zeros(len(figures))
     counts.rss[:] = [row.size_bytes["Rss"] // size for row in figures]
     counts.pss[:] = np.array([row.size_bytes.get("Pss", 0) for row in figures]) / size

@@ -3,7 +3,6 @@
 import os
 from dataclasses import dataclass, field
 
-from memlens.kernel import features
 from memlens.objects.namespaces import Entrance
 from memlens.objects.sysv import Segment
 from memlens.objects.tmpfs import TmpfsFile
@@ -47,8 +46,7 @@ class FoundObject:
             return self.status.st_size
         if self.file is not None or self.segment is not None:
             return (self.file or self.segment).size_bytes  # type: ignore[union-attr]
-        size = features.page_size_bytes()
-        return max((use.pages(size)[1] * size for _, use in self.uses), default=0)
+        return max((use.end_bytes for _, use in self.uses), default=0)
 
     @property
     def blocks(self) -> int:

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from memlens.kernel import features
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
 from memlens.objects.references import list_deleted_backing_files
 from memlens.residency.walk import Walking
 from memlens.scan.facts import Want
-from memlens.scan.machine import Progress, Stop, Stopped
+from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.objectnames import no_such_object, resolve_name
 from memlens.scan.sweep import Sweep
 from memlens.shm.found import FoundObject
@@ -59,9 +58,10 @@ def list_shared_memory(
     :raises Unsupported: if ``proc`` is none, or what is named is no shared memory.
     :raises MemlensError: if no object has this name.
     """
-    wanted = None if name is None else resolve_name(name, proc)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    wanted = None if name is None else resolve_name(name, machine)
     want = Want(objects=True, present=name is not None, identity=False)
-    sweep = Sweep(proc, want, budget_s, on_progress, should_stop)
+    sweep = Sweep(machine, want)
     sweep.run()
     only = None if wanted is None else wanted.matches
     scan = read_objects(sweep, only=only, tells_freed=wanted is not None)
@@ -72,14 +72,14 @@ def list_shared_memory(
         notes += mapper_notes(scan.objects)
     notes += sweep.notes()
     if name is None:
-        notes += loop_notes()
+        notes += loop_notes(machine)
     return Inventory(
-        page_size_bytes=features.page_size_bytes(),
-        shmem_pages=read_meminfo_pages("Shmem", proc),
+        page_size_bytes=machine.page_size_bytes,
+        shmem_pages=read_meminfo_pages("Shmem", machine),
         objects=scan.objects,
         missed=tuple(sweep.missed),
         notes=tuple(notes),
-        cost=sweep.cost(),
+        cost=machine.cost(),
         is_complete=sweep.is_complete,
     )
 
@@ -120,8 +120,7 @@ def read_objects(
         items = finder.find()
         if only is not None:
             items = [item for item in items if only(item)]
-        disabled = features.read_disabled()
-        walking = Walking(sweep.meter, "cachewalk" not in disabled, keep_slots, sweep.proc)
+        walking = Walking(sweep.machine, keep_slots)
         reader = Inspector(sweep, finder, walking, only_swapped, tells_present)
         keepers = Keepers(finder) if tells_freed else None
         found = _read_items(reader, items, keepers)
@@ -131,8 +130,7 @@ def read_objects(
     finally:
         sweep.around.close()
     sweep.missed += [*finder.missed, *reader.list_missed()]
-    has_cachestat = features.has_cachestat() and "cachestat" not in disabled
-    if not has_cachestat and not walking.is_usable():
+    if not sweep.machine.may("cachestat") and not walking.is_usable():
         notes.append(_NO_CACHESTAT)
     notes += dict.fromkeys(walking.notes)
     return ObjectScan(tuple(found), tuple(notes), walking.is_usable())
@@ -147,7 +145,7 @@ def _read_items(
         if number % _STEP == 0:
             sweep.progress(number, len(items))
         try:
-            sweep.check_stop()
+            sweep.machine.check_stop()
             shared = reader.read(item)
             if keepers is not None and shared is not None:
                 shared = keepers.settle(item, shared)
@@ -162,18 +160,18 @@ def _read_items(
     return sorted(found, key=lambda item: (-item.resident_pages - item.swap_pages, item.name))
 
 
-def read_meminfo_pages(name: str, proc: str) -> int:
+def read_meminfo_pages(name: str, machine: Machine) -> int:
     """Return a figure of /proc/meminfo in pages, 0 if it is not there."""
     try:
-        sizes = parse_meminfo(read_file(f"{proc}/meminfo"))
+        sizes = parse_meminfo(read_file(f"{machine.root}/meminfo"))
     except OSError:
         return 0
-    return sizes.get(name, 0) // features.page_size_bytes()
+    return sizes.get(name, 0) // machine.page_size_bytes
 
 
 def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
     """Yield the tmpfs mounts that own more than their files and the open ones do."""
-    size = features.page_size_bytes()
+    size = finder.sweep.machine.page_size_bytes
     links = _link_pages(finder)
     for device, pages in links.items():
         if device in finder.places:
@@ -203,7 +201,7 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
 
 def _link_pages(finder: Finder) -> dict[int, int]:
     """Return the pages of the symbolic links of each tmpfs that has such."""
-    size = features.page_size_bytes()
+    size = finder.sweep.machine.page_size_bytes
     return {
         device: sum(blocks.values()) * _BLOCK_BYTES // size
         for device, blocks in finder.links.items()
@@ -226,7 +224,7 @@ def _layer_notes(finder: Finder, items: list[FoundObject]) -> list[str]:
     return [_LAYER.format(place) for place in sorted(places)]
 
 
-def loop_notes() -> Iterator[str]:
+def loop_notes(machine: Machine) -> Iterator[str]:
     """Yield the loop devices over files that were deleted: no process holds these."""
-    for device, path in list_deleted_backing_files():
+    for device, path in list_deleted_backing_files(machine):
         yield f"loop device {device} holds a deleted file: {path}"

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from threading import Thread
 
-from memlens.kernel import features
 from memlens.objects.references import (
     has_message_counts,
     list_deleted_backing_files,
     read_backing_inode,
     read_message_descriptors,
 )
+from memlens.scan.machine import Machine
 from memlens.shm.found import FoundObject
 from memlens.shm.records import SharedObject
 from memlens.shm.sources import Finder
@@ -48,7 +48,7 @@ class Keepers:
         if shared.sole_keeper is None or not has_memory:
             return shared
         if self._loops is None:
-            self._loops = _ask_loops()
+            self._loops = _ask_loops(self.finder.sweep.machine)
         if item.key[:2] in self._loops.files:
             return replace(shared, is_kept=True)
         doubt = self._doubt(item, self._loops)
@@ -60,8 +60,8 @@ class Keepers:
         if not loops.is_complete:
             return _UNDER_LOOPS
         if self._in_message is None:
-            is_off = "scm_fds" in features.read_disabled()
-            self._in_message = _NOT_TOLD if is_off else self._ask_sockets()
+            may_ask = self.finder.sweep.machine.may("scm_fds")
+            self._in_message = self._ask_sockets() if may_ask else _NOT_TOLD
         return self._in_message
 
     def _ask_sockets(self) -> str:
@@ -71,9 +71,9 @@ class Keepers:
             for link, place in facts.sockets.items():
                 if link in asked:
                     continue
-                sweep.check_stop()
+                sweep.machine.check_stop()
                 try:
-                    count = read_message_descriptors(f"{sweep.proc}/{place}")
+                    count = read_message_descriptors(f"{sweep.machine.root}/{place}")
                 except OSError:
                     # Closed here, but another process may have it as well.
                     continue
@@ -97,9 +97,9 @@ class _Loops:
     is_complete: bool = True
 
 
-def _ask_loops() -> _Loops:
+def _ask_loops(machine: Machine) -> _Loops:
     """Ask in another thread, which is left alone if it does not come back."""
-    names = [name for name, _ in list_deleted_backing_files()]
+    names = [name for name, _ in list_deleted_backing_files(machine)]
     if not names:
         return _Loops()
     # Not a Future: concurrent.futures imports 10 ms of other modules.
@@ -109,7 +109,7 @@ def _ask_loops() -> _Loops:
         found = _Loops()
         for name in names:
             try:
-                found.files.add(read_backing_inode(name))
+                found.files.add(read_backing_inode(name, machine))
             except OSError:
                 found.is_complete = False
         answers.put(found)

@@ -4,15 +4,14 @@ import os
 from dataclasses import dataclass, field
 
 from memlens.errors import MemlensError
-from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.maps import Mapping
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.runs import EMPTY, Runs, clip_runs, concat_runs, window_runs
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import find_present
 
 # Ranges that are closer are looked at in one.
@@ -63,15 +62,11 @@ class PageTables:
     """
     The page tables of the holders of objects, asked about no more pages than needed.
 
-    :param proc: root of the /proc to read.
-    :param meter: counts what is read.
-    :param use_scan: whether PAGEMAP_SCAN may be used.
+    :param machine: whose processes they are.
     :param charges: learns which cgroups objects are charged to, None if not wanted.
     """
 
-    proc: str
-    meter: Meter
-    use_scan: bool
+    machine: Machine
     charges: Charges | None
     _open: dict[int, tuple[ProcessDir, Pagemap] | None] = field(default_factory=dict)
 
@@ -81,7 +76,7 @@ class PageTables:
 
         :param asked: the pages of the object to ask about.
         """
-        mapping, size = use.mapping, features.page_size_bytes()
+        mapping, size = use.mapping, self.machine.page_size_bytes
         if mapping is None:
             return EMPTY, False
         inside = clip_runs(asked, *use.pages(size))
@@ -94,7 +89,7 @@ class PageTables:
         parts, is_huge = [], False
         try:
             for begin, end in window_runs(inside, _JOIN_PAGES):
-                runs, has_huge = find_present(pagemap, mapping, begin, end, self.use_scan)
+                runs, has_huge = find_present(pagemap, mapping, begin, end, self.machine)
                 parts.append(runs)
                 is_huge |= has_huge
             found = concat_runs(parts)
@@ -122,14 +117,13 @@ class PageTables:
 
     def _open_process(self, facts: ProcessFacts) -> tuple[ProcessDir, Pagemap] | None:
         try:
-            process = ProcessDir(facts.pid, self.proc, self.meter)
+            process = ProcessDir(facts.pid, self.machine)
         except MemlensError:
             return None
         try:
             if process.stat.start_ticks == facts.start_ticks:
                 fd = process.open("pagemap")
-                size = features.page_size_bytes()
-                return process, Pagemap(fd, size, self.meter, process.path)
+                return process, Pagemap(fd, self.machine, process.path)
         except MemlensError:
             pass
         process.close()
@@ -140,7 +134,7 @@ class PageTables:
         if use.mapping is None:
             return False
         try:
-            status = os.stat(f"{self.proc}/{facts.pid}/map_files/{use.mapping.name}")
+            status = os.stat(f"{self.machine.root}/{facts.pid}/map_files/{use.mapping.name}")
         except OSError:
             # Cut in two, joined with another, or not to be seen: the addresses still hold.
             return True

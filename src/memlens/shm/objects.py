@@ -35,6 +35,7 @@ from memlens.report import Missed
 from memlens.residency.answers import ObjectReader
 from memlens.residency.walk import Walking
 from memlens.scan.facts import ObjectUse, ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
 from memlens.shm.found import FoundObject
 from memlens.shm.mapped import Charges, PageTables
@@ -69,13 +70,13 @@ class Inspector:
     _cgroups: dict[int, str] | None = None
 
     def __post_init__(self) -> None:
-        sweep, charges = self.sweep, None
+        machine, charges = self.sweep.machine, None
         if self.tells_present and features.is_pfn_visible():
             try:
-                charges = Charges(KpageFile("kpagecgroup", sweep.proc, sweep.meter))
+                charges = Charges(KpageFile("kpagecgroup", machine))
             except MemlensError:
                 pass
-        self._tables = PageTables(sweep.proc, sweep.meter, sweep.use_scan(), charges)
+        self._tables = PageTables(machine, charges)
 
     def close(self) -> None:
         """Close what was opened to look at objects."""
@@ -92,7 +93,7 @@ class Inspector:
         """
         if item.file is not None and not item.uses and not item.file.blocks:
             # It owns no memory, so that there is nothing to ask it.
-            pages = pages_of(item.size_bytes)
+            pages = self._pages_of(item)
             runs = one_run(0, pages, PageClass.NONE) if pages else EMPTY
             return None if self.only_swapped else self._object(item, runs, (), None)
         backing = self.finder.open(item)
@@ -107,6 +108,10 @@ class Inspector:
         finally:
             backing.close()
 
+    def _pages_of(self, item: FoundObject) -> int:
+        """Return the pages of an object, the last one perhaps in part."""
+        return -(-item.size_bytes // self.sweep.machine.page_size_bytes)
+
     def list_missed(self) -> Iterator[Missed]:
         """Yield the objects that could not be looked at, by the reason."""
         for reason, labels in self._refused.items():
@@ -119,19 +124,13 @@ class Inspector:
         self._refused.setdefault(reason, []).append(item.label)
         if self.only_swapped:
             return None
-        pages = pages_of(item.size_bytes)
+        pages = self._pages_of(item)
         runs = one_run(0, pages, PageClass.UNKNOWN) if pages else EMPTY
         return self._object(item, runs, (reason,), None)
 
     def _ask(self, item: FoundObject, backing: Backing) -> SharedObject | None:
         sweep = self.sweep
-        reader = ObjectReader(
-            backing,
-            features.read_disabled(),
-            features.has_cachestat(),
-            sweep.check_stop,
-            self.walking,
-        )
+        reader = ObjectReader(backing, sweep.machine, self.walking)
         pages = backing.size_pages()
         if self.only_swapped and reader.is_without_swap():
             return None
@@ -192,7 +191,7 @@ class Inspector:
         parts = []
         for facts, use in uses:
             if use.mapping is not None:
-                self.sweep.check_stop()
+                self.sweep.machine.check_stop()
                 mapped, is_huge = self._tables.present(facts, use, asked)
                 item.is_huge |= is_huge
                 parts.append(mapped)
@@ -209,7 +208,7 @@ class Inspector:
             size_bytes=item.size_bytes,
             uid=item.uid,
             runs=runs,
-            holders=_holders(item.uses, pages_of(item.size_bytes)),
+            holders=_holders(item.uses, self._pages_of(item), self.sweep.machine),
             marks=self.finder.marks(item, backing),
             reasons=reasons,
             age_s=_age_s(item, backing),
@@ -223,7 +222,7 @@ class Inspector:
         if inode is None:
             return None
         if self._cgroups is None:
-            self._cgroups = cgroup_paths_by_inode(find_hierarchy(self.sweep.proc))
+            self._cgroups = cgroup_paths_by_inode(find_hierarchy(self.sweep.machine))
         return self._cgroups.get(inode)
 
 
@@ -235,7 +234,7 @@ def _one_class(reader: ObjectReader, pages: int) -> Runs | None:
     """
     if not (pages and reader.has_cachestat and reader.is_honest):
         return None
-    if "seek_data" in reader.disabled:
+    if not reader.machine.may("seek_data"):
         return None
     cached, evicted = reader.backing.cachestat(0, pages)
     if evicted or cached not in (0, pages):
@@ -267,11 +266,6 @@ def _born_s(item: FoundObject, backing: Backing | None) -> float | None:
     return item.file.changed_s if item.file is not None else None
 
 
-def pages_of(size_bytes: int) -> int:
-    """Return the pages of an object, the last one perhaps in part."""
-    return -(-size_bytes // features.page_size_bytes())
-
-
 def _split_reasons(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
     is_open = runs.value >= Verdict.FIRST_REASON
     reasons = tuple(
@@ -281,19 +275,20 @@ def _split_reasons(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
     return merge_runs(Runs(runs.first, runs.pages, value)), reasons
 
 
-def _holders(uses: Iterable[tuple[ProcessFacts, ObjectUse]], pages: int) -> tuple[Holder, ...]:
+def _holders(
+    uses: Iterable[tuple[ProcessFacts, ObjectUse]], pages: int, machine: Machine
+) -> tuple[Holder, ...]:
     by_process: dict[int, list[tuple[ProcessFacts, ObjectUse]]] = {}
     for facts, use in uses:
         by_process.setdefault(facts.pid, []).append((facts, use))
-    return tuple(_holder(by_process[pid], pages) for pid in sorted(by_process))
+    return tuple(_holder(by_process[pid], pages, machine) for pid in sorted(by_process))
 
 
-def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int) -> Holder:
-    size = features.page_size_bytes()
+def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int, machine: Machine) -> Holder:
     ranges = []
     for _, use in uses:
         if use.mapping is not None:
-            ranges.append(use.pages(size))
+            ranges.append(use.pages(machine.page_size_bytes))
     covered = union_runs(
         [Runs(np.array([a]), np.array([b - a]), np.ones(1, np.uint8)) for a, b in ranges]
     )
@@ -352,7 +347,7 @@ def _has_to_walk(reader: ObjectReader) -> bool:
 def _walked(reader: ObjectReader, pages: int) -> BeyondEnd | None:
     if reader.walk is None:
         return None
-    walked = reader.walk.walk(pages, _ALL_BYTES // reader.backing.page_size_bytes)
+    walked = reader.walk.walk(pages, _ALL_BYTES // reader.machine.page_size_bytes)
     if walked is None:
         return None
     return BeyondEnd(_count(walked, Evidence.CACHE), _count(walked, Evidence.EVICTED))

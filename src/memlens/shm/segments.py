@@ -12,17 +12,18 @@ from memlens.errors import MemlensError
 from memlens.kernel.syscalls import file_handle
 from memlens.objects.sysv import open_segment
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.shm.found import FoundObject
 
 _Use = tuple[ProcessFacts, ObjectUse]
 
 
-def settle_segments(found: dict[ObjectKey, FoundObject], proc: str) -> None:
+def settle_segments(found: dict[ObjectKey, FoundObject], machine: Machine) -> None:
     """
     Move what processes map to the segment that it is, where the namespace leaves a doubt.
 
     :param found: every object by its key; a segment's ends in its IPC namespace.
-    :param proc: root of the /proc to read.
+    :param machine: whose processes they are.
     """
     same: dict[int, list[FoundObject]] = {}
     for key, item in found.items():
@@ -30,7 +31,7 @@ def settle_segments(found: dict[ObjectKey, FoundObject], proc: str) -> None:
             same.setdefault(key[1], []).append(item)
     for items in same.values():
         if len(items) > 1 and any(_is_doubtful(item) for item in items):
-            _settle(items, found, proc)
+            _settle(items, found, machine)
 
 
 def _is_doubtful(item: FoundObject) -> bool:
@@ -39,7 +40,9 @@ def _is_doubtful(item: FoundObject) -> bool:
     return is_attached != bool(item.uses)
 
 
-def _settle(items: list[FoundObject], found: dict[ObjectKey, FoundObject], proc: str) -> None:
+def _settle(
+    items: list[FoundObject], found: dict[ObjectKey, FoundObject], machine: Machine
+) -> None:
     by_handle = {
         handle: item for item in items if (handle := _segment_handle(item)) is not None
     }
@@ -47,7 +50,7 @@ def _settle(items: list[FoundObject], found: dict[ObjectKey, FoundObject], proc:
     others = count(-1, -1)
     for item in items:
         for pair in list(item.uses):
-            handle = _use_handle(pair, proc)
+            handle = _use_handle(pair, machine)
             if handle is None or by_handle.get(handle) is item:
                 continue
             if handle not in by_handle:
@@ -83,10 +86,10 @@ def _segment_handle(item: FoundObject) -> bytes | None:
         os.close(fd)
 
 
-def _use_handle(pair: _Use, proc: str) -> bytes | None:
+def _use_handle(pair: _Use, machine: Machine) -> bytes | None:
     facts, use = pair
-    path = f"{proc}/{facts.pid}/map_files/{use.mapping.name}" if use.mapping else ""
+    path = f"{machine.root}/{facts.pid}/map_files/{use.mapping.name}" if use.mapping else ""
     try:
-        return file_handle(path or f"{proc}/{use.tid or facts.pid}/fd/{use.fd}")
+        return file_handle(path or f"{machine.root}/{use.tid or facts.pid}/fd/{use.fd}")
     except OSError:
         return None

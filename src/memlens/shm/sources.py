@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 from memlens.errors import MemlensError, ParseError, ProcessGone
-from memlens.kernel import features
 from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.syscalls import fstatfs_type
@@ -61,7 +60,7 @@ class Finder:
     _may_miss_holders: bool = True
 
     def __post_init__(self) -> None:
-        self._leases = Leases(self.sweep.proc)
+        self._leases = Leases(self.sweep.machine)
 
     def find(self) -> list[FoundObject]:
         """Return every object once."""
@@ -104,8 +103,7 @@ class Finder:
                 item.status = status
                 if self._leases.has(status):
                     return "under a write lease, which opening would break"
-                size = features.page_size_bytes()
-                return reopen(handle, "shmem", size, self.sweep.meter, item.name)
+                return reopen(handle, "shmem", self.sweep.machine, item.name)
             finally:
                 os.close(handle)
         return reason
@@ -192,9 +190,9 @@ class Finder:
             namespaces.setdefault(number, entrance)
         device, listed = _internal_device(), set()
         for number, namespace in namespaces.items():
-            self.sweep.check_stop()
+            self.sweep.machine.check_stop()
             try:
-                segments = read_segments(self.sweep.proc, namespace)
+                segments = read_segments(self.sweep.machine, namespace)
             except (OSError, ParseError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 self.missed.append(Missed("System V segments of an IPC namespace", reason))
@@ -202,7 +200,7 @@ class Finder:
             listed.add(number)
             for segment in segments:
                 self._add_segment((device, segment.shmid, number), segment, namespace)
-        settle_segments(self._found, self.sweep.proc)
+        settle_segments(self._found, self.sweep.machine)
         if listed == set(namespaces):
             self._mark_orphans(listed)
 
@@ -236,7 +234,7 @@ class Finder:
                 yield partial(self._hold_mapping, facts, use)
         for facts, use in item.uses:
             if use.mapping is None:
-                path = f"{self.sweep.proc}/{use.tid or facts.pid}/fd/{use.fd}"
+                path = f"{self.sweep.machine.root}/{use.tid or facts.pid}/fd/{use.fd}"
                 yield partial(os.open, path, os.O_PATH | os.O_CLOEXEC)
         if item.file is not None:
             yield item.file.hold
@@ -246,9 +244,8 @@ class Finder:
     def _hold_mapping(self, facts: ProcessFacts, use: ObjectUse) -> int | str:
         if use.mapping is None:
             return "not mapped"
-        with ProcessDir(facts.pid, self.sweep.proc, self.sweep.meter) as process:
-            opener = Opener(process, features.read_disabled(), features.page_size_bytes())
-            return opener.hold(use.mapping)
+        with ProcessDir(facts.pid, self.sweep.machine) as process:
+            return Opener(process).hold(use.mapping)
 
 
 def _kind_and_name(path: str, key: ObjectKey) -> tuple[str, str]:

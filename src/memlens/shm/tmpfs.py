@@ -146,9 +146,9 @@ class TmpfsListing:
         :raises Stopped: if the scan is to end.
         """
         for way in sorted(self._ways(), key=self._order):
-            self.sweep.check_stop()
+            self.sweep.machine.check_stop()
             for file in self._list(way):
-                self.sweep.check_stop()
+                self.sweep.machine.check_stop()
                 yield file, self._is_elsewhere(way)
         for (device, root), missed in self._failed.items():
             if not self._seen[device].is_seen(root):
@@ -189,7 +189,7 @@ class TmpfsListing:
         starts = self._starts(way, seen)
         if not starts and mount.root == WHOLE:
             return
-        walk = TmpfsWalk(way.view.root, mount, self.sweep.check_stop)
+        walk = TmpfsWalk(way.view.root, mount, self.sweep.machine)
         try:
             check_reachable(mount, way.view.mounts)
             # Also with nothing to begin at: a file may be mounted that has no name any more.

@@ -10,22 +10,23 @@ from memlens.kernel.swapareas import number_areas
 from memlens.kernel.swaps import Swap
 from memlens.pages.arrays import count_distinct
 from memlens.pages.bits import PM_SWAP_AREA
+from memlens.scan.machine import Machine
 from memlens.swap.records import AreaSwap
 
 
 def area_rows(
-    swap: Swap, private: NDArray[np.uint64], seen: Iterable[int], proc: str
+    swap: Swap, private: NDArray[np.uint64], seen: Iterable[int], machine: Machine
 ) -> Iterator[AreaSwap]:
     """
     Yield a row for each area, in the order of /proc/swaps.
 
     :param private: the slots of private pages, each once, as ``ProcessFacts.swap_words``.
     :param seen: numbers of other areas that pages were seen in.
-    :param proc: root of the /proc to read the areas of.
+    :param machine: whose areas they are.
     """
     numbers, counts = count_distinct(private & PM_SWAP_AREA)
     found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    known = _numbers_by_path({*found, *seen}, proc)
+    known = _numbers_by_path({*found, *seen}, machine)
     zram = {figures.device: figures for figures in swap.zram}
     for area in swap.areas:
         figures = zram.get(area.device)
@@ -50,9 +51,9 @@ def _count_in(found: dict[int, int], number: int | None) -> int | None:
     return found.get(number, 0)
 
 
-def _numbers_by_path(seen: set[int], proc: str) -> dict[tuple[int, str], int | None]:
+def _numbers_by_path(seen: set[int], machine: Machine) -> dict[tuple[int, str], int | None]:
     try:
-        listed = number_areas(seen, proc)
+        listed = number_areas(machine, seen)
     except (MemlensError, OSError):
         return {}
     return {(row.area.line, row.area.path): row.number for row in listed}

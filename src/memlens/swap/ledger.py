@@ -6,19 +6,17 @@ The swap ledger: every used slot once, and what is left over printed as such.
 """
 
 import os
-import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from memlens.errors import Unsupported
-from memlens.kernel import features
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
 from memlens.kernel.swaps import Swap, is_swap_cache_empty, read_swap
 from memlens.pages.arrays import distinct
 from memlens.scan.facts import ProcessFacts, Want
-from memlens.scan.machine import Progress, Stop, Stopped
+from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.sweep import Sweep
 from memlens.shm.inventory import ObjectScan, loop_notes, read_objects
 from memlens.shm.records import (
@@ -64,75 +62,61 @@ def read_swap_ledger(
     :param should_stop: asked often; True ends the scan, with the rest in ``missed``.
     :raises Unsupported: if ``proc`` is none.
     """
-    request = _Request(proc, budget_s, on_progress, should_stop)
-    found = _read_once(slots, request)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    found = _read_once(slots, machine)
     for _ in range(_MORE_LOOKS):
         if found.slots is None or not found.slots.twice:
             break
-        again = _read_once(slots, request)
+        again = _read_once(slots, machine)
         if again.slots is None or not again.is_complete:
             break
         confirmed = confirm_claims(found.slots, again.slots)
-        found = replace(again, slots=confirmed, cost=found.cost.plus(again.cost))
+        found = replace(again, slots=confirmed)
     return found
 
 
-@dataclass(slots=True)
-class _Request:
-    """What a caller of ``read_swap_ledger`` wants of the scan."""
-
-    proc: str
-    budget_s: float | None
-    on_progress: Progress | None
-    should_stop: Stop | None
-    _began: float = field(default_factory=time.monotonic)
-
-    def sweep(self, want: Want) -> Sweep:
-        """Return a sweep that ends when what is left of the budget is spent."""
-        left = self.budget_s
-        if left is not None:
-            left = max(left - (time.monotonic() - self._began), 0)
-        return Sweep(self.proc, want, left, self.on_progress, self.should_stop)
-
-
-def _read_once(slots: bool, request: _Request) -> SwapLedger:
-    size, proc = features.page_size_bytes(), request.proc
-    before = _read_swap(size, proc)
+def _read_once(slots: bool, machine: Machine) -> SwapLedger:
+    before = _read_swap(machine)
     # Pages in RAM that keep a slot cost a look at the flags of every private page, so look
     # only if there may be any.
-    has_cache = bool(before.areas) and not is_swap_cache_empty(proc)
-    sweep = request.sweep(Want(swap=True, objects=True, cached=has_cache))
+    has_cache = bool(before.areas) and not is_swap_cache_empty(machine)
+    sweep = Sweep(machine, Want(swap=True, objects=True, cached=has_cache))
     scan, cached = ObjectScan((), ()), CachedSlots()
     if before.areas:
         sweep.run()
-        cached = find_cached_slots(sweep.processes, proc)
+        cached = find_cached_slots(sweep.processes, machine)
         if slots and has_cache:
             cached = _with_unowned(sweep, cached)
         scan = read_objects(sweep, only_swapped=True, keep_slots=slots, tells_present=False)
-    ledger = _ledger(sweep, cached, scan, before, read_swap(size, proc))
+    ledger = _ledger(sweep, cached, scan, before, read_swap(machine))
     if not slots:
         return ledger
     found = make_slot_map(
-        sweep.processes, ledger.objects, cached=cached, is_walked=scan.is_walked, proc=proc
+        sweep.processes,
+        ledger.objects,
+        cached=cached,
+        is_walked=scan.is_walked,
+        machine=machine,
     )
     return replace(ledger, slots=found)
 
 
 def _with_unowned(sweep: Sweep, cached: CachedSlots) -> CachedSlots:
     try:
-        return add_unowned(cached, sweep.processes, sweep.check_stop, sweep.proc)
+        return add_unowned(cached, sweep.processes, sweep.machine)
     except Stopped:
         sweep.miss_rest("pages in RAM of no process")
         return cached
 
 
-def _read_swap(size: int, proc: str) -> Swap:
+def _read_swap(machine: Machine) -> Swap:
     try:
-        return read_swap(size, proc)
+        return read_swap(machine)
     except Unsupported as error:
         # Without meminfo this is no /proc at all.
-        if not os.path.exists(f"{proc}/meminfo"):
-            raise Unsupported(f"{proc} is not a proc file system", path=proc) from error
+        if not os.path.exists(f"{machine.root}/meminfo"):
+            message = f"{machine.root} is not a proc file system"
+            raise Unsupported(message, path=machine.root) from error
         return Swap(notes=(error.message,))
 
 
@@ -146,14 +130,14 @@ def _ledger(
     shared = sum(item.swap_pages for item in objects)
     remainder = used - len(slots.private) - shared - slots.count_cached()
     shares, kept = split_objects(objects)
-    areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.proc))
+    areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.machine))
     notes = [*_notes(before, used, remainder, cached, sweep)]
     notes += [*slots.notes(), *holder_notes(objects), *share_notes(objects)]
     notes += [_NO_NUMBER.format(area.path) for area in areas if area.area is None]
     if remainder > 0:
-        notes += [*scan.notes, *loop_notes()]
+        notes += [*scan.notes, *loop_notes(sweep.machine)]
     return SwapLedger(
-        page_size_bytes=features.page_size_bytes(),
+        page_size_bytes=sweep.machine.page_size_bytes,
         used_pages=used,
         private_pages=len(slots.private),
         shared_pages=shared,
@@ -161,12 +145,12 @@ def _ledger(
         remainder_pages=remainder,
         areas=tuple(areas),
         zswap=_zswap(after),
-        processes=tuple(_process_rows(sweep.processes, slots, shares, kept)),
+        processes=tuple(_process_rows(sweep.processes, slots, shares, kept, sweep.machine)),
         objects=objects,
         cgroups=tuple(_cgroup_rows(sweep, shares)) if after.areas else (),
         missed=tuple(sweep.missed),
         notes=(*notes, *after.notes),
-        cost=sweep.cost(),
+        cost=sweep.machine.cost(),
         is_complete=sweep.is_complete,
     )
 
@@ -183,6 +167,7 @@ def _process_rows(
     slots: PrivateSlots,
     shares: dict[int, float | None],
     kept: dict[int, int],
+    machine: Machine,
 ) -> Iterable[ProcessSwap]:
     rows = [
         ProcessSwap(
@@ -190,7 +175,7 @@ def _process_rows(
             name=facts.name,
             uid=facts.uid,
             cgroup=facts.cgroup,
-            own_pages=facts.count_own(),
+            own_pages=facts.count_own(machine.page_size_bytes),
             share_pages=shares.get(facts.pid, 0.0),
             freed_on_exit_pages=_freed_pages(facts, slots, kept),
             cache_pages=len(slots.cached.frames.get(facts.pid, ())),
@@ -213,12 +198,12 @@ def _freed_pages(facts: ProcessFacts, slots: PrivateSlots, kept: dict[int, int])
 
 
 def _cgroup_rows(sweep: Sweep, shares: dict[int, float | None]) -> Iterator[CgroupSwap]:
-    hierarchy = find_hierarchy(sweep.proc)
+    hierarchy = find_hierarchy(sweep.machine)
     charged = charged_swap(hierarchy) if hierarchy.root else {}
     members: dict[str, list[ProcessFacts]] = {path: [] for path in charged}
     for facts in sweep.processes:
         members.setdefault(facts.cgroup, []).append(facts)
-    size = features.page_size_bytes()
+    size = sweep.machine.page_size_bytes
     for path, processes in sorted(members.items()):
         is_hidden = any(facts.is_swap_hidden for facts in processes)
         every = np.concatenate([NO_SLOTS, *[facts.swap_words for facts in processes]])

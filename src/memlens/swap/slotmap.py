@@ -17,6 +17,7 @@ from memlens.kernel.swapareas import NumberedArea, number_areas
 from memlens.pages.arrays import distinct
 from memlens.pages.bits import PM_SWAP_AREA, PM_SWAP_SLOT_SHIFT
 from memlens.scan.facts import ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.shm.records import SharedObject
 from memlens.swap.records import AreaSlots, DoubleClaim, Ints, OwnedSlots, SlotMap, SlotOwner
 from memlens.swap.swapcache import CachedSlots
@@ -39,19 +40,19 @@ class _Claims:
 def make_slot_map(
     processes: Sequence[ProcessFacts],
     objects: Sequence[SharedObject],
+    machine: Machine,
     *,
     cached: CachedSlots | None = None,
     is_walked: bool,
-    proc: str = "/proc",
 ) -> SlotMap:
     """
     Return who has which slot.
 
     :param processes: with their swapped private pages.
     :param objects: with their slots.
+    :param machine: whose swap it is.
     :param cached: the slots of private pages in RAM, None if there are none.
     :param is_walked: whether the slots of objects could be asked.
-    :param proc: root of the /proc to read the areas of.
     """
     cached = cached or CachedSlots()
     private, shared_by = _private_claims(processes, cached)
@@ -79,7 +80,7 @@ def make_slot_map(
         for index in rank.tolist()
     )
     return SlotMap(
-        ranked, _areas(claims, proc), tuple(_twice(claims)), is_walked, cached.reason
+        ranked, _areas(claims, machine), tuple(_twice(claims)), is_walked, cached.reason
     )
 
 
@@ -174,11 +175,11 @@ def _sums(claims: _Claims, owners: int) -> tuple[Ints, Ints]:
     return pages.astype(np.int64), np.bincount(claims.owner, minlength=owners)
 
 
-def _areas(claims: _Claims, proc: str) -> tuple[AreaSlots, ...]:
+def _areas(claims: _Claims, machine: Machine) -> tuple[AreaSlots, ...]:
     numbers = claims.key >> _AREA_SHIFT
     seen = np.flatnonzero(np.bincount(numbers, minlength=1)).tolist()
     try:
-        listed = number_areas(seen, proc)
+        listed = number_areas(machine, seen)
     except (MemlensError, OSError):
         listed = []
     known = {row.number: row for row in listed if row.number is not None}

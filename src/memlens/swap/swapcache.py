@@ -6,19 +6,19 @@ program tells.  Where it cannot be had, their number is all that is known, and a
 slot another process may hold as well is left out.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.arrays import distinct, is_in
 from memlens.pages.bits import PM_SWAP_SLOT_SHIFT
 from memlens.scan.facts import ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import KPF_ANON, KPF_SWAPCACHE
 
 SWITCH = "frameslots"
@@ -57,24 +57,24 @@ class CachedSlots:
         return len(distinct(np.concatenate([_NONE, *self.frames.values()])))
 
 
-def find_cached_slots(processes: Sequence[ProcessFacts], proc: str = "/proc") -> CachedSlots:
+def find_cached_slots(processes: Sequence[ProcessFacts], machine: Machine) -> CachedSlots:
     """
     Return the slots of private pages in RAM.
 
     :param processes: with the frames of these pages.
-    :param proc: root of the /proc that they were read from.
+    :param machine: what they were read from.
     """
     holders = [facts for facts in processes if len(facts.cached_pfns)]
     if not holders:
         return CachedSlots()
-    if SWITCH in features.read_disabled():
+    if not machine.may(SWITCH):
         return _doubted(holders, processes, f"{SWITCH} is switched off")
     # Imported here: few scans find such pages.
     from memlens.kernel.frameslots import FrameSlotReader
 
     pfns = distinct(np.concatenate([facts.cached_pfns for facts in holders]))
     try:
-        with FrameSlotReader(proc) as reader:
+        with FrameSlotReader(machine) as reader:
             found = reader.read(pfns)
     except (MemlensError, OSError) as error:
         return _doubted(holders, processes, str(error))
@@ -91,10 +91,7 @@ def find_cached_slots(processes: Sequence[ProcessFacts], proc: str = "/proc") ->
 
 
 def add_unowned(
-    cached: CachedSlots,
-    processes: Iterable[ProcessFacts],
-    check_stop: Callable[[], None],
-    proc: str = "/proc",
+    cached: CachedSlots, processes: Iterable[ProcessFacts], machine: Machine
 ) -> CachedSlots:
     """
     Return the same with the slots of private pages in RAM that no process holds.
@@ -103,15 +100,15 @@ def add_unowned(
     swap, with its slot, until it wants the memory back; and processes that refuse even root
     have such pages.  Only all frames of the machine tell: 0.2 us each.
 
-    :param check_stop: called between pieces; raises when the scan is to end.
+    :raises Stopped: if the scan is to end.
     """
-    if not cached.is_exact or features.read_disabled() & {SWITCH, "kpageflags"}:
+    if not (cached.is_exact and machine.may(SWITCH) and machine.may("kpageflags")):
         return cached
     from memlens.kernel.frameslots import FrameSlotReader
 
     try:
-        pfns = _all_cached_frames(check_stop, proc)
-        with FrameSlotReader(proc) as reader:
+        pfns = _all_cached_frames(machine)
+        with FrameSlotReader(machine) as reader:
             found = reader.read(pfns)
     except (MemlensError, OSError):
         return cached
@@ -121,13 +118,13 @@ def add_unowned(
     return replace(cached, unowned=words[~is_in(words, distinct(np.concatenate(held)))])
 
 
-def _all_cached_frames(check_stop: Callable[[], None], proc: str) -> NDArray[np.uint64]:
+def _all_cached_frames(machine: Machine) -> NDArray[np.uint64]:
     """Return all frames of private pages that keep a slot."""
     both = KPF_ANON | KPF_SWAPCACHE
     parts = [_NONE]
-    with KpageFile("kpageflags", proc) as file:
-        for first, words in file.iter_range(0, count_frames(proc), _FRAMES_AT_ONCE):
-            check_stop()
+    with KpageFile("kpageflags", machine) as file:
+        for first, words in file.iter_range(0, count_frames(machine), _FRAMES_AT_ONCE):
+            machine.check_stop()
             parts.append(np.flatnonzero((words & both) == both).astype(np.uint64) + first)
     return np.concatenate(parts)
 
