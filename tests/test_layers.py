@@ -26,6 +26,8 @@ from pathlib import Path
 
 import pytest
 
+import memlens
+
 SOURCE = Path(__file__).parent.parent / "src" / "memlens"
 # A file has a subject, and that much room for it.
 LINES_AT_MOST = 500
@@ -80,6 +82,25 @@ LIBRARIES = {
 SYSTEM_CALLS = {"ctypes", "fcntl", "mmap"}
 # The kernel's interfaces, what is behind memory, and memory that is made on purpose.
 MAKE_SYSTEM_CALLS = {"kernel", "objects", "selftest"}
+
+
+# What a Host and a Machine hold is handed down in them, never one by one.
+HELD = {"proc", "sys", "page_size_bytes", "meter", "use_scan", "disabled", "follow"}
+HELD |= {"should_stop", "on_progress", "check_stop", "budget_s"}
+TAKE_THEM = {
+    "Host": "holds them",
+    "Machine": "holds them",
+    "read_abilities": "is for doctor what probe_features is for all",
+    "parse_swaps": "a parser",
+    "_parse_area": "a parser",
+    "format_value": "text of a record's value",
+    "FileTotals.add": "a record that sums up pages",
+    "ObjectUse.pages": "plain facts in bytes, counted in pages",
+    "ProcessFacts.count_own": "plain facts in bytes, counted in pages",
+    "OwnPages": "memory that is made, of the kernel's pages",
+    "Features": "a record",
+}
+RECORD_FILES = ("records.py", "report.py")
 
 
 def module_paths() -> list[Path]:
@@ -206,6 +227,46 @@ def test_no_import_cycles() -> None:
 def test_modules_are_short(path: Path) -> None:
     most = LONGER.get(short(path), LINES_AT_MOST)
     assert len(path.read_text().splitlines()) <= most
+
+
+def takers_of(tree: ast.Module) -> Iterator[tuple[str, int, set[str]]]:
+    """Yield functions, and classes with fields, by name with the names that they take."""
+    for node in ast.walk(tree):
+        inside = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+        if isinstance(node, ast.ClassDef):
+            fields = [row.target for row in node.body if isinstance(row, ast.AnnAssign)]
+            taken = {field.id for field in fields if isinstance(field, ast.Name)}
+            yield node.name, node.lineno, taken
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef):
+                given = child.args
+                every = given.posonlyargs + given.args + given.kwonlyargs
+                name = f"{inside}{child.name}".removesuffix(".__init__")
+                yield name, child.lineno, {one.arg for one in every}
+
+
+@pytest.mark.parametrize("path", module_paths(), ids=short)
+def test_what_a_machine_holds_is_handed_down_in_it(path: Path) -> None:
+    """But for the public functions, which have keywords, and those of ``TAKE_THEM``."""
+    if own_layer(path) in ("commands", "views"):
+        return
+    held = HELD - ({"page_size_bytes"} if path.name in RECORD_FILES else set())
+    wrong = [
+        f"{short(path)}:{line} {name} takes {', '.join(sorted(taken & held))}"
+        for name, line, taken in takers_of(ast.parse(path.read_text()))
+        if taken & held and name not in {*TAKE_THEM, *memlens.__all__}
+    ]
+    assert not wrong, wrong
+
+
+def test_what_may_take_them_is_there() -> None:
+    takers = {
+        name
+        for path in module_paths()
+        for name, _, taken in takers_of(ast.parse(path.read_text()))
+        if taken & HELD
+    }
+    assert set(TAKE_THEM) <= takers, set(TAKE_THEM) - takers
 
 
 def test_packages_are_small() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from memlens.pages.classes import PageClass
+from memlens.scan.machine import Machine
 
 # Per state: the class, and whether it is data, resident, in the page cache, evicted.
 SHMEM = {
@@ -22,6 +23,13 @@ FILE = {
     "hole, once read": (PageClass.NONE, False, False, False, True),
 }
 STATES = {"shmem": SHMEM, "file": FILE}
+
+
+class PlainMachine(Machine):
+    """Every interface works that is not switched off, whatever kernel runs the test."""
+
+    def may(self, interface: str) -> bool:
+        return interface not in self.disabled
 
 
 class PlainObject:

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 
 from memlens.kernel.cacherecords import CacheObject, CacheRecords
 from memlens.kernel.mounts import TMPFS_MAGIC
-from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass, verdict_class
 from memlens.pages.runs import decode_runs
 from memlens.residency.answers import ObjectReader
 from memlens.residency.walk import Walking, record_evidence
-from tests.property.plainobject import STATES, PlainObject
+from tests.property.plainobject import STATES, PlainMachine, PlainObject
 
 INTERFACES = ("seek_data", "cachestat", "mincore")
 
@@ -44,7 +43,7 @@ def stretches(kind: str) -> st.SearchStrategy[list[str]]:
 
 
 def classes_of(item: PlainObject, disabled: Iterable[str], pages: int) -> list[PageClass]:
-    reader = ObjectReader(item, frozenset(disabled), has_cachestat=True)
+    reader = ObjectReader(item, PlainMachine(disabled=frozenset(disabled)))
     verdicts = decode_runs(reader.verdicts(0, pages), pages, fill=255)
     return [verdict_class(int(verdict)) for verdict in verdicts]
 
@@ -97,7 +96,7 @@ def test_who_may_not_write_learns_only_the_size(states: list[str], more: int) ->
 def test_a_vast_hole_costs_few_calls() -> None:
     item = PlainObject("shmem", [])
     item.size_pages = lambda: 1 << 28
-    reader = ObjectReader(item, frozenset(), has_cachestat=True)
+    reader = ObjectReader(item, PlainMachine(disabled=frozenset()))
     runs = list(reader.verdicts(0, 1 << 28))
     assert runs == [(0, 1 << 28, PageClass.NONE)]
     assert item.calls < 10
@@ -113,7 +112,7 @@ class PlainWalking(Walking):
     """Records of a ``PlainObject``: a page is at the slot of its number, plus 1000."""
 
     def __init__(self, item: PlainObject, is_eager: bool, void: frozenset[int]) -> None:
-        super().__init__(Meter(), is_allowed=True, is_eager=is_eager, proc="/nowhere")
+        super().__init__(PlainMachine("/nowhere", disabled=frozenset()), is_eager=is_eager)
         self.item = item
         self.void = void
         self.walks = 0
@@ -154,12 +153,7 @@ def records_of(item: PlainObject, first: int, stop: int) -> CacheRecords:
 
 
 def reader_of(item: PlainObject, walking: Walking) -> ObjectReader:
-    return ObjectReader(
-        item,
-        frozenset(),
-        has_cachestat=True,
-        walking=walking,
-    )
+    return ObjectReader(item, walking.machine, walking)
 
 
 @pytest.mark.parametrize("kind", STATES)

@@ -30,7 +30,7 @@ from memlens.residency.entries import PageTable
 from memlens.residency.judge import Batch, MappingReader, Span, batches
 from memlens.residency.totals import Settler
 from memlens.residency.walk import Walking
-from tests.property.plainobject import SHMEM, PlainObject
+from tests.property.plainobject import SHMEM, PlainMachine, PlainObject
 
 SIZE = 4096
 ZERO_PFN = 77
@@ -88,8 +88,10 @@ class PlainPagemap:
             yield begin, np.array(words, np.uint64)
 
 
-def table_of(pagemap: PlainPagemap, use_scan: bool, **more: Any) -> PageTable:
-    return PageTable(pagemap, use_scan=use_scan, zero_pfn=ZERO_PFN, **more)
+def machine_of(use_scan: bool, **more: Any) -> PlainMachine:
+    """Return one that has only the page table and the objects to ask."""
+    absent = {"smaps", "cachewalk"} | (set() if use_scan else {"pagemap_scan"})
+    return PlainMachine(page_size_bytes=SIZE, disabled=frozenset(absent), **more)
 
 
 names = st.sampled_from(sorted(WORDS))
@@ -108,7 +110,7 @@ stretches_of_words = st.lists(
 @settings(max_examples=30)
 @given(plain=stretches_of_words, use_scan=st.booleans(), first=st.integers(0, 9000))
 def test_entries_equal_one_page_at_a_time(plain: list[str], use_scan: bool, first: int) -> None:
-    table = table_of(PlainPagemap(dict(enumerate(plain))), use_scan)
+    table = PageTable(PlainPagemap(dict(enumerate(plain))), machine_of(use_scan), ZERO_PFN)
     stop = len(plain) + 5
     expected = [WORDS[name][2] for name in (*plain, *["empty"] * 5)][first:]
     runs = table.read_entries(first, stop)
@@ -122,7 +124,8 @@ def test_crumbs_are_read_as_words() -> None:
     """Else a call of PAGEMAP_SCAN for each thousand pages."""
     pages = dict.fromkeys(range(0, 200000, 2), "written")
     pagemap = PlainPagemap(pages)
-    runs = table_of(pagemap, use_scan=True).read_entries(0, 200_000)
+    table = PageTable(pagemap, machine_of(use_scan=True), ZERO_PFN)
+    runs = table.read_entries(0, 200_000)
     assert (runs.value == Entry.PRESENT).sum() == 100_000
     assert pagemap.calls < 10
 
@@ -179,13 +182,13 @@ class PlainOpener:
 
 def reader_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> MappingReader:
     process: Any = SimpleNamespace(pid=1)
+    machine = machine_of(**more)
     return MappingReader(
-        table=table_of(pagemap, **more),
+        table=PageTable(pagemap, machine, ZERO_PFN),
         opener=opener,
-        settler=Settler(process, SIZE, is_allowed=False),
-        disabled=frozenset(),
-        has_cachestat=True,
-        walking=Walking(Meter(), is_allowed=False),
+        settler=Settler(process, machine),
+        machine=machine,
+        walking=Walking(machine),
     )
 
 

@@ -24,6 +24,7 @@ from memlens.kernel import cachewalk
 from memlens.kernel.cacherecords import CacheRecords
 from memlens.kernel.cachewalk import CacheWalker
 from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
+from memlens.kernel.procfs import Host
 from memlens.kernel.swapareas import number_areas
 from tests.kernel.support import oracle
 from tests.kernel.support.cgroups import Squeeze
@@ -377,13 +378,13 @@ def test_numbers_of_three_areas_after_the_middle_one_was_switched_off(
             records = walker.walk_fd(made.fd)
             assert set(records.area[records.is_swap].tolist()) == {0, 2}
             seen = records.area[records.is_swap].tolist()
-            paths = {area.number: area.area.path for area in number_areas(seen)}
+            paths = {area.number: area.area.path for area in number_areas(Host(), seen)}
             assert paths == {0: str(devices[0]), 2: str(devices[2])}
             for number, path in paths.items():
                 prove_area(records, number, path, content)
             # Not seen in full: known from the kernel's table, or as far as the order goes.
             for one, by_order in ((2, [None, None]), (0, [0, None])):
-                numbers = [area.number for area in number_areas([one])]
+                numbers = [area.number for area in number_areas(Host(), [one])]
                 assert numbers in ([0, 2], by_order)
 
 

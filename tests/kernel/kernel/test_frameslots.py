@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.frameslots import FrameSlotReader, FrameSlotsInvalid
+from memlens.kernel.procfs import Host
 from memlens.scan.facts import ProcessFacts, Want
+from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
 from memlens.swap.swapcache import CachedSlots, add_unowned, find_cached_slots
 from tests.kernel.support import oracle
@@ -47,7 +49,7 @@ def area(machine: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pa
 @pytest.fixture(scope="module")
 def reader(machine: None) -> Iterator[FrameSlotReader]:
     try:
-        made = FrameSlotReader()
+        made = FrameSlotReader(Host())
     except MemlensError as reason:
         pytest.skip(str(reason))
     with made:
@@ -170,18 +172,18 @@ def test_slots_of_nobody_are_those_of_no_process_that_was_read(area: Path) -> No
             cached_pfns=pfn,
         )
         ours = {s << 5 for s in slot.tolist()}
-        unread = add_unowned(CachedSlots(), [], lambda: None)
+        unread = add_unowned(CachedSlots(), [], Machine())
         assert ours <= set(unread.unowned.tolist())
-        known = find_cached_slots([facts])
+        known = find_cached_slots([facts], Machine())
         assert set(known.words[facts.pid].tolist()) == ours
-        assert not ours & set(add_unowned(known, [facts], lambda: None).unowned.tolist())
+        assert not ours & set(add_unowned(known, [facts], Machine()).unowned.tolist())
         by_entry = replace(facts, swap_words=np.array(sorted(ours), np.uint64))
-        found = add_unowned(CachedSlots(), [by_entry], lambda: None)
+        found = add_unowned(CachedSlots(), [by_entry], Machine())
         assert not ours & set(found.unowned.tolist())
 
 
 def swept() -> list[ProcessFacts]:
-    sweep = Sweep("/proc", Want(swap=True))
+    sweep = Sweep(Machine(), Want(swap=True))
     sweep.run([os.getpid()])
     return sweep.processes
 
@@ -243,7 +245,7 @@ def test_an_ordinary_user_gets_one_reason_at_once(machine: None) -> None:
         os.setuid(NOBODY)
         began = time.perf_counter()
         try:
-            FrameSlotReader()
+            FrameSlotReader(Host())
         except (AccessDenied, Unsupported):
             os._exit(0 if time.perf_counter() - began < 0.005 else 2)
         os._exit(1)
@@ -253,6 +255,6 @@ def test_an_ordinary_user_gets_one_reason_at_once(machine: None) -> None:
 
 def test_nothing_is_left_open(machine: None, reader: FrameSlotReader) -> None:
     before = sorted(os.listdir("/proc/self/fd"))
-    with FrameSlotReader():
+    with FrameSlotReader(Host()):
         pass
     wait_until(lambda: sorted(os.listdir("/proc/self/fd")) == before, "descriptors closed")

@@ -11,10 +11,12 @@ import pytest
 
 from memlens.errors import MemlensError
 from memlens.kernel.cgroups import find_hierarchy
+from memlens.kernel.procfs import Host
 from memlens.physical.cgroup import list_cgroups, read_cgroup
 from memlens.physical.frameflags import resolve_cgroup
 from memlens.physical.huge import list_cgroup_pids
 from memlens.physical.records import CgroupPages
+from memlens.scan.machine import Machine
 from tests.kernel.support import driver, oracle
 from tests.kernel.support.cgroups import Cgroup, Squeeze
 from tests.kernel.support.driver import (
@@ -48,7 +50,7 @@ def pages(result: CgroupPages, kind: str, state: str | None = None) -> int:
 
 
 def name_of(cgroup: Cgroup) -> str:
-    return str(cgroup.path)[len(find_hierarchy().root) :]
+    return str(cgroup.path)[len(find_hierarchy(Host()).root) :]
 
 
 def test_kinds_owners_and_memory_stat(tmp_path: Path, target: Target, cgroup: Cgroup) -> None:
@@ -174,9 +176,12 @@ def test_cgroups_of_other_hierarchies_are_refused(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "cgroup", "-o", options, "none", tmp_path], check=True)
     try:
         assert (tmp_path / "cgroup.procs").exists()
-        for look in (read_cgroup, resolve_cgroup, list_cgroup_pids):
+        machine = Machine()
+        for look in (resolve_cgroup, list_cgroup_pids):
             with pytest.raises(MemlensError, match="the memory controller is mounted on"):
-                look(str(tmp_path))
+                look(str(tmp_path), machine)
+        with pytest.raises(MemlensError, match="the memory controller is mounted on"):
+            read_cgroup(str(tmp_path))
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -206,7 +211,7 @@ def test_part_of_a_huge_page_given_back_is_not_present(cgroup: Cgroup, target: T
 
 def test_where_only_one_cgroup_is_mounted(target: Target, cgroup: Cgroup) -> None:
     """As in a container without a cgroup namespace: paths are those of /proc/PID/cgroup."""
-    root, name = find_hierarchy().root, name_of(cgroup)
+    root, name = find_hierarchy(Host()).root, name_of(cgroup)
     with cgroup.charging(target.pid):
         target.poke(target.mmap(PRIVATE), range(PRIVATE))
     script = f"mount --bind {cgroup.path} {root} && exec {sys.executable} -m memlens cgroup"

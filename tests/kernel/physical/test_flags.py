@@ -25,7 +25,7 @@ from memlens.physical.frameflags import (
     resolve_cgroup,
 )
 from memlens.physical.records import FlagCounts
-from memlens.scan.machine import Follow
+from memlens.scan.machine import Machine
 from tests.kernel.support import driver
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import (
@@ -220,9 +220,9 @@ def test_frames_of_a_cgroup_equal_page_types(squeeze: Squeeze, target: Target) -
         with cgroup.charging(target.pid):
             target.poke(start, range(211))
         with stopped(target):
-            inode = resolve_cgroup(str(cgroup.path))
+            inode = resolve_cgroup(str(cgroup.path), Machine())
             inside = "/" + str(cgroup.path.relative_to(squeeze.root))
-            assert resolve_cgroup(inside) == inode
+            assert resolve_cgroup(inside, Machine()) == inode
             counts = assert_same(
                 lambda: count_cgroup_flags(inode), known_words, "-c", str(cgroup.path)
             )
@@ -231,7 +231,7 @@ def test_frames_of_a_cgroup_equal_page_types(squeeze: Squeeze, target: Target) -
             pfn = word_at(f"/proc/{target.pid}/pagemap", start // PAGE) & ((1 << 55) - 1)
             where = (pfn * PAGE, (pfn + 1) * PAGE)
             assert count_cgroup_flags(inode, addresses=where).total_pages == 1
-            with PageLister(lambda words: words != 0, inode=inode) as lister:
+            with PageLister(lambda words: words != 0, Machine(), inode) as lister:
                 (row,) = lister.list_machine(where)
                 assert lister.cgroup_names()[inode].endswith(cgroup.path.name)
             assert (row.pfn, row.cgroup) == (pfn, inode)
@@ -311,7 +311,7 @@ def test_beyond_memory_is_nothing() -> None:
 def test_pages_of_a_node_add_up(many_kinds: Target) -> None:
     """Take the two halves of this machine's memory for nodes."""
     frames = count_machine_flags().total_pages
-    part = Part("/proc", Follow())
+    part = Part(Machine())
     part.node_ranges = [NodeRange(0, 0, frames // 2), NodeRange(3, frames // 2, 1 << 40)]
     with stopped(many_kinds) as pid:
         words = []

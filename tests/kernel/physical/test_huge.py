@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from memlens.kernel.procfs import Host
 from memlens.kernel.zoneinfo import NodeRange, count_frames
 from memlens.pages.flags import mask_of
 from memlens.physical.flags import count_process_flags
 from memlens.physical.huge import HugeReader, list_cgroup_pids, map_huge
+from memlens.scan.machine import Machine
 from memlens.views.huge import list_rows, render_json, render_text
 from tests.kernel.support import driver
 from tests.kernel.support.cgroups import Squeeze
@@ -138,12 +140,12 @@ def test_hugetlb_pages_by_size() -> None:
 
 def test_pages_of_a_node_are_all_that_is_huge(target: Target) -> None:
     """Take the two halves of this machine's memory for nodes."""
-    half = count_frames() // 2
+    half = count_frames(Host()) // 2
     (order,) = {map_huge([target.pid]).pmd_order}
     os.kill(target.pid, signal.SIGSTOP)
     os.waitpid(target.pid, os.WUNTRACED)
     try:
-        with HugeReader("/proc", (), order) as reader:
+        with HugeReader(Machine(), (), order) as reader:
             reader.node_ranges = [NodeRange(0, 0, half), NodeRange(1, half, 1 << 40)]
             figures = reader.read(target.pid).figures
     finally:
@@ -156,7 +158,7 @@ def test_pages_of_a_node_are_all_that_is_huge(target: Target) -> None:
 def test_processes_of_a_cgroup(target: Target, squeeze: Squeeze) -> None:
     child = target.fork()
     with squeeze.cgroup() as cgroup, cgroup.charging(target.pid), cgroup.charging(child.pid):
-        assert list_cgroup_pids(str(cgroup.path)) == sorted([target.pid, child.pid])
+        assert list_cgroup_pids(str(cgroup.path), Machine()) == sorted([target.pid, child.pid])
 
 
 def test_a_scan_of_many_misses_no_kernel_thread_and_names_who_is_gone() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from memlens import PageClass
-from memlens.kernel.features import SWITCHES
+from memlens.kernel.procfs import SWITCHES
 from tests.kernel.support.verdicts import (
     WALK_ALONE_TELLS,
     Look,

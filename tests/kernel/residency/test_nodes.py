@@ -7,7 +7,7 @@ import numpy as np
 from memlens import PageClass, map_process
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
+from memlens.kernel.procfs import Host
 from memlens.kernel.zoneinfo import count_frames, read_node_ranges
 from memlens.residency.capture import add_nodes
 from tests.kernel.support.driver import HUGE, MADV_HUGEPAGE, PAGE, target
@@ -19,15 +19,16 @@ PFN = np.uint64((1 << 55) - 1)
 
 def two_nodes(root: Path) -> str:
     """Give every second block of the memory of this machine to node 2, the others to node 0."""
-    (root / "memory").mkdir()
-    (root / "memory" / "block_size_bytes").write_text(f"{BLOCK:x}\n")
-    for block in range(count_frames() * PAGE // BLOCK + 1):
-        (root / "node" / f"node{block % 2 * 2}" / f"memory{block}").mkdir(parents=True)
+    system = root / "devices" / "system"
+    (system / "memory").mkdir(parents=True)
+    (system / "memory" / "block_size_bytes").write_text(f"{BLOCK:x}\n")
+    for block in range(count_frames(Host()) * PAGE // BLOCK + 1):
+        (system / "node" / f"node{block % 2 * 2}" / f"memory{block}").mkdir(parents=True)
     return str(root)
 
 
 def test_present_pages_by_node(machine: None, tmp_path: Path) -> None:
-    nodes = read_node_ranges(PAGE, two_nodes(tmp_path))
+    nodes = read_node_ranges(Host(sys=two_nodes(tmp_path)))
     with target() as driven:
         start = driven.mmap(9000)
         driven.poke(start, range(0, 9000, 7))
@@ -36,8 +37,8 @@ def test_present_pages_by_node(machine: None, tmp_path: Path) -> None:
         driven.libc("madvise", huge, HUGE, MADV_HUGEPAGE)
         driven.poke(huge, [0])
         found = map_process(driven.pid)
-        with ProcessDir(driven.pid, "/proc", Meter()) as process:
-            pagemap = Pagemap(process.open("pagemap"), PAGE, Meter(), "pagemap")
+        with ProcessDir(driven.pid, Host()) as process:
+            pagemap = Pagemap(process.open("pagemap"), Host(), "pagemap")
             try:
                 mappings = add_nodes(pagemap, found.mappings, nodes)
             finally:
@@ -63,5 +64,5 @@ def expected(pid: int, start: int, classes: np.ndarray) -> dict[int, int]:
 def test_a_machine_of_one_node_has_nothing_to_tell(machine: None) -> None:
     with target() as driven:
         found = map_process(driven.pid)
-    is_one = not read_node_ranges(PAGE)
+    is_one = not read_node_ranges(Host())
     assert (found.node_pages() == {}) == is_one

@@ -13,11 +13,11 @@ import pytest
 from memlens import PageClass, ProcessMap, map_process
 from memlens.kernel.cacherecords import CacheRecords, CacheWalkInvalid
 from memlens.kernel.cachewalk import CacheWalker
-from memlens.kernel.procfs import Meter
 from memlens.objects.backing import Backing
 from memlens.pages.runs import decode_runs
 from memlens.residency.answers import ObjectReader
 from memlens.residency.walk import Walking
+from memlens.scan.machine import Machine
 from tests.kernel.support.verdicts import (
     Look,
     ReportsOf,
@@ -100,10 +100,11 @@ def test_a_void_answer_is_said_and_the_others_are_asked() -> None:
     fd = os.memfd_create("memlens-test", os.MFD_CLOEXEC)
     os.pwrite(fd, b"x", PAGE)
     os.ftruncate(fd, 3 * PAGE)
-    backing = Backing(fd, "shmem", PAGE, Meter(), True, "an object")
+    machine = Machine(disabled=frozenset())
+    backing = Backing(fd, "shmem", machine, True, "an object")
     try:
-        walking = VoidWalking(backing.meter, is_allowed=True, is_eager=True)
-        reader = ObjectReader(backing, frozenset(), has_cachestat=True, walking=walking)
+        walking = VoidWalking(machine, is_eager=True)
+        reader = ObjectReader(backing, machine, walking)
         found = decode_runs(reader.verdicts(0, 3), 3).tolist()
     finally:
         backing.close()

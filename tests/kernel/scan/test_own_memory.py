@@ -17,6 +17,7 @@ import pytest
 import memlens
 from memlens.errors import MemlensError, ProcessGone, Unsupported
 from memlens.scan.facts import Want
+from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -107,7 +108,7 @@ def test_the_scan_itself_holds_nothing(memfd: int) -> None:
     """What the scan opens to look at others must not show up as held by it."""
     status = os.fstat(memfd)
     own = {(status.st_dev, status.st_ino)}
-    sweep = Sweep("/proc", Want(objects=True))
+    sweep = Sweep(Machine(), Want(objects=True))
     sweep.run()
     (facts,) = (facts for facts in sweep.processes if facts.pid == os.getpid())
     held = {use.key[:2] for use in facts.uses}

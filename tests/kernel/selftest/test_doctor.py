@@ -16,6 +16,7 @@ import pytest
 import memlens
 from memlens.errors import AccessDenied
 from memlens.kernel.kpage import KpageFile, read_kpagecount, read_kpageflags
+from memlens.kernel.procfs import Host
 from memlens.kernel.swaps import read_swap
 from memlens.selftest.doctor import read_abilities
 
@@ -237,8 +238,8 @@ def test_kpage_files_know_our_own_pages() -> None:
         pfns = own_pfns(memory, pages)
         assert len(set(pfns.tolist())) == pages
         backwards = pfns[::-1].copy()
-        assert (read_kpagecount(backwards) == 1).all()
-        assert (read_kpageflags(backwards) & np.uint64(KPF_ANON) != 0).all()
+        assert (read_kpagecount(backwards, Host()) == 1).all()
+        assert (read_kpageflags(backwards, Host()) & np.uint64(KPF_ANON) != 0).all()
 
 
 def test_a_page_shared_after_fork_is_mapped_twice() -> None:
@@ -251,16 +252,16 @@ def test_a_page_shared_after_fork_is_mapped_twice() -> None:
             os.read(waiting, 1)
             os._exit(0)
         try:
-            assert read_kpagecount(own_pfns(memory, 1)).tolist() == [2]
+            assert read_kpagecount(own_pfns(memory, 1), Host()).tolist() == [2]
         finally:
             os.close(release)
             os.waitpid(pid, 0)
             os.close(waiting)
-        assert read_kpagecount(own_pfns(memory, 1)).tolist() == [1]
+        assert read_kpagecount(own_pfns(memory, 1), Host()).tolist() == [1]
 
 
 def test_kpage_files_end_where_memory_ends() -> None:
-    with KpageFile("kpageflags") as file:
+    with KpageFile("kpageflags", Host()) as file:
         assert len(file.read_range(1 << 50, 10)) == 0
         assert len(file.read_range(1, 10_000)) == 10_000
 
@@ -268,7 +269,7 @@ def test_kpage_files_end_where_memory_ends() -> None:
 def test_kpage_files_are_closed_to_ordinary_users() -> None:
     def look() -> list[str]:
         try:
-            KpageFile("kpagecount")
+            KpageFile("kpagecount", Host())
         except AccessDenied as error:
             return [error.path, error.needs]
         return []
@@ -280,7 +281,7 @@ def test_kpage_files_are_closed_to_ordinary_users() -> None:
 
 @pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
 def test_swap_areas_and_their_kind(swap: str) -> None:
-    found = read_swap(PAGE)
+    found = read_swap(Host())
     mine = [area for area in found.areas if area.kind == swap]
     assert len(mine) == 1
     raw = Path("/proc/swaps").read_text().split("\n")[1:]

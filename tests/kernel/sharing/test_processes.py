@@ -29,6 +29,8 @@ from memlens import (
 )
 from memlens.kernel.cgroups import find_hierarchy
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.procfs import Host
+from memlens.scan.machine import Machine
 from memlens.scan.mapcounts import MapCounts
 from memlens.scan.pagetable import Frames
 from tests.kernel.support import oracle
@@ -252,8 +254,9 @@ def test_the_reader_counts_for_itself(tmp_path: Path) -> None:
         other.peek(start, range(7))
         words = [oracle.read_pagemap(os.getpid(), address, 7) for address in (first, second)]
         assert words[0].tolist() == oracle.read_pagemap(other.pid, start, 7).tolist()
-        with KpageFile("kpagecount") as file:
-            counts = MapCounts(file)
+        machine = Machine()
+        with KpageFile("kpagecount", machine) as file:
+            counts = MapCounts(file, machine)
             counts.add(os.getpid(), _file_frames(np.concatenate(words)))
             counts.add(other.pid, _file_frames(words[0]))
             sums = counts.sums()
@@ -316,7 +319,7 @@ def _file_frames(words: np.ndarray) -> Frames:
 
 def test_a_cgroup_by_any_of_its_names(squeeze: Squeeze, tmp_path: Path) -> None:
     with squeeze.cgroup() as cgroup, target() as made, cgroup.charging(made.pid):
-        name = str(cgroup.path)[len(find_hierarchy().root) :]
+        name = str(cgroup.path)[len(find_hierarchy(Host()).root) :]
         (tmp_path / "link").symlink_to(cgroup.path)
         links = [str(tmp_path / "link"), os.path.relpath(cgroup.path)]
         for path in (name, f"{name}/", name.lstrip("/"), *links, f"{cgroup.path}/"):
@@ -327,7 +330,7 @@ def test_a_cgroup_by_any_of_its_names(squeeze: Squeeze, tmp_path: Path) -> None:
         with pytest.raises(MemlensError, match="no such cgroup"):
             list_processes(keep=ProcessFilter(cgroup=f"{name}-not"))
         for other in Path("/sys/fs/cgroup").glob("*/cgroup.procs"):
-            if find_hierarchy().version == 1 and other.parent not in cgroup.path.parents:
+            if find_hierarchy(Host()).version == 1 and other.parent not in cgroup.path.parents:
                 with pytest.raises(MemlensError, match="the memory controller is mounted on"):
                     list_processes(keep=ProcessFilter(cgroup=str(other.parent)))
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from memlens import SwapLedger, map_process
-from memlens.kernel.procfs import Meter
 from memlens.objects.backing import Backing
 from memlens.pages.classes import PageClass
 from memlens.pages.slotruns import SlotRuns
 from memlens.residency.records import MappingPages
 from memlens.residency.walk import ObjectWalk, Walking
+from memlens.scan.machine import Machine
 from tests.kernel.support import oracle
 from tests.kernel.support.driver import MADV_PAGEOUT
 from tests.kernel.support.machine import wait_until
@@ -280,8 +280,9 @@ def test_what_is_looked_at_again_is_not_named_twice(area: str) -> None:
     """Ranges of an object again, in any order: pages in the swap cache are asked for twice."""
     with MAKE["memfd"](PAGES) as item:
         fill_and_page_out(item)
-        backing = Backing(item.fd, "shmem", PAGE, Meter(), True, "an object")
-        walking = Walking(backing.meter, is_allowed=True, is_eager=True)
+        machine = Machine()
+        backing = Backing(item.fd, "shmem", machine, True, "an object")
+        walking = Walking(machine, is_eager=True)
         walk = ObjectWalk(walking, backing, has_seek=True, has_mincore=True)
         once = walk_all(walk, [(0, PAGES)])
         assert int(once.pages.sum()) > PAGES // 2

@@ -17,7 +17,7 @@ from memlens.kernel.kpage import (
     read_kpagecount,
     read_kpageflags,
 )
-from memlens.kernel.procfs import Meter
+from memlens.kernel.procfs import Host
 
 KPF_NOPAGE = 1 << 20
 FRAMES = 2 * PIECE_PFNS + 101
@@ -37,7 +37,7 @@ def proc(tmp_path: Path) -> str:
 
 
 def test_a_range_longer_than_a_piece_is_whole(proc: str) -> None:
-    with KpageFile("kpagecount", proc) as file:
+    with KpageFile("kpagecount", Host(proc)) as file:
         words = file.read_range(5, PIECE_PFNS + 50)
     assert words.dtype == np.uint64
     assert words.tolist() == [word_of(pfn) for pfn in range(5, PIECE_PFNS + 55)]
@@ -48,7 +48,7 @@ def test_a_range_longer_than_a_piece_is_whole(proc: str) -> None:
     [(FRAMES - 3, 10, 3), (FRAMES, 10, 0), (1 << 54, 4, 0), (1 << 60, 4, 0), (7, 0, 0)],
 )
 def test_a_range_ends_with_memory(proc: str, first: int, pages: int, found: int) -> None:
-    with KpageFile("kpageflags", proc) as file:
+    with KpageFile("kpageflags", Host(proc)) as file:
         assert file.read_range(first, pages).tolist() == [
             word_of(pfn) for pfn in range(first, first + found)
         ]
@@ -62,7 +62,7 @@ def test_any_pfns_in_any_order(proc: str, seed: int) -> None:
     source.shuffle(pfns)
     asked = np.array(pfns, np.uint64)
     before = asked.copy()
-    with KpageFile("kpageflags", proc) as file:
+    with KpageFile("kpageflags", Host(proc)) as file:
         found = file.read_pfns(asked)
     assert found.tolist() == [word_of(pfn) for pfn in pfns]
     assert (asked == before).all()
@@ -74,24 +74,24 @@ def test_any_pfns_in_any_order(proc: str, seed: int) -> None:
 )
 def test_beyond_memory_there_is_no_page(proc: str, read: object, beyond: int) -> None:
     pfns = np.array([FRAMES + 5, 3, FRAMES - 1, 1 << 58], np.uint64)
-    found = read(pfns, proc)
+    found = read(pfns, Host(proc))
     assert found.tolist() == [beyond, word_of(3), word_of(FRAMES - 1), beyond]
 
 
 def test_no_pfns_is_no_read(proc: str) -> None:
-    meter = Meter()
-    assert len(read_kpagecount(np.empty(0, np.uint64), proc, meter)) == 0
-    assert meter.read_bytes == 0
-    assert not meter.used
+    host = Host(proc)
+    assert len(read_kpagecount(np.empty(0, np.uint64), host)) == 0
+    assert host.meter.read_bytes == 0
+    assert not host.meter.used
 
 
 def test_far_pfns_are_read_alone_and_near_ones_together(proc: str) -> None:
-    meter = Meter()
-    read_kpagecount(np.array([0, 10_000], np.uint64), proc, meter)
-    assert meter.read_bytes == 2 * 8
-    assert meter.used == {"kpagecount"}
-    read_kpagecount(np.array([0, GAP_PFNS + 1], np.uint64), proc, meter)
-    assert meter.read_bytes == 2 * 8 + (GAP_PFNS + 2) * 8
+    host = Host(proc)
+    read_kpagecount(np.array([0, 10_000], np.uint64), host)
+    assert host.meter.read_bytes == 2 * 8
+    assert host.meter.used == {"kpagecount"}
+    read_kpagecount(np.array([0, GAP_PFNS + 1], np.uint64), host)
+    assert host.meter.read_bytes == 2 * 8 + (GAP_PFNS + 2) * 8
 
 
 @pytest.mark.parametrize(
@@ -112,16 +112,16 @@ def test_merge_pfns(pfns: list[int], runs: list[list[int]]) -> None:
 @pytest.mark.parametrize("name", KPAGE_FILES)
 def test_a_kernel_without_it(tmp_path: Path, name: str) -> None:
     with pytest.raises(Unsupported, match="CONFIG_PROC_PAGE_MONITOR") as caught:
-        KpageFile(name, str(tmp_path))
+        KpageFile(name, Host(str(tmp_path)))
     assert caught.value.path == str(tmp_path / name)
 
 
 def test_another_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="kpagestuff"):
-        KpageFile("kpagestuff", str(tmp_path))
+        KpageFile("kpagestuff", Host(str(tmp_path)))
 
 
 def test_close_twice(proc: str) -> None:
-    file = KpageFile("kpagecount", proc)
+    file = KpageFile("kpagecount", Host(proc))
     file.close()
     file.close()

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import Host
 
 STAT = "7 (a) R 1 1 1 0 -1 64 " + "0 " * 10 + "1 0 99 0"
 LINE = "00400000-00401000 r--p 00000000 00:00 0 \n"
@@ -25,7 +26,7 @@ def test_gone_by_another_program_or_for_good(
     place.mkdir()
     (place / "stat").write_text(STAT)
     (place / "maps").write_text(LINE)
-    with ProcessDir(7, str(tmp_path)) as process:
+    with ProcessDir(7, Host(str(tmp_path))) as process:
         (place / "stat").write_text(STAT.replace(" R ", f" {state} "))
         (place / "maps").write_text(maps)
         assert str(process.gone_error()).startswith(f"process 7 {what} during the scan")

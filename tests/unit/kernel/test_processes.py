@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from memlens.kernel.processes import FileMappers, FileMapping, add_descendants, parse_parent
+from memlens.kernel.procfs import Host
 
 
 def test_mappers_by_file(tmp_path: Path) -> None:
@@ -15,7 +16,7 @@ def test_mappers_by_file(tmp_path: Path) -> None:
         (tmp_path / pid).mkdir()
         (tmp_path / pid / "maps").write_bytes(text)
     (tmp_path / "self").mkdir()
-    mappers = FileMappers(str(tmp_path))
+    mappers = FileMappers(Host(str(tmp_path)))
     mappers.read()
 
     class Status:

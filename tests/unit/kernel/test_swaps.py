@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from memlens.errors import ParseError, Unsupported
+from memlens.kernel.procfs import Host
 from memlens.kernel.swaps import (
     SwapArea,
     ZramFigures,
@@ -123,7 +124,7 @@ def test_zram_is_told_from_a_partition(roots: Roots) -> None:
         "proc/swaps", HEADER + b"/gone/zram77 partition 8 4 -2\n/gone/sda1 partition 8 4 -3\n"
     )
     roots.write("sys/block/zram77/mm_stat", MM_STAT)
-    swap = read_swap(PAGE, str(roots.proc), str(roots.sys))
+    swap = read_swap(Host(str(roots.proc), str(roots.sys), PAGE))
     assert [(area.kind, area.device) for area in swap.areas] == [
         ("zram", "zram77"),
         ("partition", ""),
@@ -134,12 +135,12 @@ def test_zram_is_told_from_a_partition(roots: Roots) -> None:
 
 def test_a_file_named_like_a_device_is_a_file(roots: Roots) -> None:
     roots.write("proc/swaps", HEADER + b"/swap/zram0 file 8 4 -2\n")
-    assert read_swap(PAGE, str(roots.proc), str(roots.sys)).areas[0].kind == "file"
+    assert read_swap(Host(str(roots.proc), str(roots.sys), PAGE)).areas[0].kind == "file"
 
 
 def test_zram_without_figures_is_noted(roots: Roots) -> None:
     roots.write("proc/swaps", HEADER + b"/gone/zram77 partition 8 4 -2\n")
-    swap = read_swap(PAGE, str(roots.proc), str(roots.sys))
+    swap = read_swap(Host(str(roots.proc), str(roots.sys), PAGE))
     assert swap.zram == ()
     assert len(swap.notes) == 1
     assert "zram77/mm_stat" in swap.notes[0]
@@ -150,21 +151,21 @@ def test_zswap(roots: Roots, enabled: bytes, is_enabled: bool) -> None:
     roots.write("proc/swaps", HEADER)
     roots.write("sys/module/zswap/parameters/enabled", enabled)
     roots.write("sys/module/zswap/parameters/compressor", b"zstd\n")
-    swap = read_swap(PAGE, str(roots.proc), str(roots.sys))
+    swap = read_swap(Host(str(roots.proc), str(roots.sys), PAGE))
     assert swap.zswap == ZswapFigures(is_enabled, "zstd", 12 << 10, 40 << 10)
     roots.write("proc/meminfo", b"MemTotal: 8 kB\n")
-    swap = read_swap(PAGE, str(roots.proc), str(roots.sys))
+    swap = read_swap(Host(str(roots.proc), str(roots.sys), PAGE))
     assert swap.zswap == ZswapFigures(is_enabled, "zstd", None, None)
 
 
 def test_no_zswap(roots: Roots) -> None:
     roots.write("proc/swaps", HEADER)
-    assert read_swap(PAGE, str(roots.proc), str(roots.sys)).zswap is None
+    assert read_swap(Host(str(roots.proc), str(roots.sys), PAGE)).zswap is None
 
 
 def test_no_swap_in_this_kernel(roots: Roots) -> None:
     with pytest.raises(Unsupported, match="CONFIG_SWAP"):
-        read_swap(PAGE, str(roots.proc), str(roots.sys))
+        read_swap(Host(str(roots.proc), str(roots.sys), PAGE))
 
 
 def make_vmstat(path: Path, vmstat: str, has_refresh: bool = True) -> str:
@@ -185,8 +186,8 @@ def make_vmstat(path: Path, vmstat: str, has_refresh: bool = True) -> str:
     ],
 )
 def test_only_a_zero_proves_it(tmp_path: Path, vmstat: str, is_empty: bool) -> None:
-    assert is_swap_cache_empty(make_vmstat(tmp_path, vmstat)) is is_empty
+    assert is_swap_cache_empty(Host(make_vmstat(tmp_path, vmstat))) is is_empty
 
 
 def test_without_the_refresh_a_zero_proves_nothing(tmp_path: Path) -> None:
-    assert not is_swap_cache_empty(make_vmstat(tmp_path, "a\nnr_swapcached 0\n", False))
+    assert not is_swap_cache_empty(Host(make_vmstat(tmp_path, "a\nnr_swapcached 0\n", False)))

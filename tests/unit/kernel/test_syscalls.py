@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memlens.errors import ProcessGone
+from memlens.kernel.procfs import Host
 from memlens.kernel.syscalls import compare_memory, has_memory, is_own_namespace
 
 
@@ -38,21 +39,21 @@ def test_memories_have_an_order(children: list[subprocess.Popen[bytes]]) -> None
 
 def test_the_dead_have_none(children: list[subprocess.Popen[bytes]]) -> None:
     for child in children[:2]:
-        assert has_memory(child.pid)
+        assert has_memory(child.pid, Host())
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     zombies = [child.pid for child in children[:2]]
     assert compare_memory(*zombies) == 0
-    assert not any(has_memory(pid) for pid in zombies)
+    assert not any(has_memory(pid, Host()) for pid in zombies)
     for child in children[:2]:
         child.wait()
-    assert not has_memory(zombies[0])
+    assert not has_memory(zombies[0], Host())
     with pytest.raises(ProcessGone):
         compare_memory(os.getpid(), zombies[0])
 
 
 def test_another_proc_has_other_numbers(tmp_path: Path) -> None:
-    assert is_own_namespace()
-    assert not is_own_namespace(str(tmp_path))
+    assert is_own_namespace(Host())
+    assert not is_own_namespace(Host(str(tmp_path)))
     (tmp_path / "self").symlink_to(str(os.getpid()))
-    assert not is_own_namespace(str(tmp_path))
+    assert not is_own_namespace(Host(str(tmp_path)))

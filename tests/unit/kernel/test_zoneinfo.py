@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from memlens.kernel.procfs import Host
 from memlens.kernel.zoneinfo import (
     NodeRange,
     count_frames,
@@ -17,19 +18,20 @@ FRAMES = BLOCK // 4096
 
 
 def sysfs(root: Path, nodes: dict[int, list[int]]) -> str:
-    (root / "memory").mkdir()
-    (root / "memory" / "block_size_bytes").write_text(f"{BLOCK:x}\n")
+    system = root / "devices" / "system"
+    (system / "memory").mkdir(parents=True)
+    (system / "memory" / "block_size_bytes").write_text(f"{BLOCK:x}\n")
     for node, blocks in nodes.items():
-        (root / "node" / f"node{node}" / "power").mkdir(parents=True)
+        (system / "node" / f"node{node}" / "power").mkdir(parents=True)
         for block in blocks:
-            (root / "node" / f"node{node}" / f"memory{block}").mkdir()
-    (root / "node" / "has_cpu").write_text("0-1\n")
+            (system / "node" / f"node{node}" / f"memory{block}").mkdir()
+    (system / "node" / "has_cpu").write_text("0-1\n")
     return str(root)
 
 
 def test_blocks_of_a_node_join_and_holes_stay_open(tmp_path: Path) -> None:
     sys = sysfs(tmp_path, {0: [0, 1, 2, 32], 1: [33, 34, 10]})
-    assert read_node_ranges(4096, sys) == [
+    assert read_node_ranges(Host(sys=sys, page_size_bytes=4096)) == [
         NodeRange(0, 0, 3 * FRAMES),
         NodeRange(1, 10 * FRAMES, 11 * FRAMES),
         NodeRange(0, 32 * FRAMES, 33 * FRAMES),
@@ -39,12 +41,12 @@ def test_blocks_of_a_node_join_and_holes_stay_open(tmp_path: Path) -> None:
 
 def test_the_page_size_counts(tmp_path: Path) -> None:
     sys = sysfs(tmp_path, {0: [1], 1: [2]})
-    assert read_nodes(65536, sys)[1] == NodeRange(1, 4096, 6144)
+    assert read_nodes(Host(sys=sys, page_size_bytes=65536))[1] == NodeRange(1, 4096, 6144)
 
 
 def test_a_block_of_two_nodes_counts_for_the_first(tmp_path: Path) -> None:
     sys = sysfs(tmp_path, {0: [0, 1], 1: [1, 2]})
-    ranges = read_node_ranges(4096, sys)
+    ranges = read_node_ranges(Host(sys=sys, page_size_bytes=4096))
     assert ranges == [NodeRange(0, 0, 2 * FRAMES), NodeRange(1, 2 * FRAMES, 3 * FRAMES)]
 
 
@@ -52,14 +54,14 @@ def test_a_block_of_two_nodes_counts_for_the_first(tmp_path: Path) -> None:
 def test_one_node_with_memory_is_nothing_to_tell(
     tmp_path: Path, nodes: dict[int, list[int]]
 ) -> None:
-    assert read_node_ranges(4096, sysfs(tmp_path, nodes)) == []
+    assert read_node_ranges(Host(sys=sysfs(tmp_path, nodes), page_size_bytes=4096)) == []
 
 
 def test_without_memory_blocks_nothing_is_known(tmp_path: Path) -> None:
-    assert read_node_ranges(4096, str(tmp_path)) == []
+    assert read_node_ranges(Host(sys=str(tmp_path), page_size_bytes=4096)) == []
     (tmp_path / "node" / "node0").mkdir(parents=True)
     (tmp_path / "node" / "node1").mkdir()
-    assert read_node_ranges(4096, str(tmp_path)) == []
+    assert read_node_ranges(Host(sys=str(tmp_path), page_size_bytes=4096)) == []
 
 
 def test_memory_ends_with_the_last_zone_that_spans_any() -> None:
@@ -78,4 +80,4 @@ Node 0, zone  Movable
 
 
 def test_an_unreadable_zoneinfo_is_no_number(tmp_path: Path) -> None:
-    assert count_frames(str(tmp_path)) == 0
+    assert count_frames(Host(str(tmp_path))) == 0

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from memlens.kernel.procfs import Host
 from memlens.objects.filewalk import FileWalk
 from memlens.objects.leases import LEASED, Leases, parse_leases
 
@@ -15,20 +16,20 @@ def test_a_lease_is_seen_also_when_another_proc_is_read(tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("1: LEASE  ACTIVE    WRITE 77 fe:00:131 0 EOF\n")
     path = tmp_path / "file"
     with path.open("w+b") as file:
-        leases = Leases(str(tmp_path))
+        leases = Leases(Host(str(tmp_path)))
         assert not leases.has(os.fstat(file.fileno()))
         try:
             fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         except OSError as error:
             pytest.skip(f"{tmp_path} takes no leases: {error}")
-        held = Leases(str(tmp_path))
+        held = Leases(Host(str(tmp_path)))
         assert held.has(os.fstat(file.fileno()))
         assert held.has_inode(os.makedev(0xFE, 0), 131)
         inode = path.stat().st_ino
         (tmp_path / "link").symlink_to(path)
         assert held.has_named(str(path), None, inode)
         assert held.has_named(str(tmp_path / "link"), None, inode)
-        walk = FileWalk(proc=str(tmp_path))
+        walk = FileWalk(Host(str(tmp_path)))
         found = {row.path: row.reason for row in walk.iter_files([str(tmp_path)])}
         assert found == {str(path): LEASED, str(tmp_path / "locks"): ""}
         assert fcntl.fcntl(file, fcntl.F_GETLEASE) == fcntl.F_WRLCK
@@ -39,7 +40,7 @@ def test_a_file_of_the_same_number_on_another_device_is_none(tmp_path: Path) -> 
     path.touch()
     inode = path.stat().st_ino
     (tmp_path / "locks").write_text(f"1: LEASE  ACTIVE    WRITE 77 ff:ff:{inode} 0 EOF\n")
-    leases = Leases(str(tmp_path))
+    leases = Leases(Host(str(tmp_path)))
     assert leases.has_inode(os.makedev(0xFF, 0xFF), inode)
     assert not leases.has_named(str(path), None, inode)
 

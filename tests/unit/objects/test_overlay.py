@@ -7,6 +7,7 @@ import pytest
 
 from memlens.kernel.maps import parse_maps
 from memlens.kernel.process import ProcessDir
+from memlens.kernel.procfs import Host
 from memlens.objects.overlay import is_maybe_copied_up, parse_overlays
 
 STAT = "7 (a) R 1 1 1 0 -1 64 " + "0 " * 10 + "1 0 99 0"
@@ -27,7 +28,7 @@ def place(tmp_path: Path) -> Path:
 def is_copied(place: Path, upper: object, options: str = "", line: bytes = LINE) -> bool:
     mount = f"9 1 0:42 / /m rw - overlay o rw,lowerdir=/l,upperdir={upper},workdir=/w{options}"
     (place / "mountinfo").write_text(mount)
-    with ProcessDir(7, str(place.parent)) as process:
+    with ProcessDir(7, Host(str(place.parent))) as process:
         return is_maybe_copied_up(process, parse_maps(line)[0])
 
 

@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.procfs import Host
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.flags import PAGEMAP_PART
 from memlens.pages.frameruns import find_runs
@@ -23,7 +24,7 @@ def file(tmp_path: Path) -> KpageFile:
     """Return a kpageflags of a small machine, open."""
     pfns = np.arange(FRAMES, dtype=np.uint64)
     (pfns // np.uint64(7) % np.uint64(5) + np.uint64(1)).tofile(tmp_path / "kpageflags")
-    return KpageFile("kpageflags", str(tmp_path))
+    return KpageFile("kpageflags", Host(str(tmp_path)))
 
 
 def words_of(pfns: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:

@@ -9,11 +9,11 @@ import pytest
 from memlens.kernel.maps import parse_maps
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.procfs import Meter
 from memlens.pages.classes import PageClass
 from memlens.residency.onepage import PageLook
 from memlens.residency.places import WalkedPage
 from memlens.residency.steps import page_notes
+from memlens.scan.machine import Machine
 
 (MAPPING,) = parse_maps(b"00400000-00401000 r--s 00000000 00:2a 131 /m/file\n")
 LookOf = Callable[..., PageLook]
@@ -22,11 +22,12 @@ LookOf = Callable[..., PageLook]
 @pytest.fixture
 def look_of() -> Iterator[LookOf]:
     """Return a maker of looks that found a slot where the verdict is another one."""
-    with ProcessDir(os.getpid()) as process:
-        pagemap = Pagemap(process.open("pagemap"), 4096, Meter(), process.path)
+    machine = Machine()
+    with ProcessDir(os.getpid(), machine) as process:
+        pagemap = Pagemap(process.open("pagemap"), machine, process.path)
 
         def make(tries: int, *, slot: int = 5, is_same: bool = True) -> PageLook:
-            look = PageLook(process, pagemap, MAPPING.start, tries=tries)
+            look = PageLook(process, pagemap, MAPPING.start, machine, tries=tries)
             look.mapping, look.word, look.value = MAPPING, 0, int(PageClass.CACHED)
             look.walked = WalkedPage("swap", 0, slot)
             look.is_contradicted = is_same

@@ -7,6 +7,7 @@ import pytest
 
 from memlens.kernel.kpage import KpageFile
 from memlens.scan.frametable import ANSWER_LIMIT, FrameTable
+from memlens.scan.machine import Machine
 from memlens.scan.mapcounts import FrameSums, MapCounts
 from memlens.scan.pagetable import Frames
 
@@ -16,7 +17,7 @@ ZONE = "Node 0, zone DMA\n  spanned {pages}\n  start_pfn: 0\n"
 def make(path: Path, words: list[int], pages: int) -> KpageFile:
     (path / "kpagecount").write_bytes(np.array(words, np.uint64).tobytes())
     (path / "zoneinfo").write_text(ZONE.format(pages=pages))
-    return KpageFile("kpagecount", str(path))
+    return KpageFile("kpagecount", Machine(str(path)))
 
 
 @pytest.mark.parametrize("pages", [0, 3, 100_000])
@@ -57,7 +58,7 @@ def frames(pfns: list[int], is_alone: list[bool]) -> Frames:
 
 
 def sum_up(file: KpageFile, found: Frames) -> FrameSums:
-    counts = MapCounts(file)
+    counts = MapCounts(file, Machine())
     counts.add(7, found)
     return counts.sums()[7]
 
@@ -81,5 +82,5 @@ def test_the_page_table_and_the_counts_give_one_answer(tmp_path: Path) -> None:
 def test_what_is_mapped_once_is_not_asked_about(tmp_path: Path) -> None:
     with make(tmp_path, [9, 9, 9, 9, 9], 5) as file:
         sums = sum_up(file, frames([0, 1, 2, 3, 4], [True] * 5))
-        assert file.meter.read_bytes == 0
+        assert file.host.meter.read_bytes == 0
     assert sums == (5, 5.0, 5, 3)

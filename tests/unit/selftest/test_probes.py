@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
-from memlens.kernel.features import SWITCHES, read_disabled
+from memlens.kernel.procfs import SWITCHES, read_disabled
+from memlens.scan.machine import Machine
 from memlens.selftest.probe_ground import (
     CAPABILITIES,
     Ground,
@@ -25,7 +26,7 @@ NOBODY = Reader(65534, (), True, True, False)
 
 
 def ground(*disabled: str) -> Ground:
-    return Ground("/proc", "/proc/self", 4096, NOBODY, frozenset(disabled))
+    return Ground(Machine(disabled=frozenset(disabled)), "/proc/self", NOBODY)
 
 
 def run(ask: Callable[[Ground], str], *disabled: str) -> Probe:
@@ -129,7 +130,7 @@ def test_nothing_is_left_behind() -> None:
 def test_a_child_obeys_and_ends() -> None:
     place = ground()
     with place.pages(1, is_shared=True) as pages:
-        with Child(pages, "/proc", 0) as child:
+        with Child(pages, Machine(), 0) as child:
             pid = child.pid
             assert child.tell(b"w") == str(pid)
             assert pages.memory[0] == 1
@@ -141,7 +142,7 @@ def test_a_child_that_cannot_says_so() -> None:
     with (
         place.pages(1) as pages,
         # It looks itself up in a place where nobody is.
-        Child(pages, "/nowhere", 0) as child,
+        Child(pages, Machine("/nowhere"), 0) as child,
         pytest.raises(MemlensError, match="child"),
     ):
         child.tell(b"w")

@@ -9,6 +9,7 @@ from memlens.kernel.swaps import Swap, SwapArea
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
 from memlens.scan.facts import ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.shm.records import Holder, SharedObject, split_objects
 from memlens.swap.areas import area_rows
 from memlens.swap.ledger import _process_rows
@@ -62,7 +63,7 @@ def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
         12: 2,
         13: 1,
     }
-    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
+    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {}, Machine())}
     assert [(rows[pid].own_pages, rows[pid].freed_on_exit_pages) for pid in (1, 2)] == [
         (3, 1),
         (3, 1),
@@ -74,7 +75,7 @@ def test_slots_that_a_process_unseen_may_hold_are_freed_by_nobody_known() -> Non
     """What another process that was seen holds as well is not freed in any case."""
     processes = [make_facts(1, [10, 11]), make_facts(2, [11]), make_facts(3, [])]
     slots = count_slots(processes, CachedSlots(), may_miss_holders=True)
-    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
+    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {}, Machine())}
     assert {pid: row.freed_on_exit_pages for pid, row in rows.items()} == {1: None, 2: 0}
     (note,) = slots.notes()
     assert "not known of 1 process:" in note
@@ -117,7 +118,7 @@ def test_a_slot_in_a_page_table_and_in_ram_counts_once_and_is_freed_by_neither()
     processes = [make_facts(1, [10, 11]), make_facts(2, [])]
     slots = count_slots(processes, cached_slots(p2=[10, 12]))
     assert (len(slots.private), slots.count_cached()) == (2, 1)
-    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {})}
+    rows = {row.pid: row for row in _process_rows(processes, slots, {}, {}, Machine())}
     assert [(r.own_pages, r.cache_pages, r.freed_on_exit_pages) for r in rows.values()] == [
         (2, 0, 1),
         (0, 2, 1),
@@ -149,7 +150,7 @@ def test_areas_whose_number_is_not_known_have_none(tmp_path: Path) -> None:
 
     def rows(*slots: int) -> list[tuple[int | None, int | None]]:
         private = np.array(slots, np.uint64)
-        found = area_rows(swap, private, [], str(tmp_path))
+        found = area_rows(swap, private, [], Machine(str(tmp_path)))
         return [(row.area, row.private_pages) for row in found]
 
     assert rows(32, 64, 34) == [(0, 2), (2, 1)]

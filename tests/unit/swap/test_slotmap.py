@@ -6,6 +6,7 @@ import pytest
 from memlens.pages.runs import EMPTY
 from memlens.pages.slotruns import SlotRuns
 from memlens.scan.facts import ProcessFacts
+from memlens.scan.machine import Machine
 from memlens.shm.records import SharedObject
 from memlens.swap.records import SlotMap
 from memlens.swap.slotmap import confirm_claims, make_slot_map
@@ -31,7 +32,7 @@ def shared(name: str, *runs: tuple[int, int, int, int]) -> SharedObject:
 
 
 def slot_map(processes: list[ProcessFacts], objects: list[SharedObject]) -> SlotMap:
-    return make_slot_map(processes, objects, is_walked=True, proc=NO_PROC)
+    return make_slot_map(processes, objects, Machine(NO_PROC), is_walked=True)
 
 
 def test_every_slot_has_its_owner_and_stretches_are_counted() -> None:
@@ -102,9 +103,9 @@ def test_slots_of_pages_in_ram_are_named_as_those_of_their_process() -> None:
     found = make_slot_map(
         [process(7, (0, 1), (0, 2)), process(8)],
         [],
+        Machine(NO_PROC),
         cached=CachedSlots(words=words),
         is_walked=True,
-        proc=NO_PROC,
     )
     rows = [(o.pid, o.pages, o.also_held_pages) for o in found.owners]
     assert rows == [(7, 2, 1), (8, 1, 0)]
