@@ -6,8 +6,8 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
@@ -42,6 +42,8 @@ _T = TypeVar("_T")
 
 def write_record(name: str, item: Any) -> None:
     """Write a result of the library to docs/examples."""
+    if isinstance(item, ProcessMap):
+        item = replace(item, mappings=tuple(item.mappings))
     text = json.dumps(asdict(item), default=_plain, indent=1)
     # Runs of numbers on one line each.
     text = re.sub(r"\[\s+([-\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
@@ -67,8 +69,9 @@ def rebuild(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         (kind,) = (argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else rebuild(kind, value)
-    if origin is tuple:
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+    if origin in (tuple, Sequence):
+        is_alike = origin is Sequence or arguments[-1] is Ellipsis
+        kinds = arguments[:1] * len(value) if is_alike else arguments
         return tuple(rebuild(*pair) for pair in zip(kinds, value, strict=True))
     if origin is np.ndarray:
         return np.array(value, typing.get_args(arguments[1])[0])

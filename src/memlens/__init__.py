@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         HugeResult,
     )
     from memlens.report import Cost, Missed
-    from memlens.residency.capture import map_process
+    from memlens.residency.capture import map_process, map_processes
     from memlens.residency.records import (
         Kernel,
         MappingPages,
@@ -107,6 +107,7 @@ _HOMES = {
     "list_shared_memory": "shm.inventory",
     "map_huge": "physical.huge",
     "map_process": "residency.capture",
+    "map_processes": "residency.capture",
     "probe_features": "selftest.probes",
     "read_cgroup": "physical.cgroup",
     "read_sharing": "sharing.frames",
@@ -162,6 +163,7 @@ __all__ = [
     "list_shared_memory",
     "map_huge",
     "map_process",
+    "map_processes",
     "probe_features",
     "read_cgroup",
     "read_sharing",

@@ -46,6 +46,9 @@ class PlainObject:
     def size_pages(self) -> int:
         return len(self.rows)
 
+    def allocated_pages(self) -> int:
+        return sum(row[3] or row[4] for row in self.rows)
+
     def is_quiet(self) -> bool:
         return True
 

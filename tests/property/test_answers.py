@@ -120,7 +120,7 @@ class PlainWalking(Walking):
     def is_usable(self) -> bool:
         return True
 
-    def _has_swap(self) -> bool:
+    def has_swap(self) -> bool:
         return True
 
     def walk_fd(self, fd: int, first: int, stop: int, name: str) -> CacheRecords | None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memlens.kernel.maps import Mapping
+from memlens.kernel.mapstable import table_of as maps_table_of
 from memlens.kernel.pagemap import (
     PAGE_IS_PFNZERO,
     PAGE_IS_PRESENT,
@@ -25,9 +26,10 @@ from memlens.kernel.pagemap import (
 from memlens.kernel.procfs import Meter
 from memlens.objects.opener import ANONYMOUS, VANISHED, ObjectFacts
 from memlens.pages.classes import Entry, PageClass, Reason
-from memlens.pages.runs import decode_runs
+from memlens.pages.parts import part_of
+from memlens.pages.runs import Runs, decode_runs
 from memlens.residency.entries import PageTable
-from memlens.residency.judge import Batch, MappingReader, Span, batches
+from memlens.residency.judge import Batch, MappingReader, Spans, batches, find_facts
 from memlens.residency.totals import Settler
 from memlens.residency.walk import Walking
 from tests.property.plainobject import SHMEM, PlainMachine, PlainObject
@@ -192,9 +194,9 @@ def reader_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> Mappin
     )
 
 
-def build(plain: list[Plain]) -> tuple[PlainPagemap, list[Span]]:
+def build(plain: list[Plain]) -> tuple[PlainPagemap, list[Mapping]]:
     pages: dict[int, str] = {}
-    spans = []
+    mappings = []
     address = 100
     for one in plain:
         address += one.gap
@@ -205,9 +207,25 @@ def build(plain: list[Plain]) -> tuple[PlainPagemap, list[Span]]:
         mapping = Mapping(
             address * SIZE, stop * SIZE, "rw-s" if number else "rw-p", offset, "0:1", number, ""
         )
-        spans.append(Span(mapping, 0, len(one.words)))
+        mappings.append(mapping)
         address = stop
-    return PlainPagemap(pages), spans
+    return PlainPagemap(pages), mappings
+
+
+def spans_of(mappings: list[Mapping]) -> Spans:
+    table = maps_table_of(mappings)
+    pages = [(mapping.stop - mapping.start) // SIZE for mapping in mappings]
+    return Spans(table, np.zeros(len(pages), np.int64), np.array(pages, np.int64))
+
+
+def batch_of(reader: MappingReader, mappings: list[Mapping]) -> Batch:
+    spans = spans_of(mappings)
+    return Batch(reader, spans, find_facts(reader.opener, spans.mappings))
+
+
+def read(batch: Batch) -> list[Runs]:
+    runs, edges = batch.read()
+    return [part_of(runs, low, high) for low, high in pairwise(edges.tolist())]
 
 
 def class_of(one: Plain, page: int, states: list[list[str]]) -> PageClass:
@@ -226,15 +244,15 @@ def class_of(one: Plain, page: int, states: list[list[str]]) -> PageClass:
 def test_a_batch_equals_one_page_at_a_time(
     use_scan: bool, plain: list[Plain], states: list[list[str]]
 ) -> None:
-    pagemap, spans = build(plain)
+    pagemap, mappings = build(plain)
     opener = PlainOpener(states)
     reader = reader_of(pagemap, opener, use_scan=use_scan)
-    batch = Batch(reader, spans, [opener.facts(span.mapping) for span in spans])
-    for span, one, verdicts in zip(spans, plain, batch.read(), strict=True):
+    batch = batch_of(reader, mappings)
+    for mapping, one, runs in zip(mappings, plain, read(batch), strict=True):
         expected = [class_of(one, page, states) for page in range(len(one.words))]
-        assert decode_runs(verdicts.runs, len(one.words), fill=255).tolist() == expected
-        alone = reader.read(span.mapping, 0, len(one.words))
-        assert list(alone.runs) == list(verdicts.runs)
+        assert decode_runs(runs, len(one.words), fill=255).tolist() == expected
+        alone = reader.read(mapping, 0, len(one.words))
+        assert list(alone.runs) == list(runs)
 
 
 @given(plain=mappings_of(few_words), states=objects, data=st.data())
@@ -242,7 +260,7 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
     plain: list[Plain], states: list[list[str]], data: st.DataObject
 ) -> None:
     """The page table changes while the objects are asked."""
-    pagemap, spans = build(plain)
+    pagemap, mappings = build(plain)
     later = [[data.draw(st.sampled_from(["empty", "written"])) for _ in p.words] for p in plain]
     opener = PlainOpener(states)
     reader = reader_of(pagemap, opener, use_scan=True)
@@ -250,9 +268,9 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
         [replace(one, words=words) for one, words in zip(plain, later, strict=True)]
     )
     opener.on_open = lambda: setattr(pagemap, "pages", after.pages)
-    batch = Batch(reader, spans, [opener.facts(span.mapping) for span in spans])
-    for one, words, verdicts in zip(plain, later, batch.read(), strict=True):
-        found = decode_runs(verdicts.runs, len(words), fill=255).tolist()
+    batch = batch_of(reader, mappings)
+    for one, words, runs in zip(plain, later, read(batch), strict=True):
+        found = decode_runs(runs, len(words), fill=255).tolist()
         for page, (was, now) in enumerate(zip(one.words, words, strict=True)):
             is_moved = one.object is not None and was == "empty" and now == "written"
             wanted = PageClass.PRESENT if is_moved else class_of(one, page, states)
@@ -261,10 +279,10 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
 
 @given(plain=mappings_of(few_words), states=objects)
 def test_each_object_is_opened_once(plain: list[Plain], states: list[list[str]]) -> None:
-    pagemap, spans = build(plain)
+    pagemap, mappings = build(plain)
     opener = PlainOpener(states)
     reader = reader_of(pagemap, opener, use_scan=True)
-    list(Batch(reader, spans, [opener.facts(span.mapping) for span in spans]).read())
+    batch_of(reader, mappings).read()
     assert len(opener.opened) == len(set(opener.opened))
 
 
@@ -273,19 +291,19 @@ def test_a_mapping_that_vanished_takes_no_other_with_it(
     plain: list[Plain], states: list[list[str]], data: st.DataObject
 ) -> None:
     """Another mapping of the same object opens it; with none left all of it is unknown."""
-    pagemap, spans = build(plain)
-    starts = [span.mapping.start for span in spans]
+    pagemap, mappings = build(plain)
+    starts = [mapping.start for mapping in mappings]
     gone = data.draw(st.frozensets(st.sampled_from(starts)))
     opener = PlainOpener(states, gone)
     reader = reader_of(pagemap, opener, use_scan=True)
-    batch = Batch(reader, spans, [opener.facts(span.mapping) for span in spans])
+    batch = batch_of(reader, mappings)
     asking = {
-        span.mapping.inode
-        for span, one in zip(spans, plain, strict=True)
-        if "empty" in one.words and span.mapping.start not in gone
+        mapping.inode
+        for mapping, one in zip(mappings, plain, strict=True)
+        if "empty" in one.words and mapping.start not in gone
     }
-    for one, verdicts in zip(plain, batch.read(), strict=True):
-        found = decode_runs(verdicts.runs, len(one.words), fill=255).tolist()
+    for one, runs in zip(plain, read(batch), strict=True):
+        found = decode_runs(runs, len(one.words), fill=255).tolist()
         for page, value in enumerate(found):
             is_lost = (
                 one.words[page] == "empty"
@@ -294,21 +312,21 @@ def test_a_mapping_that_vanished_takes_no_other_with_it(
             )
             wanted = Reason.NOT_OPENED if is_lost else class_of(one, page, states)
             assert value == wanted
-        assert not verdicts.refusal or verdicts.refusal == VANISHED
+        assert set(batch.refusals.values()) <= {VANISHED}
 
 
 @given(plain=mappings_of(few_words), states=objects, polls=st.integers(0, 6))
 def test_a_batch_that_is_stopped_says_what_it_has(
     plain: list[Plain], states: list[list[str]], polls: int
 ) -> None:
-    pagemap, spans = build(plain)
+    pagemap, mappings = build(plain)
     opener = PlainOpener(states)
     count = iter(range(1000))
     reader = reader_of(pagemap, opener, use_scan=True, should_stop=lambda: next(count) >= polls)
-    batch = Batch(reader, spans, [opener.facts(span.mapping) for span in spans])
+    batch = batch_of(reader, mappings)
     has_stopped = False
-    for one, verdicts in zip(plain, batch.read(), strict=True):
-        for page, value in enumerate(decode_runs(verdicts.runs, len(one.words), fill=255)):
+    for one, runs in zip(plain, read(batch), strict=True):
+        for page, value in enumerate(decode_runs(runs, len(one.words), fill=255)):
             has_stopped |= value == Reason.STOPPED
             assert value in (Reason.STOPPED, class_of(one, page, states))
     assert batch.is_stopped or not has_stopped
@@ -344,8 +362,8 @@ def test_crumbs_equal_one_page_at_a_time(
     page: int,
 ) -> None:
     """Whether windows are read already, and the object is asked first, or not yet."""
-    pagemap, [span] = build([Plain(0, words, 0, page)])
-    mapping = replace_permissions(span.mapping, permissions)
+    pagemap, [mapping] = build([Plain(0, words, 0, page)])
+    mapping = replace_permissions(mapping, permissions)
     reader = reader_of(pagemap, PlainOpener([states]), use_scan=use_scan)
     reader.table.is_crumbled = is_crumbled
     verdicts = reader.read(mapping, 0, len(words))
@@ -365,12 +383,12 @@ def replace_permissions(mapping: Mapping, permissions: str) -> Mapping:
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 1 << 17)), max_size=20))
 def test_lines_that_overlap_are_in_batches_of_their_own(rows: list[tuple[int, int]]) -> None:
     """Mappings that are joined while maps is read come twice, as they were and as they are."""
-    spans = [
-        Span(Mapping(start * SIZE, (start + pages) * SIZE, "rw-p", 0, "00:00", 0, ""), 0, pages)
+    mappings = [
+        Mapping(start * SIZE, (start + pages) * SIZE, "rw-p", 0, "00:00", 0, "")
         for start, pages in rows
     ]
-    found = list(batches(spans))
-    assert [span for batch in found for span in batch] == spans
+    found = list(batches(spans_of(mappings)))
+    assert [mapping for batch in found for mapping in batch.mappings] == mappings
     for batch in found:
-        assert all(one.mapping.stop <= other.mapping.start for one, other in pairwise(batch))
-        assert len(batch) == 1 or sum(span.stop for span in batch) <= 1 << 18
+        assert all(one.stop <= other.start for one, other in pairwise(batch.mappings))
+        assert len(batch) == 1 or batch.pages.sum() <= 1 << 18

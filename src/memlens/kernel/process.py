@@ -148,6 +148,22 @@ class ProcessDir:
         self.host.meter.add(len(raw), 0.0)
         return raw
 
+    def read_open(self, fd: int, name: str) -> bytes:
+        """
+        Return the next piece of an open file of the process, nothing at its end.
+
+        :param name: of the file.
+        :raises MemlensError: as ``raise_errno`` tells.
+        """
+        try:
+            raw = self.host.meter.time(lambda: os.read(fd, 1 << 14))
+        except OSError as error:
+            raise_errno(
+                error, f"cannot read {name} of process {self.pid}", f"{self.path}/{name}"
+            )
+        self.host.meter.add(len(raw), 0.0)
+        return raw
+
     def read_maps(self) -> list[Mapping]:
         """Return the mappings now."""
         return parse_maps(self.read("maps"), f"{self.path}/maps")

@@ -75,17 +75,23 @@ class Opener:
     Opens the objects of one process.
 
     :param process: whose mappings they are.
+    :param known: what objects are that others opened within this scan, shared with them.
 
     ``has_map_files`` turns False when map_files refuses.
     """
 
-    def __init__(self, process: ProcessDir) -> None:
+    def __init__(
+        self,
+        process: ProcessDir,
+        known: dict[tuple[str, int, str], ObjectFacts] | None = None,
+    ) -> None:
         self.process = process
         self.meter = process.host.meter
         self.has_map_files = "map_files" not in process.host.disabled
         self._refusal = "map_files is switched off"
         self._mount_table: MountTable | None = None
         self._facts: dict[tuple[str, int, str], ObjectFacts] = {}
+        self._known = self._facts if known is None else known
         self._fds: dict[tuple[int, int], str] | None = None
         self.leases = Leases(process.host)
 
@@ -101,13 +107,18 @@ class Opener:
             # In-kernel files without an inode number, as old anon_inodes, start with a slash.
             return SPECIAL if name in KERNEL_NAMES or name.startswith("/") else ANONYMOUS
         key = (mapping.device, mapping.inode, mapping.path)
-        known = self._facts.get(key)
+        known = self._known.get(key) or self._facts.get(key)
         if known is None:
             known = self._look(mapping)
             # What vanished may be another process's moment: the next look is a new one.
             if known.refusal not in (VANISHED, REPLACED):
-                self._facts[key] = known
+                # Why it may not be opened depends on whose mapping it is.
+                (self._facts if known.refusal else self._known)[key] = known
         return known
+
+    def know(self, place: tuple[str, int, str], facts: ObjectFacts) -> None:
+        """Take what an object is from who knows that by its device, inode and path."""
+        self._facts[place] = facts
 
     def open(self, mapping: Mapping) -> Backing | str:
         """
@@ -285,6 +296,7 @@ def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:
     return ObjectFacts(_KINDS.get(magic, "file"))
 
 
+@lru_cache(maxsize=256)
 def device_number(device: str) -> int:
     """
     Return ``st_dev`` of a device as maps prints it.
@@ -379,6 +391,7 @@ def _list_huge_sizes() -> list[str]:
 
 
 ANONYMOUS = ObjectFacts("anonymous")
+SHMEM = ObjectFacts("shmem")
 SPECIAL = ObjectFacts("special", "memory of the kernel")
 VANISHED = "the mapping vanished"
 REPLACED = "another object is mapped there now"

@@ -85,13 +85,7 @@ def concat_runs(parts: Sequence[Runs]) -> Runs:
         return EMPTY
     if len(parts) == 1:
         return parts[0]
-    return merge_runs(
-        Runs(
-            np.concatenate([part.first for part in parts]),
-            np.concatenate([part.pages for part in parts]),
-            np.concatenate([part.value for part in parts]),
-        )
-    )
+    return merge_runs(join_runs(parts))
 
 
 def sort_runs(runs: Runs) -> Runs:
@@ -264,6 +258,17 @@ def pick_runs(
     begin = np.maximum(runs.first[index], first[number])
     end = np.minimum(runs.stop[index], stop[number])
     return number, Runs(begin, end - begin, runs.value[index])
+
+
+def join_runs(parts: Sequence[Runs]) -> Runs:
+    """Put runs behind each other as they are; nothing is joined where they touch."""
+    if len(parts) == 1:
+        return parts[0]
+    return Runs(
+        np.concatenate([part.first for part in parts]),
+        np.concatenate([part.pages for part in parts]),
+        np.concatenate([part.value for part in parts]),
+    )
 
 
 def window_runs(runs: Runs, gap: int) -> list[tuple[int, int]]:

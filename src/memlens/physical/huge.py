@@ -18,7 +18,9 @@ from memlens.kernel.maps import Mapping, MappingFigures
 from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO, Pagemap
 from memlens.kernel.process import PF_KTHREAD, ProcessDir, parse_stat
 from memlens.kernel.procfs import read_file
+from memlens.kernel.smapstable import SmapsTable, read_smaps_table
 from memlens.kernel.zoneinfo import read_node_ranges, read_pmd_order
+from memlens.pages.arrays import join_ranges
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE
 from memlens.pages.folios import (
@@ -26,18 +28,24 @@ from memlens.pages.folios import (
     ANON,
     FILE,
     HugePages,
-    HugeTally,
     find_cut,
     join_huge,
     select_huge,
 )
-from memlens.physical.hugepages import SpecialPages, SpecialReader
-from memlens.physical.records import HugeFigures, HugeMapping, HugeProcess, HugeResult
+from memlens.physical.hugepages import HugeRows, SpecialPages, SpecialReader, new_figures
+from memlens.physical.records import HugeFigures, HugeProcess, HugeResult
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import KERNEL_HALF, Window, read_windows
 
 _PMD_FIGURES = {ANON: ("AnonHugePages",), FILE: ("ShmemPmdMapped", "FilePmdMapped")}
 _HUGETLB_FIGURES = ("Private_Hugetlb", "Shared_Hugetlb")
+_FIGURES = (
+    *("KernelPageSize", "Rss", "Anonymous"),
+    *(*_PMD_FIGURES[ANON], *_PMD_FIGURES[FILE], *_HUGETLB_FIGURES),
+)
+
+# Of larger mappings all is read at once, not first whether there is anything special.
+_LARGE_PAGES = 1 << 13
 _NO_SCAN = (
     "zero pages of mappings without other memory are not counted: that needs PAGEMAP_SCAN"
 )
@@ -148,8 +156,7 @@ class HugeReader:
 
     def new_figures(self) -> HugeFigures:
         """Return figures that are all 0."""
-        blocks = {order: np.zeros(2, np.int64) for order in self.block_orders}
-        return HugeFigures(HugeTally(blocks=blocks))
+        return new_figures(self.block_orders)
 
     def count_ksm_frames(self) -> int:
         """Return how many distinct frames of KSM were met."""
@@ -162,26 +169,65 @@ class HugeReader:
         :raises MemlensError: as the reads give it.
         """
         with ProcessDir(pid, self.machine) as directory:
-            figures, mappings = self.new_figures(), []
             try:
                 with self._open_pages(directory) as pages:
-                    for row in directory.read_smaps():
-                        found = self._read_mapping(pages, row)
-                        figures.add(found)
-                        where = row.mapping
-                        mappings.append(
-                            HugeMapping(
-                                where.start, where.stop, where.permissions, where.path, found
-                            )
-                        )
+                    mappings = self._read_mappings(pages, directory)
             except EOFError:
                 raise directory.gone_error() from None
             name, profit = directory.stat.name, _read_ksm_profit(directory)
-        return HugeProcess(pid, name, tuple(mappings), figures, profit)
+        return HugeProcess(pid, name, mappings, mappings.sum(), profit)
 
     def _open_pages(self, directory: ProcessDir) -> SpecialReader:
         has_flags = self.flags is not None
         return SpecialReader(directory, self.machine, has_flags=has_flags)
+
+    def _read_mappings(self, pages: SpecialReader, directory: ProcessDir) -> HugeRows:
+        """Return all mappings; those that hold nothing special are not read one by one."""
+        smaps = read_smaps_table(directory, _FIGURES)
+        maps, size = smaps.maps, smaps.size_bytes
+        page = self.page_size_bytes
+        is_open = np.array([mode[:3] != "---" for mode in maps.modes], bool)[maps.mode]
+        is_user = maps.start < np.uint64(KERNEL_HALF)
+        is_counted = (size["Rss"] > 0) & is_open & is_user
+        anon = np.where(is_counted, size["Anonymous"] // page, 0)
+        rss = np.where(is_counted, size["Rss"] // page, 0)
+        special = {}
+        is_special = self._find_special(pages, smaps, is_counted) & is_user
+        for row in np.flatnonzero(is_special).tolist():
+            figures = {name: int(column[row]) for name, column in size.items()}
+            found = self._read_mapping(pages, MappingFigures(maps[row], figures))
+            special[row] = found
+        return HugeRows(maps, anon, rss - anon, self.block_orders, special)
+
+    def _find_special(
+        self, pages: SpecialReader, smaps: SmapsTable, is_counted: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Return which mappings have, or may have, more than anonymous and file pages."""
+        page = np.uint64(self.page_size_bytes)
+        first = (smaps.maps.start // page).astype(np.int64)
+        stop = (smaps.maps.stop // page).astype(np.int64)
+        is_special = np.zeros(len(first), bool)
+        for name in (*_HUGETLB_FIGURES, *_PMD_FIGURES[ANON], *_PMD_FIGURES[FILE]):
+            is_special |= smaps.size_bytes[name] > 0
+        is_user = smaps.maps.start < np.uint64(KERNEL_HALF)
+        if self.use_scan:
+            # Zero pages are in no Rss.
+            ranges = zip(first[is_user].tolist(), stop[is_user].tolist(), strict=True)
+            for low, high in join_ranges(ranges):
+                for regions in pages.pagemap.scan(low, high - low, PAGE_IS_PFNZERO, 0):
+                    begin, end = (regions[:, :2] // page).astype(np.int64).T
+                    steps = np.zeros(len(first) + 1, np.int64)
+                    np.add.at(steps, np.searchsorted(stop, begin, side="right"), 1)
+                    np.add.at(steps, np.searchsorted(first, end), -1)
+                    is_special |= np.cumsum(steps[:-1]) > 0
+        if self.flags is None:
+            return is_special
+        # To look twice at a large one would cost more than its figures.
+        is_large = stop - first > _LARGE_PAGES
+        asked = np.flatnonzero(is_counted & ~is_special & ~is_large)
+        found = pages.find_special(first[asked], stop[asked])
+        is_special[asked[found]] = True
+        return is_special | (is_counted & is_large)
 
     def _read_mapping(self, pages: SpecialReader, row: MappingFigures) -> HugeFigures:
         found, where = self.new_figures(), row.mapping

@@ -1,5 +1,6 @@
 """Records of ``memlens flags``, ``huge``, ``cgroup`` and ``files``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ class HugeProcess:
 
     pid: int
     name: str
-    mappings: tuple[HugeMapping, ...]
+    mappings: Sequence[HugeMapping]
     figures: HugeFigures
     ksm_profit_bytes: int | None
 

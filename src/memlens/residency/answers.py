@@ -22,6 +22,8 @@ from memlens.pages.runs import (
     concat_runs,
     decode_runs,
     encode_runs,
+    fill_runs,
+    merge_runs,
     one_run,
     replace_runs,
     select_runs,
@@ -37,6 +39,9 @@ PIECE = 1 << 16
 
 # cachestat confirms what mincore and SEEK_DATA said in blocks of this many pages.
 _BLOCK = 512
+
+# An object is sparse if it holds fewer pages than one in so many, and no more than this.
+_SPARSE, _SPARSE_MOST = 16, 1 << 20
 
 # Looks at contradictory evidence before it is called changing.
 TRIES = 4
@@ -151,6 +156,32 @@ class ObjectReader:
             return values
         return settle_preallocated(self.backing, values)
 
+    def count_sparse(self, stop: int) -> int | None:
+        """
+        Return how many pages a sparse object holds, in RAM or on swap.
+
+        None if it is not sparse, ends before page ``stop``, or cannot be asked.
+        """
+        pages, held = self.backing.size_pages(), self.backing.allocated_pages()
+        is_sparse = held <= min(pages // _SPARSE, _SPARSE_MOST) and self.is_honest
+        return held if is_sparse and stop <= pages else None
+
+    def is_within(self, first: int, stop: int) -> bool:
+        """Return whether a range is all of the object."""
+        return first == 0 and stop == self.backing.size_pages()
+
+    def walked_verdicts(self, first: int, stop: int) -> Runs | None:
+        """Return what the walk says of pages inside the object, None if it does not."""
+        if self.walk is None:
+            return None
+        evidence = self.walk.walk(first, stop)
+        if evidence is None:
+            return None
+        verdicts, is_odd = object_verdicts(self.backing.kind)
+        if is_odd[evidence.value].any():
+            return None
+        return merge_runs(Runs(evidence.first, evidence.pages, verdicts[evidence.value]))
+
     def is_without_swap(self) -> bool:
         """Return whether one call proves that no page of a shmem object is on swap."""
         # Asked about all there can be: some may lie beyond its end.
@@ -257,14 +288,30 @@ class ObjectReader:
             if self.has_cachestat:
                 return self._halve(first, stop, extents)
             return self._pieces(first, stop, extents)
-        parts: list[Runs] = []
         known = _NO_EXTENTS if extents is None else extents
+        settled = self._by_sum(first, stop, known)
+        if settled is not None:
+            return [settled]
+        parts: list[Runs] = []
         for begin, end, is_gap in split_gaps(first, stop, known, PIECE):
             if is_gap and self.has_cachestat:
                 parts.extend(self._halve(begin, end, extents))
             else:
                 parts.extend(self._pieces(begin, end, extents))
         return parts
+
+    def _by_sum(self, first: int, stop: int, extents: NDArray[np.int64]) -> Runs | None:
+        """Return what one sum proves: all of a shmem object's data is in the page cache."""
+        if self.backing.kind != "shmem" or not self.has_cachestat:
+            return None
+        held, data = self.backing.allocated_pages(), extents[:, 1] - extents[:, 0]
+        cached, evicted = self.backing.cachestat(first, stop - first)
+        # As many pages would be there if one left and another came.
+        is_same = held == self.backing.allocated_pages()
+        if evicted or cached != int(data.sum()) or not is_same:
+            return None
+        value = np.full(len(extents), _CACHE | _DATA, np.uint8)
+        return fill_runs(Runs(extents[:, 0], data, value), first, stop, _NEITHER | _HOLE)
 
     def _extents(self, first: int, stop: int) -> NDArray[np.int64] | None:
         """Return where there is data, None if that cannot be asked."""

@@ -6,22 +6,25 @@ The order of reads for one process; what changed meanwhile is read again.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.errors import ProcessGone
+from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
-from memlens.kernel.maps import Mapping, parse_maps
+from memlens.kernel.maps import Mapping
+from memlens.kernel.mapstable import MapsTable, overlaps, parse_maps_table
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange, read_node_ranges
-from memlens.objects.opener import ObjectFacts
+from memlens.objects.opener import ANONYMOUS, ObjectFacts
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.classes import PageClass, Reason
+from memlens.pages.parts import part_of
 from memlens.pages.runs import (
+    EMPTY,
     RunJoiner,
     Runs,
     clip_runs,
@@ -33,9 +36,27 @@ from memlens.pages.runs import (
     window_runs,
 )
 from memlens.pages.slotruns import concat_slots
-from memlens.residency.judge import Batch, MappingReader, Span, batches, is_plain, make_reader
+from memlens.residency.judge import (
+    Batch,
+    MappingReader,
+    Spans,
+    are_plain,
+    batches,
+    find_facts,
+    make_reader,
+)
 from memlens.residency.places import mapping_slots
-from memlens.residency.records import Kernel, MappingPages, Process, ProcessMap, UnknownRun
+from memlens.residency.records import (
+    Kernel,
+    MappingPages,
+    MappingRows,
+    Process,
+    ProcessMap,
+    UnknownRun,
+    join_rows,
+    with_rows,
+)
+from memlens.residency.sharedanswers import SharedAnswers
 from memlens.residency.verdicts import Verdicts, explain_unknown, object_label, without_object
 from memlens.scan.machine import Machine, Progress, Stopped
 
@@ -83,6 +104,46 @@ def map_process(
     Each verdict was true at some moment of the scan, not all at one moment.
     """
     machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    return _map(pid, start, stop, words, machine)
+
+
+def map_processes(
+    pids: Iterable[int], *, proc: str = "/proc", should_stop: Callable[[], bool] | None = None
+) -> Iterator[ProcessMap | MemlensError]:
+    """
+    Yield where every page of each process is, or why that cannot be told.
+
+    >>> import os
+    >>> [result.process.pid == os.getpid() for result in map_processes([os.getpid()])]
+    [True]
+
+    :param pids: processes, as ``proc`` numbers them.
+    :param proc: root of the /proc to read.
+    :param should_stop: asked between pieces; True ends the scan.
+    :raises ValueError: if MEMLENS_DISABLE is malformed.
+
+    As ``map_process`` of each, but an object is asked once a second for all that map it.
+    """
+    shared = SharedAnswers()
+    for pid in pids:
+        # What a map costs is counted for each.
+        machine = Machine(proc, should_stop=should_stop)
+        if machine.is_over():
+            return
+        try:
+            yield _map(pid, None, None, False, machine, shared)
+        except MemlensError as error:
+            yield error
+
+
+def _map(
+    pid: int,
+    start: int | None,
+    stop: int | None,
+    words: bool,
+    machine: Machine,
+    shared: SharedAnswers | None = None,
+) -> ProcessMap:
     size = machine.page_size_bytes
     low, high = (start or 0) // size, -(-(stop if stop is not None else 1 << 64) // size)
     if low >= high:
@@ -91,7 +152,7 @@ def map_process(
         # Before the mappings: a program executed in between leaves this table empty.
         pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
         try:
-            capture = _Capture(process, pagemap, words, machine)
+            capture = _Capture(process, pagemap, words, machine, shared)
             return capture.run(low, high)
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
@@ -105,6 +166,7 @@ class _Capture:
     pagemap: Pagemap
     keep_words: bool
     machine: Machine
+    shared: SharedAnswers | None = None
     notes: list[str] = field(default_factory=list)
     is_complete: bool = True
     _done: int = 0
@@ -113,12 +175,18 @@ class _Capture:
     def run(self, low: int, high: int) -> ProcessMap:
         identity = self.process.identity(self.pagemap)
         reader = make_reader(
-            self.process, self.pagemap, self.machine, keep_words=self.keep_words
+            self.process,
+            self.pagemap,
+            self.machine,
+            keep_words=self.keep_words,
+            shared=self.shared,
         )
         reader.opener.leases.prefetch()
         try:
-            found = self._read_all(reader, low, high)
-            results = add_nodes(self.pagemap, found, self._nodes())
+            results = self._read_all(reader, low, high)
+            if nodes := self._nodes():
+                rows = add_nodes(self.pagemap, results, nodes)
+                results = replace(results, special=dict(enumerate(rows)))
         finally:
             reader.opener.leases.close()
             reader.close()
@@ -126,7 +194,7 @@ class _Capture:
             kernel=Kernel(os.uname().release, self.pagemap.page_size_bytes),
             process=Process(identity.pid, identity.name, identity.cmdline, identity.started_at),
             evidence=self._evidence(reader),
-            mappings=tuple(results),
+            mappings=results,
             cost=self.machine.cost(),
             is_complete=self.is_complete,
             notes=(*self.notes, *dict.fromkeys(reader.walking.notes)),
@@ -152,111 +220,135 @@ class _Capture:
             "pfns_visible": features.is_pfn_visible(),
         }
 
-    def _read_all(self, reader: MappingReader, low: int, high: int) -> list[MappingPages]:
+    def _read_all(self, reader: MappingReader, low: int, high: int) -> MappingRows:
         before = self.process.read("maps")
         wanted = self._parse(before)
-        kept: dict[Mapping, MappingPages] = {}
+        kept: list[MappingRows] = []
         for attempt in range(_ROUNDS):
             spans = self._spans(wanted, low, high)
-            self._total = self._done + sum(span.stop - span.first for span in spans)
-            for result, mapping in self._read_spans(reader, spans):
-                kept[mapping] = result
+            self._total = self._done + int(spans.pages.sum())
+            kept = [join_rows([*kept, *self._read_spans(reader, spans)])]
             if not self.is_complete:
                 break
             raw = self.process.read("maps")
             if raw == before:
                 break
             before = raw
-            self._check_alive(raw, kept)
-            wanted = self._changed(kept, self._parse(raw), is_last=attempt == _ROUNDS - 1)
-            if not wanted:
+            self._check_alive(raw, kept[0].maps)
+            now = self._parse(raw)
+            kept[0], wanted = self._changed(kept[0], now, is_last=attempt == _ROUNDS - 1)
+            if not len(wanted):
                 break
-        return sorted(kept.values(), key=lambda mapping: mapping.start)
+        return kept[0].sorted()
 
-    def _parse(self, raw: bytes) -> list[Mapping]:
-        return parse_maps(raw, f"{self.process.path}/maps")
+    def _parse(self, raw: bytes) -> MapsTable:
+        return parse_maps_table(raw, f"{self.process.path}/maps")
 
-    def _check_alive(self, raw: bytes, kept: Iterable[Mapping]) -> None:
+    def _check_alive(self, raw: bytes, kept: MapsTable) -> None:
         """Raise if the mappings are of no memory, or of another than the page table."""
-        for mapping in kept:
-            page = mapping.start // self.pagemap.page_size_bytes
+        if len(kept):
+            page = kept[0].start // self.pagemap.page_size_bytes
             if not raw or not len(self.pagemap.read_words(page, 1)):
                 raise self.process.gone_error()
-            return
 
     def _changed(
-        self, kept: dict[Mapping, MappingPages], now: list[Mapping], is_last: bool
-    ) -> list[Mapping]:
+        self, kept: MappingRows, now: MapsTable, is_last: bool
+    ) -> tuple[MappingRows, MapsTable]:
         """Drop mappings that are no more and return those that took their place."""
-        current = set(now)
-        gone = [mapping for mapping in kept if mapping not in current]
+        is_gone = now.find(kept.maps) < 0
+        gone = np.flatnonzero(is_gone).tolist()
+        what = "kept changing" if is_last else "changed or vanished"
+        self.notes += [f"{kept.maps[row].name} {what} during the scan" for row in gone]
         if is_last:
-            for mapping in gone:
-                self.notes.append(f"{mapping.name} kept changing during the scan")
-                kept[mapping] = without_object(kept[mapping])
-            return []
-        for mapping in gone:
-            self.notes.append(f"{mapping.name} changed or vanished during the scan")
-            del kept[mapping]
-        return [
-            mapping
-            for mapping in now
-            if mapping not in kept
-            and any(mapping.start < old.stop and old.start < mapping.stop for old in gone)
-        ]
+            return with_rows(kept, {row: without_object(kept[row]) for row in gone}), now.take(
+                slice(0)
+            )
+        lost = kept.maps.take(is_gone)
+        kept = kept.take(np.flatnonzero(~is_gone))
+        is_new = kept.maps.find(now) < 0
+        return kept, now.take(is_new & overlaps(now, lost))
 
-    def _spans(self, mappings: Iterable[Mapping], low: int, high: int) -> list[Span]:
-        size = self.pagemap.page_size_bytes
-        spans = []
-        for mapping in mappings:
-            base = mapping.start // size
-            first = max(low - base, 0)
-            stop = min(high - base, (mapping.stop - mapping.start) // size)
-            if first < stop:
-                spans.append(Span(mapping, first, stop))
-        return spans
+    def _spans(self, mappings: MapsTable, low: int, high: int) -> Spans:
+        size = np.uint64(self.pagemap.page_size_bytes)
+        base, end = (
+            (column // size).astype(np.int64) for column in (mappings.start, mappings.stop)
+        )
+        first = np.maximum(low - base, 0)
+        stop = np.minimum(high, end) - base
+        return Spans(mappings, first, stop).take(first < stop)
 
-    def _read_spans(
-        self, reader: MappingReader, spans: list[Span]
-    ) -> Iterator[tuple[MappingPages, Mapping]]:
+    def _read_spans(self, reader: MappingReader, spans: Spans) -> Iterator[MappingRows]:
+        yield self._rows(spans.take(slice(0)), [ANONYMOUS] * len(spans.mappings.places))
         for several in batches(spans):
-            facts = [reader.opener.facts(span.mapping) for span in several]
-            plain: list[tuple[Span, ObjectFacts]] = []
-            others: list[tuple[Span, ObjectFacts]] = []
-            for pair in zip(several, facts, strict=True):
-                (plain if is_plain(reader, *pair) else others).append(pair)
-            if len(plain) == 1:
-                others, plain = [*plain, *others], []
-            if plain:
-                yield from self._read_batch(reader, plain)
-            for span, _ in others:
-                yield self._result(reader, span, self._read_alone(reader, span)), span.mapping
+            facts = find_facts(reader.opener, several.mappings)
+            is_plain = are_plain(reader, several, facts)
+            if np.count_nonzero(is_plain) == 1:
+                is_plain[:] = False
+            if is_plain.any():
+                yield self._read_batch(reader, several.take(is_plain), facts)
+            for row in np.flatnonzero(~is_plain).tolist():
+                yield self._read_row(reader, several.take(slice(row, row + 1)), facts)
+
+    def _rows(
+        self, spans: Spans, facts: Sequence[ObjectFacts], runs: Runs = EMPTY
+    ) -> MappingRows:
+        """Return a table of no mapping, or of one."""
+        labels, edges = [object_label(one) for one in facts], np.array([0, len(runs)])
+        edges = edges[: len(spans) + 1]
+        size = self.pagemap.page_size_bytes
+        return MappingRows(spans.mappings, labels, size, runs, edges, {})
+
+    def _read_row(
+        self, reader: MappingReader, span: Spans, facts: Sequence[ObjectFacts]
+    ) -> MappingRows:
+        mapping, first, stop = span.mappings[0], int(span.first[0]), int(span.stop[0])
+        verdicts = self._read_alone(reader, mapping, first, stop)
+        result = self._result(reader, mapping, verdicts)
+        return replace(self._rows(span, facts, result.runs), special={0: result})
 
     def _read_batch(
-        self, reader: MappingReader, pairs: list[tuple[Span, ObjectFacts]]
-    ) -> Iterator[tuple[MappingPages, Mapping]]:
-        spans = [span for span, _ in pairs]
-        facts = [found for _, found in pairs]
+        self, reader: MappingReader, spans: Spans, facts: Sequence[ObjectFacts]
+    ) -> MappingRows:
         batch = Batch(reader, spans, facts, is_stopped=not self.is_complete)
-        for span, verdicts in zip(spans, batch.read(), strict=True):
-            yield self._result(reader, span, verdicts), span.mapping
+        runs, edges = batch.read()
+        table = spans.mappings
+        special = {}
+        # What only its totals settle, or nothing.
+        is_open = np.logical_or.reduceat(runs.value >= _UNKNOWN, edges[:-1])
+        for row in np.flatnonzero(is_open).tolist():
+            mine = part_of(runs, edges[row], edges[row + 1])
+            verdicts = Verdicts(facts[table.place[row]], mine, batch.refusals.get(row, ""))
+            special[row] = self._result(reader, table[row], verdicts)
         if batch.is_stopped:
             self._stop()
         else:
-            self._progress(sum(span.stop - span.first for span in spans))
+            self._progress(int(spans.pages.sum()))
+        labels = [object_label(one) for one in facts]
+        size = self.pagemap.page_size_bytes
+        return with_rows(MappingRows(table, labels, size, runs, edges, {}), special)
 
-    def _read_alone(self, reader: MappingReader, span: Span) -> Verdicts:
+    def _read_alone(
+        self, reader: MappingReader, mapping: Mapping, first: int, last: int
+    ) -> Verdicts:
         joiner, slots = RunJoiner(), []
-        facts, refusal = reader.opener.facts(span.mapping), ""
-        first, part = span.first, _PART_LEAST
-        while first < span.stop:
+        facts, refusal = reader.opener.facts(mapping), ""
+        part = _PART_LEAST
+        try:
+            sparse = None if self.keep_words else reader.read_sparse(mapping, first, last)
+        except Stopped:
+            sparse = Verdicts(facts, one_run(first, last - first, Reason.STOPPED))
+            self._stop()
+        if sparse is not None:
+            self._progress(last - first)
+            return sparse
+        while first < last:
             try:
                 self.check_stop()
-                end = min(first + part, span.stop)
-                verdicts = reader.read_part(span.mapping, first, end)
+                end = min(first + part, last)
+                verdicts = reader.read_part(mapping, first, end)
             except Stopped:
                 self._stop()
-                joiner.add(one_run(first, span.stop - first, Reason.STOPPED))
+                joiner.add(one_run(first, last - first, Reason.STOPPED))
                 break
             facts, refusal = verdicts.facts, refusal or verdicts.refusal
             stop = int(verdicts.runs.stop[-1])
@@ -283,13 +375,16 @@ class _Capture:
         self._done += pages
         self.machine.tell(self._done, self._total)
 
-    def _result(self, reader: MappingReader, span: Span, verdicts: Verdicts) -> MappingPages:
-        mapping, facts = span.mapping, verdicts.facts
+    def _result(
+        self, reader: MappingReader, mapping: Mapping, verdicts: Verdicts
+    ) -> MappingPages:
+        facts = verdicts.facts
         runs = reader.settle(mapping, verdicts)
         words = slots = None
         if self.keep_words:
             base = mapping.start // self.pagemap.page_size_bytes
-            words = reader.table.take_words(base + span.first, base + span.stop)
+            first, stop = int(runs.first[0]), int(runs.stop[-1])
+            words = reader.table.take_words(base + first, base + stop)
             slots = mapping_slots(runs, words, verdicts.slots)
         unknown: tuple[UnknownRun, ...] = ()
         if runs.value.max() > _UNKNOWN:

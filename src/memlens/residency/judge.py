@@ -1,27 +1,39 @@
 """One mapping: what its page table leaves open, its object answers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
+from memlens.kernel.mapstable import MapsTable, Place
 from memlens.kernel.pagemap import KERNEL_HALF, Pagemap
 from memlens.kernel.process import ProcessDir
-from memlens.objects.opener import REPLACED, VANISHED, ObjectFacts, Opener
+from memlens.objects.opener import (
+    REPLACED,
+    SHMEM,
+    SPECIAL,
+    VANISHED,
+    ObjectFacts,
+    Opener,
+    device_text,
+    internal_device,
+)
 from memlens.objects.overlay import is_maybe_copied_up
-from memlens.pages.arrays import blend, join_ranges, look_up
-from memlens.pages.classes import Entry, Reason, Verdict
-from memlens.pages.endtoend import EndToEnd, lay_end_to_end
+from memlens.pages.arrays import blend, distinct, join_ranges, look_up
+from memlens.pages.classes import Entry, PageClass, Reason, Verdict
+from memlens.pages.endtoend import EndToEnd
+from memlens.pages.parts import part_of, replace_parts
 from memlens.pages.runs import (
     Runs,
+    clip_runs,
     concat_runs,
     encode_runs,
     fill_runs,
+    join_runs,
     merge_runs,
     one_run,
     pick_runs,
@@ -41,9 +53,10 @@ from memlens.pages.slotruns import (
     shift_slots,
     without_pages,
 )
-from memlens.residency.answers import TRIES, ObjectReader
+from memlens.residency.answers import PIECE, TRIES, ObjectReader
 from memlens.residency.entries import WINDOW_PAGES, PageTable
 from memlens.residency.overlays import LayerSettler, MappingWalk
+from memlens.residency.sharedanswers import SharedAnswers
 from memlens.residency.totals import Settler
 from memlens.residency.verdicts import (
     KINDS,
@@ -63,6 +76,9 @@ from memlens.scan.machine import Machine, Stopped
 # some thousand pages more.
 JOIN_PAGES = 4096
 
+# Below this there is little to be gained by knowing that an object holds little.
+_SPARSE_PAGES = 1 << 16
+
 
 @dataclass(slots=True)
 class MappingReader:
@@ -74,6 +90,7 @@ class MappingReader:
     :param settler: settles by totals.
     :param machine: says which interfaces may be used, and when to stop.
     :param walking: the page-cache walk.
+    :param shared: what objects said to others within this scan, None for a scan of one.
     """
 
     table: PageTable
@@ -81,6 +98,7 @@ class MappingReader:
     settler: Settler
     machine: Machine
     walking: Walking
+    shared: SharedAnswers | None = None
     _last: tuple[tuple[object, ...], ObjectReader] | None = None
     _slots: SlotRuns = NO_SLOTS
     _layers: LayerSettler | None = None
@@ -189,7 +207,7 @@ class MappingReader:
 
     def _kind(self, mapping: Mapping, facts: ObjectFacts) -> str:
         """Return by which column of ``VERDICT_OF`` to judge a mapping, as it is read here."""
-        kind = mapping_kind(mapping, facts)
+        kind = mapping_kind(mapping.path, mapping.is_shared, facts)
         if facts.kind != "hugetlb" or kind not in WATCHED:
             return kind
         # Words, which are faster where runs are short, do not show poison of huge pages.
@@ -323,6 +341,44 @@ class MappingReader:
         answered = judge_crumbs(kind, later, answers)
         return encode_runs(blend(is_asked, answered, verdicts), first), refusal
 
+    def read_sparse(self, mapping: Mapping, first: int, stop: int) -> Verdicts | None:
+        """
+        Read a large range of shared memory that holds little; None if it is not like that.
+
+        What this costs is bounded by what there is.  Where a slot may be, or a page that is
+        not mapped here, the walk tells, and the page table is read after it, as for crumbs.
+        """
+        facts = self.opener.facts(mapping)
+        is_shared = mapping.is_shared and facts.kind == "shmem"
+        if not is_shared or stop - first < _SPARSE_PAGES or self._is_asked_by_runs(facts):
+            return None
+        reader = self.open_object(mapping, facts)
+        if isinstance(reader, str):
+            return None
+        pgoff = mapping.offset_bytes // self._size
+        inside = pgoff + first, pgoff + stop
+        try:
+            held = reader.count_sparse(inside[1])
+            if held is None:
+                return None
+            if not self.walking.has_swap():
+                runs = self._look_again(mapping, "shared", first, stop)
+                mapped = int(runs.pages[runs.value == PageClass.PRESENT].sum())
+                is_all = mapped == held == reader.count_sparse(inside[1])
+                # All that it holds, in RAM or on swap, is mapped here: the rest is nowhere.
+                if is_all and reader.is_within(*inside):
+                    runs = replace_value(runs, _ASK, PageClass.NONE)
+                    return Verdicts(facts, self.until_steady(mapping, facts, runs))
+            answers = reader.walked_verdicts(*inside)
+        except OSError:
+            return None
+        if answers is None:
+            return None
+        runs = self._look_again(mapping, "shared", first, stop)
+        asked = select_runs(runs, runs.value == _ASK)
+        runs = replace_runs(runs, restrict_runs(shift_runs(answers, -pgoff), asked))
+        return Verdicts(facts, self.until_steady(mapping, facts, runs))
+
     def _read_object_first(
         self, mapping: Mapping, facts: ObjectFacts, first: int, stop: int
     ) -> Verdicts | None:
@@ -356,6 +412,7 @@ def make_reader(
     *,
     opener: Opener | None = None,
     keep_words: bool = False,
+    shared: SharedAnswers | None = None,
 ) -> MappingReader:
     """
     Return a reader of a process's mappings; the caller closes it.
@@ -363,14 +420,16 @@ def make_reader(
     :param machine: says which interfaces may be used, and when to stop.
     :param opener: opens the objects, one of its own if None.
     :param keep_words: whether to keep the raw pagemap words.
+    :param shared: what objects said to others within this scan.
     """
     table = PageTable(pagemap, machine, zero_pfn=features.zero_pfn(), keep_words=keep_words)
     return MappingReader(
         table=table,
-        opener=opener or Opener(process),
+        opener=opener or Opener(process, None if shared is None else shared.facts),
         settler=Settler(process, machine),
         walking=Walking(machine, keep_words),
         machine=machine,
+        shared=shared,
     )
 
 
@@ -383,51 +442,106 @@ def make_reader(
 
 # A batch goes through all reads before the next begins: mappings up to so many pages together.
 _BATCH_PAGES = 1 << 18
-_BATCH_MAPPINGS = 2000
+_BATCH_MAPPINGS = 1 << 14
 
 # A gap between mappings up to this is cheaper to scan over than to skip by another call;
 # where words are read, each page of a gap costs.
 _GAP_PAGES = 1 << 18
 _GAP_WORDS = 1 << 9
 _ASK, _AGAIN, _EMPTY = int(Verdict.ASK), int(Verdict.AGAIN), int(Entry.EMPTY)
-_KIND_NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 _GONE = (VANISHED, REPLACED)
 
 
-class Span(NamedTuple):
-    """Pages ``[first, stop)`` of a mapping."""
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """
+    Pages ``[first, stop)`` of each of some mappings; a single one is a sequence of one.
 
-    mapping: Mapping
-    first: int
-    stop: int
+    :param mappings: the mappings, in the order of the lines of maps.
+    :param first: first page, from the start of the mapping, ``(n,)`` int64.
+    :param stop: page after the last, ``(n,)`` int64.
+    """
+
+    mappings: MapsTable
+    first: NDArray[np.int64]
+    stop: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def pages(self) -> NDArray[np.int64]:
+        """Return how many pages each is."""
+        return self.stop - self.first
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> "Spans":
+        """Return some of them."""
+        return Spans(self.mappings.take(rows), self.first[rows], self.stop[rows])
 
 
-def batches(spans: Iterable[Span]) -> Iterator[list[Span]]:
+def batches(spans: Spans) -> Iterator[Spans]:
     """
     Yield spans that are to be read together: in the order of their addresses, and apart.
 
     The kernel lets go of the mappings every 4 KiB of maps, so that a line may overlap those
     before it when mappings were joined meanwhile.
     """
-    batch: list[Span] = []
-    pages = 0
-    for span in spans:
-        length = span.stop - span.first
-        is_full = pages + length > _BATCH_PAGES or len(batch) >= _BATCH_MAPPINGS
-        if batch and (is_full or span.mapping.start < batch[-1].mapping.stop):
-            yield batch
-            batch, pages = [], 0
-        batch.append(span)
-        pages += length
-    if batch:
-        yield batch
+    table = spans.mappings
+    apart = np.append(np.flatnonzero(table.start[1:] < table.stop[:-1]) + 1, len(spans))
+    held = np.cumsum(spans.pages)
+    first = 0
+    while first < len(spans):
+        before = int(held[first - 1]) if first else 0
+        full = int(np.searchsorted(held, before + _BATCH_PAGES, side="right"))
+        stop = min(full, first + _BATCH_MAPPINGS, int(apart[np.searchsorted(apart, first + 1)]))
+        stop = max(stop, first + 1)
+        yield spans.take(slice(first, stop))
+        first = stop
 
 
-def is_plain(reader: MappingReader, span: Span, facts: ObjectFacts) -> bool:
-    """Return whether a span can be read together with others."""
-    is_asked_alone = reader.table.keep_words or reader.walking.is_eager
-    is_user_half = span.mapping.start < KERNEL_HALF
-    return is_user_half and not is_asked_alone and facts.kind not in ("overlay", "hugetlb")
+def find_facts(opener: Opener, mappings: MapsTable) -> list[ObjectFacts]:
+    """
+    Return what backs each place of a table; ``SPECIAL`` for one where nothing is mapped.
+
+    It is asked of the first mapping of it that is still there.
+    """
+    found: list[ObjectFacts] = [SPECIAL] * len(mappings.places)
+    if not len(mappings):
+        return found
+    order = np.argsort(mappings.place, kind="stable")
+    edges = np.flatnonzero(np.diff(mappings.place[order])) + 1
+    rows, stops = order.tolist(), [*edges.tolist(), len(order)]
+    # Nothing else is on the file system of memfds and anonymous shared memory.
+    internal = device_text(internal_device())
+    first = 0
+    for stop in stops:
+        number = int(mappings.place[rows[first]])
+        if mappings.places[number].device == internal:
+            found[number] = SHMEM
+            opener.know(mappings.places[number], SHMEM)
+            first = stop
+            continue
+        for row in rows[first:stop]:
+            found[number] = opener.facts(mappings[row])
+            if found[number].refusal not in _GONE:
+                break
+        first = stop
+    return found
+
+
+def are_plain(
+    reader: MappingReader, spans: Spans, facts: Sequence[ObjectFacts]
+) -> NDArray[np.bool_]:
+    """
+    Return which spans can be read together with others.
+
+    :param facts: what backs each place.
+    """
+    if reader.table.keep_words or reader.walking.is_eager:
+        return np.zeros(len(spans), bool)
+    is_plain = np.array([one.kind not in ("overlay", "hugetlb") for one in facts], bool)
+    table = spans.mappings
+    return is_plain[table.place] & (table.start < np.uint64(KERNEL_HALF))
 
 
 @dataclass(slots=True)
@@ -437,39 +551,37 @@ class Batch:
 
     :param reader: of the process.
     :param spans: plain ones, in the order of their addresses.
-    :param facts: what backs each.
+    :param facts: what backs each place of their table.
     :param is_stopped: whether the caller wanted an end; what is left is ``STOPPED``.
+    :param refusals: why the object of a span could not be asked, by its number.
     """
 
     reader: MappingReader
-    spans: Sequence[Span]
+    spans: Spans
     facts: Sequence[ObjectFacts]
     is_stopped: bool = False
+    refusals: dict[int, str] = field(default_factory=dict)
     _kinds: NDArray[np.int64] = field(init=False)
     _row: EndToEnd = field(init=False)
     _shifts: NDArray[np.int64] = field(init=False)
-    _refusals: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        size = self.reader.table.pagemap.page_size_bytes
-        self._kinds = np.array(
-            [
-                _KIND_NUMBERS[mapping_kind(span.mapping, facts)]
-                for span, facts in zip(self.spans, self.facts, strict=True)
-            ]
-        )
-        pages = [span.mapping.start // size for span in self.spans]
-        self._row = lay_end_to_end(
-            [(a + one.first, a + one.stop) for a, one in zip(pages, self.spans, strict=True)]
-        )
+        size = np.uint64(self.reader.table.pagemap.page_size_bytes)
+        spans, table = self.spans, self.spans.mappings
+        self._kinds = _kind_numbers(table, self.facts)
+        pages = (table.start // size).astype(np.int64)
+        begins = np.zeros(len(spans) + 1, np.int64)
+        np.cumsum(spans.pages, out=begins[1:])
+        self._row = EndToEnd(pages + spans.first, begins)
         # The page of the object is pgoff + (address - start), never the address.
-        begins = [one.mapping.offset_bytes // size + one.first for one in self.spans]
-        self._shifts = np.array(begins) - self._row.begins[:-1]
+        pgoff = (table.offset_bytes // size).astype(np.int64)
+        self._shifts = pgoff + spans.first - begins[:-1]
 
-    def read(self) -> Iterator[Verdicts]:
+    def read(self) -> tuple[Runs, NDArray[np.int64]]:
         """
-        Yield the verdicts of one span after the other.
+        Return the verdicts of all spans, one after the other, and where those of each begin.
 
+        :return: runs, page numbers from the start of the mapping, and ``(n + 1,)`` int64.
         :raises EOFError: if the page table has vanished.
         """
         runs = one_run(0, int(self._row.begins[-1]), Reason.STOPPED)
@@ -522,19 +634,11 @@ class Batch:
         for mine in np.split(order, edges):
             runs = Runs(asked.first[mine], asked.pages[mine], asked.value[mine])
             parts.append(self._ask_object(span[mine], runs))
-        return sort_runs(_join(parts))
+        return sort_runs(join_runs(parts))
 
     def _objects(self) -> NDArray[np.int64]:
         """Return a number for the object of each span, the same for the same object."""
-        numbers: dict[tuple[object, ...], int] = {}
-        return np.array(
-            [
-                numbers.setdefault((one.device, one.inode, one.path, facts.kind), len(numbers))
-                for one, facts in zip(
-                    (span.mapping for span in self.spans), self.facts, strict=True
-                )
-            ]
-        )
+        return self.spans.mappings.place.astype(np.int64)
 
     def _ask_object(self, span: NDArray[np.int64], asked: Runs) -> Runs:
         """
@@ -542,18 +646,20 @@ class Batch:
 
         :param span: number of the span of each run.
         """
-        reader = self._open(span)
-        if isinstance(reader, str):
-            return self._refuse(span, asked, reader)
         shift = self._shifts[span]
         first = asked.first + shift
-        try:
-            found = concat_runs(
-                [reader.verdicts(begin, end) for begin, end in _windows(first, asked)]
-            )
-            found = Runs(found.first, found.pages, reader.settle(found.value))
-        except OSError as error:
-            return self._refuse(span, asked, f"asking the object: {error.strerror}")
+        windows = _windows(first, asked)
+        place = self.spans.mappings.places[self.spans.mappings.place[span[0]]]
+        shared = self.reader.shared
+        found = None if shared is None else shared.find(place, windows)
+        if found is None:
+            reader = self._open(span)
+            if isinstance(reader, str):
+                return self._refuse(span, asked, reader)
+            try:
+                found = _verdicts(reader, windows, place, shared)
+            except OSError as error:
+                return self._refuse(span, asked, f"asking the object: {error.strerror}")
         if len(asked) == 1:
             return Runs(found.first - shift, found.pages, found.value)
         number, picked = pick_runs(found, first, asked.pages)
@@ -563,33 +669,34 @@ class Batch:
         """Open an object by the first of its mappings that is still there."""
         opened: ObjectReader | str = VANISHED
         for number in dict.fromkeys(span.tolist()):
-            opened = self.reader.open_object(self.spans[number].mapping, self.facts[number])
+            mapping = self.spans.mappings[number]
+            facts = self.facts[self.spans.mappings.place[number]]
+            opened = self.reader.open_object(mapping, facts)
             if opened not in _GONE:
                 break
         return opened
 
     def _refuse(self, span: NDArray[np.int64], asked: Runs, refusal: str) -> Runs:
-        self._refusals.update(dict.fromkeys(span.tolist(), refusal))
+        self.refusals.update(dict.fromkeys(span.tolist(), refusal))
         value = np.full(len(asked), Reason.NOT_OPENED, np.uint8)
         return Runs(asked.first, asked.pages, value)
 
-    def _split(self, runs: Runs) -> Iterator[Verdicts]:
-        """Yield the runs of each span; what is on the move there is read again."""
+    def _split(self, runs: Runs) -> tuple[Runs, NDArray[np.int64]]:
+        """Return the runs span by span; what is on the move in one is read again."""
         runs = self._row.cut(runs)
         number = self._row.range_of(runs.first)
-        before = np.array([span.first for span in self.spans]) - self._row.begins[:-1]
+        before = self.spans.first - self._row.begins[:-1]
         runs = Runs(runs.first + before[number], runs.pages, runs.value)
-        edges = np.searchsorted(number, np.arange(len(self.spans) + 1)).tolist()
-        is_open = np.logical_or.reduceat(runs.value >= _ASK, edges[:-1]).tolist()
-        for index, span in enumerate(self.spans):
-            low, high = edges[index], edges[index + 1]
-            part = slice(low, high)
-            mine = Runs(runs.first[part], runs.pages[part], runs.value[part])
-            if is_open[index]:
-                mine = self._settled(span.mapping, self.facts[index], mine)
-            elif high - low == 1:
-                mine = _shared_run(span.first, span.stop - span.first, int(mine.value[0]))
-            yield Verdicts(self.facts[index], mine, self._refusals.get(index, ""))
+        edges = np.searchsorted(number, np.arange(len(self.spans) + 1))
+        moving = number[(runs.value == _ASK) | (runs.value == _AGAIN)]
+        rows = list(dict.fromkeys(moving.tolist()))
+        if not rows:
+            return runs, edges
+        return replace_parts(runs, edges, {row: self._steady(row, runs, edges) for row in rows})
+
+    def _steady(self, row: int, runs: Runs, edges: NDArray[np.int64]) -> Runs:
+        table, mine = self.spans.mappings, part_of(runs, edges[row], edges[row + 1])
+        return self._settled(table[row], self.facts[table.place[row]], mine)
 
     def _settled(self, mapping: Mapping, facts: ObjectFacts, runs: Runs) -> Runs:
         if not self.is_stopped:
@@ -602,6 +709,34 @@ class Batch:
         return merge_runs(Runs(runs.first, runs.pages, value))
 
 
+def _verdicts(
+    reader: ObjectReader,
+    windows: list[tuple[int, int]],
+    place: Place,
+    shared: SharedAnswers | None,
+) -> Runs:
+    """Return what an object says of ranges of its pages, and keep it for others."""
+    whole = None
+    if shared is not None:
+        whole = shared.whole(place, reader.backing.size_pages(), windows[-1][1])
+    given_at = time.monotonic()
+    asked = windows if whole is None else [whole]
+    if len(asked) == 1 and asked[0][1] - asked[0][0] <= PIECE:
+        [(begin, end)] = asked
+        value = reader.dense_verdicts(begin, end)
+        if isinstance(value, int):
+            found = one_run(begin, end - begin, value)
+        else:
+            found = encode_runs(value, begin)
+    else:
+        found = concat_runs([reader.verdicts(begin, end) for begin, end in asked])
+        found = Runs(found.first, found.pages, reader.settle(found.value))
+    if shared is None or whole is None:
+        return found
+    shared.keep(place, found, given_at)
+    return concat_runs([clip_runs(found, *window) for window in windows])
+
+
 def _windows(first: NDArray[np.int64], asked: Runs) -> list[tuple[int, int]]:
     """Return ranges that cover runs that begin at other pages, in any order."""
     if len(asked) == 1:
@@ -609,19 +744,14 @@ def _windows(first: NDArray[np.int64], asked: Runs) -> list[tuple[int, int]]:
     return window_runs(union_runs([Runs(first, asked.pages, asked.value)]), JOIN_PAGES)
 
 
-def _join(parts: Sequence[Runs]) -> Runs:
-    """Put runs together that are in no order."""
-    return Runs(
-        np.concatenate([part.first for part in parts]),
-        np.concatenate([part.pages for part in parts]),
-        np.concatenate([part.value for part in parts]),
-    )
-
-
-@lru_cache(maxsize=1024)
-def _shared_run(first: int, pages: int, value: int) -> Runs:
-    """Return one run, the same object each time: of small mappings many are alike."""
-    runs = one_run(first, pages, value)
-    for column in (runs.first, runs.pages, runs.value):
-        column.flags.writeable = False
-    return runs
+def _kind_numbers(table: MapsTable, facts: Sequence[ObjectFacts]) -> NDArray[np.int64]:
+    """Return by which row of ``VERDICTS`` to judge each mapping."""
+    numbers = np.zeros((2, len(table.places)), np.int64)
+    for number in distinct(table.place).tolist():
+        path, one = table.places[number].path, facts[number]
+        for is_shared in (False, True):
+            kind = mapping_kind(path, is_shared, one)
+            numbers[int(is_shared), number] = KINDS.index(kind)
+    is_mode_shared = np.array([mode[3:4] == "s" for mode in table.modes], np.int64)
+    found: NDArray[np.int64] = numbers[is_mode_shared[table.mode], table.place]
+    return found

@@ -4,16 +4,19 @@ The results of a capture: frozen dataclasses over numpy arrays.
 Nothing here reads anything, so that every view also works on a saved capture.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from memlens.kernel.mapstable import MapsTable, join_tables
+from memlens.pages.arrays import distinct
 from memlens.pages.classes import CLASSES, PageClass
-from memlens.pages.runs import Runs, count_runs, decode_runs
+from memlens.pages.parts import part_of, replace_parts, take_parts
+from memlens.pages.runs import Runs, count_runs, decode_runs, join_runs
 from memlens.pages.slotruns import SlotRuns
 from memlens.report import Cost
 from memlens.units import escape_text, format_size
@@ -134,6 +137,117 @@ class MappingPages:
 
 
 @dataclass(frozen=True, slots=True)
+class MappingRows(Sequence[MappingPages]):
+    """
+    Mappings as columns; a row is made when it is read.
+
+    :param maps: their lines of maps, in order.
+    :param labels: what ``MappingPages`` calls the object of each place of ``maps``.
+    :param page_size_bytes: size of a page.
+    :param runs: the runs of all mappings, one after the other.
+    :param edges: number of the first run of each, and of runs in all, ``(n + 1,)`` int64.
+    :param special: rows that have more to say than their runs, by number.
+    """
+
+    maps: MapsTable
+    labels: Sequence[str]
+    page_size_bytes: int
+    runs: Runs
+    edges: NDArray[np.int64]
+    special: Mapping[int, MappingPages]
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    @overload
+    def __getitem__(self, row: int) -> MappingPages: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[MappingPages]: ...
+    def __getitem__(self, row: int | slice) -> MappingPages | list[MappingPages]:
+        if isinstance(row, slice):
+            return [self[number] for number in range(*row.indices(len(self)))]
+        row = range(len(self))[row]
+        if row in self.special:
+            return self.special[row]
+        line = self.maps[row]
+        return MappingPages(
+            start=line.start,
+            stop=line.stop,
+            permissions=line.permissions,
+            offset_bytes=line.offset_bytes,
+            device=line.device,
+            inode=line.inode,
+            path=line.path,
+            object=self.labels[self.maps.place[row]],
+            page_size_bytes=self.page_size_bytes,
+            runs=part_of(self.runs, self.edges[row], self.edges[row + 1]),
+        )
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the pages of each mapping in each class, ``(n, len(PageClass))`` int64."""
+        classes = len(PageClass)
+        number = np.repeat(np.arange(len(self)) * classes, np.diff(self.edges))
+        found = np.bincount(
+            number + self.runs.value, weights=self.runs.pages, minlength=len(self) * classes
+        )
+        return found.astype(np.int64).reshape(-1, classes)
+
+    def sorted(self) -> "MappingRows":
+        """Return the same in the order of addresses."""
+        start = self.maps.start
+        if (start[1:] >= start[:-1]).all():
+            return self
+        return self.take(np.argsort(start, kind="stable"))
+
+    def take(self, rows: NDArray[np.int64]) -> "MappingRows":
+        """Return some of the rows, in any order."""
+        runs, edges = take_parts(self.runs, self.edges, rows)
+        special: dict[int, MappingPages] = {}
+        if self.special:
+            kept = enumerate(rows.tolist())
+            special = {new: self.special[old] for new, old in kept if old in self.special}
+        maps = self.maps.take(rows)
+        return MappingRows(maps, self.labels, self.page_size_bytes, runs, edges, special)
+
+
+def join_rows(parts: Sequence[MappingRows]) -> MappingRows:
+    """Return the rows of all of some tables, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    maps = join_tables([part.maps for part in parts])
+    # A part may name places that only others have.
+    names = {
+        part.maps.places[number]: part.labels[number]
+        for part in parts
+        for number in distinct(part.maps.place).tolist()
+    }
+    starts = np.cumsum([0, *[len(part.runs) for part in parts]])
+    edges = [part.edges[:-1] + start for part, start in zip(parts, starts, strict=False)]
+    special: dict[int, MappingPages] = {}
+    before = 0
+    for part in parts:
+        special |= {before + row: result for row, result in part.special.items()}
+        before += len(part)
+    return MappingRows(
+        maps,
+        [names.get(place, "") for place in maps.places],
+        parts[0].page_size_bytes,
+        join_runs([part.runs for part in parts]),
+        np.append(np.concatenate(edges), starts[-1]),
+        special,
+    )
+
+
+def with_rows(table: MappingRows, rows: Mapping[int, MappingPages]) -> MappingRows:
+    """Return a table with other rows in place of some, by number."""
+    if not rows:
+        return table
+    parts = {number: row.runs for number, row in rows.items()}
+    runs, edges = replace_parts(table.runs, table.edges, parts)
+    return replace(table, runs=runs, edges=edges, special={**table.special, **rows})
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessMap:
     """
     Where every page of one process is.
@@ -147,7 +261,7 @@ class ProcessMap:
     kernel: Kernel
     process: Process
     evidence: dict[str, bool]
-    mappings: tuple[MappingPages, ...]
+    mappings: Sequence[MappingPages]
     cost: Cost
     is_complete: bool = True
     notes: tuple[str, ...] = ()
@@ -155,6 +269,8 @@ class ProcessMap:
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages of the process in each class, ``(len(PageClass),)`` int64."""
+        if isinstance(self.mappings, MappingRows):
+            return count_runs(self.mappings.runs, len(PageClass))
         total = np.zeros(len(PageClass), np.int64)
         for mapping in self.mappings:
             total += mapping.counts()
@@ -163,7 +279,8 @@ class ProcessMap:
     def node_pages(self) -> dict[int, int]:
         """Return the present pages of the process by NUMA node, as those of a mapping."""
         total: dict[int, int] = {}
-        for mapping in self.mappings:
+        rows = self.mappings
+        for mapping in rows.special.values() if isinstance(rows, MappingRows) else rows:
             for node, pages in mapping.node_pages.items():
                 total[node] = total.get(node, 0) + pages
         return dict(sorted(total.items()))

@@ -53,13 +53,13 @@ class Verdicts:
     slots: SlotRuns = NO_SLOTS
 
 
-def mapping_kind(mapping: Mapping, facts: ObjectFacts) -> str:
-    """Return which column of ``ENTRY_TABLE`` holds for a mapping."""
+def mapping_kind(path: str, is_shared: bool, facts: ObjectFacts) -> str:
+    """Return which column of ``ENTRY_TABLE`` holds for a mapping of a path."""
     if facts.kind == "anonymous":
         return "anonymous"
     if facts.kind in ("special", "device"):
-        return "kernel" if mapping.path in KERNEL_NAMES else "special"
-    return "shared" if mapping.is_shared else "private"
+        return "kernel" if path in KERNEL_NAMES else "special"
+    return "shared" if is_shared else "private"
 
 
 def judge_entries(kind: str, entries: Runs, first: int, stop: int) -> Runs:

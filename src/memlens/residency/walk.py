@@ -87,7 +87,7 @@ class Walking:
             return False
         if self.is_eager:
             return True
-        return kind == "shmem" and pages >= _WORTH_PAGES and self._has_swap()
+        return kind == "shmem" and pages >= _WORTH_PAGES and self.has_swap()
 
     def walk_fd(self, fd: int, first: int, stop: int, name: str) -> "CacheRecords | None":
         """Return the records of an open object, None if there is no valid answer."""
@@ -153,7 +153,7 @@ class Walking:
         self.machine.meter.used.add("cachewalk")
         return records
 
-    def _has_swap(self) -> bool:
+    def has_swap(self) -> bool:
         """Return whether any swap is in use, without which no slot can be."""
         if self._is_swap_used is None:
             try:

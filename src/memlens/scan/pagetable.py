@@ -16,6 +16,7 @@ from memlens.kernel.pagemap import (
     PAGE_IS_PFNZERO,
     PAGE_IS_PRESENT,
     PAGE_IS_SWAPPED,
+    PIECE_PAGES,
     Pagemap,
 )
 from memlens.kernel.process import ProcessDir
@@ -95,11 +96,11 @@ def list_windows(
     if addresses is not None:
         low, high = addresses[0] // size, -(-addresses[1] // size)
         ranges = [(max(a, low), min(b, high)) for a, b in ranges if a < high and b > low]
-    ranges = list(_join(ranges))
+    ranges = list(join_windows(ranges))
     pages = sum(stop - first for first, stop in ranges)
     if machine.may("pagemap_scan") and _is_sparse(directory, pages):
-        ranges = list(_join(_scan(directory, ranges, machine)))
-    return list(_cut(ranges))
+        ranges = list(join_windows(_scan(directory, ranges, machine)))
+    return list(cut_windows(ranges))
 
 
 def _is_sparse(directory: ProcessDir, pages: int) -> bool:
@@ -121,7 +122,7 @@ def _scan(directory: ProcessDir, ranges: list[Window], machine: Machine) -> Iter
         pagemap.close()
 
 
-def _join(ranges: list[Window] | Iterator[Window]) -> Iterator[Window]:
+def join_windows(ranges: Iterable[Window]) -> Iterator[Window]:
     """Join ranges with small gaps between them."""
     low = high = -1
     for first, stop in ranges:
@@ -135,7 +136,7 @@ def _join(ranges: list[Window] | Iterator[Window]) -> Iterator[Window]:
         yield low, high
 
 
-def _cut(ranges: list[Window]) -> Iterator[list[Window]]:
+def cut_windows(ranges: Iterable[Window]) -> Iterator[list[Window]]:
     """Group small ranges, and cut large ones, into jobs."""
     job: list[Window] = []
     room = JOB_PAGES
@@ -199,6 +200,9 @@ _MAPPED = 1
 # A huge zero page is as large on x86, and larger elsewhere with larger base pages.
 _WORDS_GAP_PAGES = 512
 
+# Calls of PAGEMAP_SCAN whose regions are joined at once.
+_SCANS_AT_ONCE = 16
+
 # PFNs below this fit 32 bits: 16 TiB of memory, and half the room here.
 _NARROW = 1 << 32
 
@@ -248,12 +252,16 @@ def read_frames(
     collected = _Collected()
     for first, stop in _filled(pagemap, ranges, machine):
         is_anonymous = (first, stop) in anonymous
-        for page, words in pagemap.iter_words(first, stop - first):
+        for page in range(first, stop, PIECE_PAGES):
             machine.check_stop()
+            pages = min(PIECE_PAGES, stop - page)
+            words = pagemap.read_words(page, pages)
             if is_anonymous:
                 # Of no file, and yet with that bit: only a huge zero page is.
                 words[(words & PM_FILE) != 0] = 0
-            collected.add(words, page)
+            collected.add(words)
+            if len(words) < pages:
+                break
     return collected.frames()
 
 
@@ -268,40 +276,67 @@ def _filled(
     # The zero page of one base page is known by its frame.  What that is can only be told
     # by who sees frames, and a huge zero page is no smaller than the gaps.
     gap_pages = _WORDS_GAP_PAGES if features.zero_pfn() else 1
-    size = np.uint64(pagemap.page_size_bytes)
+    wanted = any_of | PAGE_IS_PFNZERO
+    waiting: list[NDArray[np.uint64]] = []
     for first, stop in ranges:
-        for regions in pagemap.scan(first, stop - first, any_of, any_of | PAGE_IS_PFNZERO):
-            is_zero = (regions[:, 2] & np.uint64(PAGE_IS_PFNZERO)) != 0
-            kept = (regions[~is_zero, :2] // size).astype(np.int64)
-            if len(kept):
-                yield from join_regions(kept, gap_pages)
+        for regions in pagemap.scan(first, stop - first, any_of, wanted):
+            waiting.append(regions)
+            if len(waiting) == _SCANS_AT_ONCE:
+                yield from _join(waiting, pagemap, gap_pages)
+                waiting = []
+    if waiting:
+        yield from _join(waiting, pagemap, gap_pages)
+
+
+def _join(
+    scans: Sequence[NDArray[np.uint64]], pagemap: Pagemap, gap_pages: int
+) -> list[tuple[int, int]]:
+    """Return the ranges of pages of all regions but zero pages, and of small gaps."""
+    regions = scans[0] if len(scans) == 1 else np.concatenate(scans)
+    is_zero = (regions[:, 2] & np.uint64(PAGE_IS_PFNZERO)) != 0
+    kept = (regions[~is_zero, :2] // np.uint64(pagemap.page_size_bytes)).astype(np.int64)
+    return join_regions(kept, gap_pages) if len(kept) else []
 
 
 class _Collected:
+    """Words, decoded many at a time: those of a small process all at once."""
+
     def __init__(self) -> None:
         self._zero_pfn = np.uint64(features.zero_pfn())
+        self._waiting: list[NDArray[np.uint64]] = []
+        self._waiting_pages = 0
         self._pfns: list[NDArray[np.uint32] | NDArray[np.uint64]] = []
         self._files: list[NDArray[np.bool_]] = []
         self._alone: list[NDArray[np.bool_]] = []
         self._swap_words: list[NDArray[np.uint64]] = []
 
-    def add(self, words: NDArray[np.uint64], page: int) -> None:
-        is_present = (words & PM_PRESENT) != 0
-        pfns = words & PM_PFN
+    def add(self, words: NDArray[np.uint64]) -> None:
+        self._waiting.append(words)
+        self._waiting_pages += len(words)
+        if self._waiting_pages >= PIECE_PAGES:
+            self._decode()
+
+    def _decode(self) -> None:
+        words = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting)
+        self._waiting, self._waiting_pages = [], 0
+        is_present = words >= PM_PRESENT
         if self._zero_pfn:
-            is_present &= pfns != self._zero_pfn
+            is_present &= (words & PM_PFN) != self._zero_pfn
+        kept = words
         if not is_present.all():
-            slots, _ = find_swap_entries(words, page)
+            slots, _ = find_swap_entries(words, 0)
             if len(slots):
                 self._swap_words.append(slots)
-        pfns = pfns[is_present]
+            kept = words[is_present]
+        pfns = kept & PM_PFN
         is_wide = len(pfns) and int(pfns.max()) >= _NARROW
         self._pfns.append(pfns if is_wide else pfns.astype(np.uint32))
-        kept = words[is_present]
         self._files.append((kept & PM_FILE) != 0)
         self._alone.append((kept & PM_MMAP_EXCLUSIVE) != 0)
 
     def frames(self) -> Frames:
+        if self._waiting:
+            self._decode()
         return Frames(
             pfn=_joined(self._pfns, np.uint32),
             is_file=_joined(self._files, np.bool_),
@@ -311,6 +346,8 @@ class _Collected:
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    if len(parts) == 1:
+        return parts[0]
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 

@@ -47,7 +47,7 @@ def test_present_pages_by_node(machine: None, tmp_path: Path) -> None:
             assert mapping.node_pages == expected(driven.pid, mapping.start, mapping.classes())
         (spread,) = [row for row in mappings if row.start == start]
         assert sum(spread.node_pages.values()) == 9000 // 7 + 1
-        assert add_nodes(pagemap, found.mappings, []) == list(found.mappings)
+        assert not any(row.node_pages for row in add_nodes(pagemap, found.mappings, []))
 
 
 def expected(pid: int, start: int, classes: np.ndarray) -> dict[int, int]:
