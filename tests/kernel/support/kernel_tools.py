@@ -9,7 +9,7 @@ import pytest
 
 from bench.harness.build import build_page_types, find_thpmaps
 
-BUILD = Path(__file__).parents[2] / "bench" / "build"
+BUILD = Path(__file__).parents[3] / "bench" / "build"
 
 
 def page_types(*arguments: str) -> dict[int, int]:
