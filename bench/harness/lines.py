@@ -23,15 +23,29 @@ class LineProcess:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
+        # In a session of its own: Ctrl-C is for us alone, who then end it.
         self._child = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            self.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
         )
-        self.ready = self._read()
+        try:
+            self.ready = self._read()
+        except BaseException:
+            self._end(is_urgent=True)
+            raise
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._end(is_urgent=kind is not None)
+
+    def _end(self, is_urgent: bool) -> None:
+        if is_urgent:
+            self._child.kill()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 pipe.close()

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from bench.harness.context import GIB, Context, Library, SkipError, Target, timed_command
+from bench.harness.context import GIB, Context, Library, SkipError, Target
 from bench.harness.rows import Row
+from bench.harness.spent import of_command
 
 TITLE = "worst mmap+munmap of a process with 4 GiB while it is scanned in a loop"
 
@@ -64,7 +65,7 @@ def watch_peers(ctx: Context, target: Target) -> Iterator[Row]:
     except SkipError as reason:
         yield Row(figure, None, "ms", note=str(reason))
         return
-    yield watch(ctx, target, figure, timed_command(command))
+    yield watch(ctx, target, figure, of_command(command))
 
 
 def watch(
