@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from bench.harness.context import SkipError
+from bench.harness.ending import undisturbed
 
 _CONTROL = Path("/sys/class/zram-control")
 _SWAPS = Path("/proc/swaps")
@@ -34,11 +35,12 @@ def zram_swap(size_bytes: int) -> Iterator[None]:
 
 def _with_device(size_bytes: int) -> Iterator[None]:
     with ExitStack() as made:
-        try:
-            number = (_CONTROL / "hot_add").read_text().strip()
-        except OSError as error:
-            raise SkipError(f"no zram here: {error.strerror}") from error
-        made.callback((_CONTROL / "hot_remove").write_text, number)
+        with undisturbed():
+            try:
+                number = (_CONTROL / "hot_add").read_text().strip()
+            except OSError as error:
+                raise SkipError(f"no zram here: {error.strerror}") from error
+            made.callback((_CONTROL / "hot_remove").write_text, number)
         device = f"/dev/zram{number}"
         Path(f"/sys/block/zram{number}/disksize").write_text(str(size_bytes))
         _run("mkswap", device)
@@ -49,13 +51,12 @@ def _with_device(size_bytes: int) -> Iterator[None]:
 
 
 def _switch_off(device: str) -> None:
-    if any(line.startswith(f"{device} ") for line in _SWAPS.read_text().splitlines()):
-        _run("swapoff", device)
+    with undisturbed():
+        if any(line.startswith(f"{device} ") for line in _SWAPS.read_text().splitlines()):
+            _run("swapoff", device)
 
 
 def _run(program: str, device: str) -> None:
-    # In a session of its own: Ctrl-C, which ends us, must not end swapoff.
-    command = [program, device]
-    done = subprocess.run(command, capture_output=True, text=True, start_new_session=True)
+    done = subprocess.run([program, device], capture_output=True, text=True)
     if done.returncode:
         raise SkipError(f"{program} {device}: {done.stderr.strip()}")
