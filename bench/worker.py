@@ -30,7 +30,7 @@ def read_peak_bytes() -> int:
     raise RuntimeError("no VmHWM in /proc/self/status")
 
 
-def map_all(pids: list[int], limits: list[int]) -> list[memlens.ProcessMap]:
+def map_all(pids: list[int], limits: list[int]) -> "list[memlens.ProcessMap]":
     """Map the processes, and count the pages of every mapping."""
     start, stop = limits or (None, None)
     results = [memlens.map_process(pid, start=start, stop=stop) for pid in pids]
@@ -40,7 +40,9 @@ def map_all(pids: list[int], limits: list[int]) -> list[memlens.ProcessMap]:
     return results
 
 
-def sum_classes(results: Iterable[memlens.ProcessMap], start: int, stop: int) -> dict[str, int]:
+def sum_classes(
+    results: "Iterable[memlens.ProcessMap]", start: int, stop: int
+) -> dict[str, int]:
     """Return the pages of each class that there are."""
     total = [0] * len(memlens.PageClass)
     for result in results:
@@ -50,12 +52,12 @@ def sum_classes(results: Iterable[memlens.ProcessMap], start: int, stop: int) ->
     return {kind.label: total[kind] for kind in memlens.PageClass if total[kind]}
 
 
-def map_huge(pids: list[int], _: list[int]) -> memlens.HugeResult:
+def map_huge(pids: list[int], _: list[int]) -> "memlens.HugeResult":
     """Tell how huge pages are mapped in the processes."""
     return memlens.map_huge(pids)
 
 
-def sum_rss(result: memlens.HugeResult, start: int, stop: int) -> dict[str, int]:
+def sum_rss(result: "memlens.HugeResult", start: int, stop: int) -> dict[str, int]:
     """Return the pages of Rss."""
     pages = sum(
         mapping.figures.anon_pages + mapping.figures.file_pages
