@@ -1,9 +1,9 @@
 """
 The library as a program that uses it: one line on stdin, one scan, one line of JSON.
 
-    worker.py map PID,PID... [START STOP]   map_process of each; pages of each class
-    worker.py huge PID,PID...               map_huge of all; pages of Rss
-    worker.py --cli ARGUMENT...             the command line, once, its output thrown away
+    worker.py map_process PID,PID... [START STOP]   of each; pages of each class
+    worker.py map_huge PID,PID...                   of all; pages of Rss
+    worker.py --cli ARGUMENT...     the command line, once, its output thrown away
 
 A line holds two addresses: the answer's pages are of the mappings between them.
 
@@ -69,14 +69,16 @@ def sum_rss(result: "memlens.HugeResult", start: int, stop: int) -> dict[str, in
 
 
 CALLS: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, int]]]] = {
-    "map": (map_all, sum_classes),
-    "huge": (map_huge, sum_rss),
+    "map_process": (map_all, sum_classes),
+    "map_huge": (map_huge, sum_rss),
 }
 
 
 def answer_lines(name: str, pids: str, *limits: str) -> None:
     """Scan for every line on stdin."""
     call, summary = CALLS[name]
+    # Imports what it needs, which is no part of the first scan.
+    getattr(memlens, name)
     print(json.dumps({"peak_bytes": read_peak_bytes()}), flush=True)
     for line in sys.stdin:
         began, cpu_began = time.perf_counter_ns(), time.process_time_ns()
@@ -87,7 +89,7 @@ def answer_lines(name: str, pids: str, *limits: str) -> None:
             "peak_bytes": read_peak_bytes(),
         }
         answer["pages"] = summary(result, *map(int, line.split()))
-        if name == "map":
+        if name == "map_process":
             answer["longest_read_s"] = max(one.cost.longest_read_s for one in result)
         print(json.dumps(answer), flush=True)
         # Before the next scan: its peak is that of one answer.

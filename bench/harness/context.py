@@ -173,7 +173,7 @@ class Context:
         target: Target,
         addresses: tuple[int, int] | None = None,
         *,
-        call: str = "map",
+        call: str = "map_process",
         wanted: dict[str, int] | None = None,
         disabled: str = "",
     ) -> Library:
@@ -197,7 +197,7 @@ class Context:
 
         What is slow is measured less often, but thrice unless that takes too long.
         """
-        enough_s, most_s = (30, 1e9) if self.is_long else (6, 15)
+        enough_s, most_s = (30, 1e9) if self.is_long else (4, 8)
         ours(), theirs()
         turns: list[tuple[Spent, Spent]] = []
         began = time.monotonic()

@@ -23,7 +23,10 @@ def measure_kind(ctx: Context, target: Target, meaning: str) -> Iterator[Row]:
     """Compare map and huge with reading smaps, and tell their peak memory."""
     rss = {"rss": target.ready["pages"]["present"]}
     with ctx.floor(target, "smaps") as smaps:
-        for call, wanted, limit, peak in (("map", None, 3, 80), ("huge", rss, 5, 150)):
+        for call, wanted, limit, peak in (
+            ("map_process", None, 3, 80),
+            ("map_huge", rss, 5, 150),
+        ):
             with ctx.library(target, call=call, wanted=wanted) as library:
                 pairs = ctx.compare(library.scan, of_line(smaps))
                 figure = f"{meaning}: {call}"

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 
-from bench.harness.context import GIB, Context
+import memlens
+from bench.harness.context import GIB, Context, Target
+from bench.harness.lines import BenchError
 from bench.harness.peers import beside
 from bench.harness.rows import Row
 
@@ -11,6 +13,15 @@ TITLE = "2,000 small processes that sleep"
 
 def run(ctx: Context) -> Iterator[Row]:
     """Yield the list of processes beside its peers."""
-    with ctx.target("sleepers", ctx.scale(2000), needs_bytes=GIB):
+    with ctx.target("sleepers", ctx.scale(2000), needs_bytes=GIB) as target:
+        prove(target)
         yield beside(ctx, "ps", "ps_mem", 1.0)
         yield beside(ctx, "ps", "smem")
+
+
+def prove(target: Target) -> None:
+    """Raise BenchError unless all are listed: a wrong answer has no speed."""
+    listed = {process.pid for process in memlens.list_processes().processes}
+    missing = set(target.pids) - listed
+    if missing:
+        raise BenchError(f"{len(missing)} processes are not listed")
