@@ -1,9 +1,12 @@
 """Child processes that answer each line on stdin with one line of JSON."""
 
 import json
+import os
 import select
+import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Self
 
 ANSWER_WITHIN_S = 300
@@ -23,7 +26,7 @@ class LineProcess:
 
     def __init__(self, command: Sequence[str]) -> None:
         self.command = list(command)
-        # In a session of its own: Ctrl-C is for us alone, who then end it.
+        # In a session of its own: Ctrl-C is for us alone, who then end it and its children.
         self._child = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
@@ -45,7 +48,8 @@ class LineProcess:
 
     def _end(self, is_urgent: bool) -> None:
         if is_urgent:
-            self._child.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 pipe.close()
