@@ -53,7 +53,7 @@ bench: $(STAMP) ## measure what a scan costs, in eight minutes, and write it to 
 	@sh tests/install-packages vmtouch
 	$(BIN)/python -m bench
 
-bench-long: $(STAMP) ## the same with more turns of what is slow, however long it takes
+bench-long: $(STAMP) ## the same with more turns and slower peers, however long it takes
 	@sh tests/install-packages vmtouch
 	$(BIN)/python -m bench --long
 

@@ -70,7 +70,9 @@ def parse_arguments(arguments: Sequence[str] | None, names: list[str]) -> argpar
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--only", action="append", choices=names, help="run this scenario")
     parser.add_argument("--quick", action="store_true", help="less memory, fewer turns")
-    parser.add_argument("--long", action="store_true", help="more turns of what is slow")
+    parser.add_argument(
+        "--long", action="store_true", help="more turns of what is slow, more peers"
+    )
     return parser.parse_args(arguments)
 
 

@@ -129,7 +129,7 @@ class Context:
     """
     :param programs: the built C programs by name; a text says why one is missing.
     :param is_quick: an eighth of the memory and fewer turns, to try things out.
-    :param is_long: more turns of what takes seconds.
+    :param is_long: more turns of what takes seconds, and peers that do.
     """
 
     programs: dict[str, Path | str]

@@ -42,8 +42,10 @@ def run(ctx: Context) -> Iterator[Row]:
             yield Row(figure, pairs.ratio, "x", note=pairs.note)
         for name in ("swap", "shm", "ps"):
             yield peak(name)
-        for ours, peer in (("ps", "smem"), ("swap", "smem"), ("ps", "ps_mem")):
-            yield beside(ctx, ours, peer)
+        yield beside(ctx, "ps", "ps_mem")
+        if ctx.is_long:
+            yield beside(ctx, "ps", "smem")
+            yield beside(ctx, "swap", "smem")
 
 
 def prove(ctx: Context, size: int) -> None:

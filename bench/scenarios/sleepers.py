@@ -12,11 +12,12 @@ TITLE = "2,000 small processes that sleep"
 
 
 def run(ctx: Context) -> Iterator[Row]:
-    """Yield the list of processes beside its peers."""
+    """Yield the list of processes beside its peers; smem takes seconds."""
     with ctx.target("sleepers", ctx.scale(2000), needs_bytes=GIB) as target:
         prove(target)
         yield beside(ctx, "ps", "ps_mem", 1.0)
-        yield beside(ctx, "ps", "smem")
+        if ctx.is_long:
+            yield beside(ctx, "ps", "smem")
 
 
 def prove(target: Target) -> None:
