@@ -1,5 +1,6 @@
 """Child processes that answer each line on stdin with one line of JSON."""
 
+import ctypes
 import json
 import os
 import select
@@ -10,6 +11,8 @@ from contextlib import suppress
 from typing import Any, Self
 
 ANSWER_WITHIN_S = 300
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class BenchError(Exception):
@@ -48,8 +51,7 @@ class LineProcess:
 
     def _end(self, is_urgent: bool) -> None:
         if is_urgent:
-            with suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+            self._kill_all()
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 pipe.close()
@@ -58,6 +60,17 @@ class LineProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+
+    def _kill_all(self) -> None:
+        """Kill it and its children, and wait for all of them."""
+        # Its children come to us once it has ended, so that we can wait for them.
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        with suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+        with suppress(ChildProcessError):
+            while True:
+                os.waitpid(-self._child.pid, 0)
 
     def ask(self, command: str = "run") -> dict[str, Any]:
         """Send one line and return the answer."""
