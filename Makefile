@@ -14,10 +14,10 @@ PYTEST := $(BIN)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check unit property recorded kernel packages bench bpf docs clean
+.PHONY: help demo test check unit property recorded kernel packages bench bench-long bpf docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## build memory of every kind here, map it, and check every page
 	$(BIN)/memlens demo
@@ -49,9 +49,13 @@ kernel: $(STAMP) packages ## the kernel of this machine (as root: with swap of i
 packages: # programs that the tests run
 	@sh tests/install-packages $(if $(PYTHON),,python3-venv)
 
-bench: $(STAMP) ## measure what a scan costs, and write it to docs/
+bench: $(STAMP) ## measure what a scan costs, in eight minutes, and write it to docs/
 	@sh tests/install-packages vmtouch
 	$(BIN)/python -m bench
+
+bench-long: $(STAMP) ## the same with more turns and slower peers, however long it takes
+	@sh tests/install-packages vmtouch
+	$(BIN)/python -m bench --long
 
 docs: $(STAMP) ## write the generated parts of the documentation again
 	$(BIN)/python docs/generate.py

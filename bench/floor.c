@@ -13,6 +13,7 @@
  *                                     own, of these byte offsets of the object that the
  *                                     mapping at VMA_START-VMA_STOP shows
  *     smaps                           /proc/PID/smaps
+ *     smaps:OTHER                     that of another process
  *     scan:START-STOP                 one PAGEMAP_SCAN ioctl over all of it
  *
  * Addresses and offsets are hexadecimal.
@@ -55,11 +56,11 @@ static void die(const char *what)
 	exit(1);
 }
 
-static uint64_t now_ns(void)
+static uint64_t read_ns(clockid_t clock)
 {
 	struct timespec now;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
+	clock_gettime(clock, &now);
 	return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
 }
 
@@ -178,6 +179,8 @@ static void run_step(const char *pid, const char *step)
 		scan_whole(pid, a, b);
 	else if (!strcmp(step, "smaps"))
 		read_smaps(pid);
+	else if (!strncmp(step, "smaps:", 6))
+		read_smaps(step + 6);
 	else {
 		errno = EINVAL;
 		die(step);
@@ -197,18 +200,14 @@ int main(int argc, char **argv)
 	puts("{}");
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
-		uint64_t began = now_ns(), total;
+		uint64_t began = read_ns(CLOCK_MONOTONIC);
+		uint64_t cpu_began = read_ns(CLOCK_PROCESS_CPUTIME_ID);
 
-		printf("{\"steps_ns\": [");
-		for (int i = 2; i < argc; i++) {
-			uint64_t step_began = now_ns();
-
+		for (int i = 2; i < argc; i++)
 			run_step(argv[1], argv[i]);
-			printf("%s%llu", i > 2 ? ", " : "",
-			       (unsigned long long)(now_ns() - step_began));
-		}
-		total = now_ns() - began;
-		printf("], \"ns\": %llu}\n", (unsigned long long)total);
+		printf("{\"ns\": %llu, \"cpu_ns\": %llu}\n",
+		       (unsigned long long)(read_ns(CLOCK_MONOTONIC) - began),
+		       (unsigned long long)(read_ns(CLOCK_PROCESS_CPUTIME_ID) - cpu_began));
 		fflush(stdout);
 	}
 	return 0;

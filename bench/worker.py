@@ -1,8 +1,11 @@
 """
 The library as a program that uses it: one line on stdin, one scan, one line of JSON.
 
-    worker.py PID [START STOP]      map_process of the PID
+    worker.py map_process PID,PID... [START STOP]   of each; pages of each class
+    worker.py map_huge PID,PID...                   of all; pages of Rss
     worker.py --cli ARGUMENT...     the command line, once, its output thrown away
+
+A line holds two addresses: the answer's pages are of the mappings between them.
 
 It runs in a process of its own, so that its peak memory is that of a user's program:
 interpreter, numpy and memlens included.
@@ -12,7 +15,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import memlens
 
@@ -25,33 +30,70 @@ def read_peak_bytes() -> int:
     raise RuntimeError("no VmHWM in /proc/self/status")
 
 
-def scan(pid: int, start: int | None, stop: int | None) -> dict[str, object]:
-    """Map the process once; the counts are part of what is timed."""
-    began = time.perf_counter_ns()
-    result = memlens.map_process(pid, start=start, stop=stop)
-    counts = [mapping.counts() for mapping in result.mappings]
-    took = time.perf_counter_ns() - began
-    return {
-        "ns": took,
-        "peak_bytes": read_peak_bytes(),
-        "longest_read_s": result.cost.longest_read_s,
-        "read_bytes": result.cost.read_bytes,
-        "is_complete": result.is_complete,
-        "mappings": [
-            [mapping.start, mapping.stop, [int(n) for n in count]]
-            for mapping, count in zip(result.mappings, counts, strict=True)
-        ],
-    }
+def map_all(pids: list[int], limits: list[int]) -> "list[memlens.ProcessMap]":
+    """Map the processes, and count the pages of every mapping."""
+    start, stop = limits or (None, None)
+    results = [memlens.map_process(pid, start=start, stop=stop) for pid in pids]
+    for result in results:
+        for mapping in result.mappings:
+            mapping.counts()
+    return results
 
 
-def answer_lines(arguments: list[str]) -> None:
+def sum_classes(
+    results: "Iterable[memlens.ProcessMap]", start: int, stop: int
+) -> dict[str, int]:
+    """Return the pages of each class that there are."""
+    total = [0] * len(memlens.PageClass)
+    for result in results:
+        for mapping in result.mappings:
+            if mapping.start >= start and mapping.stop <= stop:
+                total = [a + int(b) for a, b in zip(total, mapping.counts(), strict=True)]
+    return {kind.label: total[kind] for kind in memlens.PageClass if total[kind]}
+
+
+def map_huge(pids: list[int], _: list[int]) -> "memlens.HugeResult":
+    """Tell how huge pages are mapped in the processes."""
+    return memlens.map_huge(pids)
+
+
+def sum_rss(result: "memlens.HugeResult", start: int, stop: int) -> dict[str, int]:
+    """Return the pages of Rss."""
+    pages = sum(
+        mapping.figures.anon_pages + mapping.figures.file_pages
+        for process in result.processes
+        for mapping in process.mappings
+        if mapping.start >= start and mapping.stop <= stop
+    )
+    return {"rss": pages}
+
+
+CALLS: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, int]]]] = {
+    "map_process": (map_all, sum_classes),
+    "map_huge": (map_huge, sum_rss),
+}
+
+
+def answer_lines(name: str, pids: str, *limits: str) -> None:
     """Scan for every line on stdin."""
-    pid = int(arguments[0])
-    start, stop = (int(arguments[1]), int(arguments[2])) if len(arguments) > 1 else (None, None)
-    labels = [kind.label for kind in memlens.PageClass]
-    print(json.dumps({"labels": labels, "peak_bytes": read_peak_bytes()}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(scan(pid, start, stop)), flush=True)
+    call, summary = CALLS[name]
+    # Imports what it needs, which is no part of the first scan.
+    getattr(memlens, name)
+    print(json.dumps({"peak_bytes": read_peak_bytes()}), flush=True)
+    for line in sys.stdin:
+        began, cpu_began = time.perf_counter_ns(), time.process_time_ns()
+        result = call([int(pid) for pid in pids.split(",")], [int(limit) for limit in limits])
+        answer: dict[str, object] = {
+            "ns": time.perf_counter_ns() - began,
+            "cpu_ns": time.process_time_ns() - cpu_began,
+            "peak_bytes": read_peak_bytes(),
+        }
+        answer["pages"] = summary(result, *map(int, line.split()))
+        if name == "map_process":
+            answer["longest_read_s"] = max(one.cost.longest_read_s for one in result)
+        print(json.dumps(answer), flush=True)
+        # Before the next scan: its peak is that of one answer.
+        del result
 
 
 def run_command_line(arguments: list[str]) -> None:
@@ -76,4 +118,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--cli":
         run_command_line(sys.argv[2:])
     else:
-        answer_lines(sys.argv[1:])
+        answer_lines(*sys.argv[1:])

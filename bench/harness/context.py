@@ -1,15 +1,15 @@
 """What a scenario is given: programs to start, how often to measure, and pairs."""
 
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.harness.lines import BenchError, LineProcess
+from bench.harness.spent import Measured, Spent
 
 WORKER = Path(__file__).parents[1] / "worker.py"
 GIB = 1 << 30
@@ -23,30 +23,41 @@ class SkipError(Exception):
 @dataclass(frozen=True, slots=True)
 class Pairs:
     """
-    Times of two things measured in turns, in ns; the first turn is left out.
+    What two things cost, measured in turns; the first turn is left out.
 
     Each turn's ratio compares neighbours in time, so that a machine that slows down for a
     while slows both.
     """
 
-    ours: list[int]
-    theirs: list[int]
+    ours: list[Spent]
+    theirs: list[Spent]
 
     @property
     def ratio(self) -> float:
         """Return the median over the turns of ours / theirs."""
-        return statistics.median(a / b for a, b in zip(self.ours, self.theirs, strict=True))
+        return _median_ratio(self.ours_ns, self.theirs_ns)
 
     @property
-    def best_ratio(self) -> float:
-        """Return our best time / their best time."""
-        return min(self.ours) / min(self.theirs)
+    def ours_ns(self) -> list[int]:
+        """Return our wall times."""
+        return [spent.wall_ns for spent in self.ours]
+
+    @property
+    def theirs_ns(self) -> list[int]:
+        """Return their wall times."""
+        return [spent.wall_ns for spent in self.theirs]
 
     @property
     def note(self) -> str:
-        """Return both medians, and the ratio of the best times."""
-        ours, theirs = (statistics.median(times) / 1e6 for times in (self.ours, self.theirs))
-        return f"{ours:.1f} ms / {theirs:.1f} ms; best / best {self.best_ratio:.2f}"
+        """Return both medians, and the ratios of the best times and of CPU time."""
+        ours, theirs = (statistics.median(ns) / 1e6 for ns in (self.ours_ns, self.theirs_ns))
+        best = min(self.ours_ns) / min(self.theirs_ns)
+        cpu = _median_ratio([s.cpu_ns for s in self.ours], [s.cpu_ns for s in self.theirs])
+        return f"{ours:.1f} ms / {theirs:.1f} ms; best / best {best:.2f}; CPU {cpu:.2f}"
+
+
+def _median_ratio(ours: Sequence[int], theirs: Sequence[int]) -> float:
+    return statistics.median(a / max(b, 1) for a, b in zip(ours, theirs, strict=True))
 
 
 class Target(LineProcess):
@@ -56,6 +67,11 @@ class Target(LineProcess):
     def pid(self) -> int:
         """Return its PID."""
         return int(self.ready["pid"])
+
+    @property
+    def pids(self) -> list[int]:
+        """Return the PIDs of those that hold what it made: its own, or its children's."""
+        return [int(pid) for pid in self.ready.get("pids", [self.pid])]
 
     @property
     def start(self) -> int:
@@ -74,40 +90,38 @@ class Target(LineProcess):
 
 
 class Library(LineProcess):
-    """The library at work in a process of its own; see ``worker.py``."""
+    """
+    The library at work in a process of its own; see ``worker.py``.
 
-    def __init__(self, command: Sequence[str], target: Target, is_partial: bool) -> None:
+    :param wanted: pages of each class that are true of the target, or another answer that
+        the worker gives; None if only a part of the target is looked at.
+    """
+
+    def __init__(
+        self, command: Sequence[str], target: Target, wanted: dict[str, int] | None
+    ) -> None:
         super().__init__(command)
         self._target = target
-        self._is_partial = is_partial
+        self._wanted = wanted
         self.last: dict[str, Any] = {}
 
-    def scan(self) -> int:
+    def scan(self) -> Spent:
         """
-        Scan once and return the time in ns.
+        Scan once and say what that cost.
 
         :raises BenchError: if the answer is not true: a wrong answer has no speed.
         """
-        self.last = self.ask()
-        found = self._found()
-        wanted = self._target.ready["pages"]
-        if not self._is_partial and found != wanted:
+        self.last = self.ask(f"{self._target.start} {self._target.stop}")
+        found = self.last["pages"]
+        if self._wanted is not None and found != self._wanted:
             swap = "; swap is on, it may have been paged out" if _is_swap_on() else ""
-            raise BenchError(f"wrong answer: {found} instead of {wanted}{swap}")
-        return int(self.last["ns"])
+            raise BenchError(f"wrong answer: {found} instead of {self._wanted}{swap}")
+        return Spent(int(self.last["ns"]), int(self.last["cpu_ns"]))
 
     @property
     def peak_mib(self) -> float:
         """Return its peak memory so far."""
         return float((self.last or self.ready)["peak_bytes"]) / MIB
-
-    def _found(self) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for start, stop, counts in self.last["mappings"]:
-            if start >= self._target.start and stop <= self._target.stop:
-                for label, count in zip(self.ready["labels"], counts, strict=True):
-                    found[label] = found.get(label, 0) + count
-        return {label: count for label, count in found.items() if count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +129,12 @@ class Context:
     """
     :param programs: the built C programs by name; a text says why one is missing.
     :param is_quick: an eighth of the memory and fewer turns, to try things out.
+    :param is_long: more turns of what takes seconds, and peers that do.
     """
 
     programs: dict[str, Path | str]
     is_quick: bool = False
+    is_long: bool = False
 
     @property
     def turns(self) -> int:
@@ -152,44 +168,52 @@ class Context:
         """Start the reader that only reads; see ``floor.c`` for the steps."""
         return LineProcess([self.program("floor"), str(target.pid), *steps])
 
-    def library(self, target: Target, addresses: tuple[int, int] | None = None) -> Library:
-        """Start a process that scans the target, or a part of it, with the library."""
+    def library(
+        self,
+        target: Target,
+        addresses: tuple[int, int] | None = None,
+        *,
+        call: str = "map_process",
+        wanted: dict[str, int] | None = None,
+        disabled: str = "",
+    ) -> Library:
+        """
+        Start a process that scans the target, or a part of it, with the library.
+
+        :param call: of the library; see ``worker.py``.
+        :param wanted: the true answer, if it is not the pages of the target.
+        :param disabled: what MEMLENS_DISABLE names.
+        """
+        pids = ",".join(map(str, target.pids))
         limits = [str(address) for address in addresses or ()]
-        command = [sys.executable, str(WORKER), str(target.pid), *limits]
-        return Library(command, target, is_partial=addresses is not None)
+        command = ["env", f"MEMLENS_DISABLE={disabled}"]
+        command += [sys.executable, str(WORKER), call, pids, *limits]
+        true = {label: pages for label, pages in target.ready["pages"].items() if pages}
+        return Library(command, target, wanted or (None if addresses else true))
 
-    def compare(self, ours: Callable[[], int], theirs: Callable[[], int]) -> Pairs:
+    def compare(self, ours: Measured, theirs: Measured) -> Pairs:
         """
-        Measure both in turns, A B A B; each gives its time in ns.
+        Measure both in turns, A B A B.
 
-        What is so slow that it takes half a minute is measured less often, but thrice.
+        What is slow is measured less often, but thrice unless that takes too long.
         """
+        enough_s, most_s = (30, 1e9) if self.is_long else (4, 8)
         ours(), theirs()
-        turns: list[tuple[int, int]] = []
-        until = time.monotonic() + 30
-        while len(turns) < self.turns and (len(turns) < 3 or time.monotonic() < until):
+        turns: list[tuple[Spent, Spent]] = []
+        began = time.monotonic()
+        took = 0.0
+        while len(turns) < self.turns and took < (enough_s if len(turns) > 2 else most_s):
             turns.append((ours(), theirs()))
+            took = time.monotonic() - began
         return Pairs([a for a, _ in turns], [b for _, b in turns])
 
 
-def timed(floor: LineProcess) -> Callable[[], int]:
-    """Return a function that runs the floor once and gives its time in ns."""
-    return lambda: int(floor.ask()["ns"])
-
-
-def timed_command(command: list[str]) -> Callable[[], int]:
-    """Return a function that runs a command, its output thrown away, and gives its ns."""
-
-    def once() -> int:
-        began = time.perf_counter_ns()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        took = time.perf_counter_ns() - began
-        if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise BenchError(f"exit code {done.returncode}: {' '.join([*command, *last])}")
-        return took
-
-    return once
+def find_memlens(*arguments: str) -> list[str]:
+    """Return the command as installed beside this interpreter."""
+    script = Path(sys.executable).parent / "memlens"
+    if not script.exists():
+        raise BenchError(f"{script.name} is not installed beside {Path(sys.executable).name}")
+    return [str(script), *arguments]
 
 
 def _available_bytes() -> int:

@@ -15,20 +15,25 @@ INTRODUCTION = """\
 
 Written by `make bench`; do not edit. Every ratio was measured in one run, in turns: ours,
 theirs, ours, theirs; it is the median over the turns of the ratio of two neighbours, after
-one turn that does not count. "How" shows both medians.
+one turn that does not count. "How" shows both medians, our best time in parts of theirs, and
+the ratio of CPU time of all threads, which a busy machine disturbs less.
 
 - **library**: `memlens.map_process(pid)` and the counts of every mapping, timed inside a
   process of its own. Its answer is checked against what the target made: a wrong answer
   fails the run.
 - **floor**: a C program (`bench/floor.c`) that makes the kernel reads which the answer needs,
   in pieces of 64 KiB on one thread, and decodes nothing. For shared memory: pagemap, then
-  SEEK_DATA/SEEK_HOLE and mincore of the object.
+  SEEK_DATA/SEEK_HOLE and mincore of the object; a floor of pagemap makes only the first.
 - **reading smaps**: `/proc/PID/smaps` of the same process, read by the same C program and
   thrown away. It gives totals per mapping, not pages.
 - **page-types**: the kernel's own tool, from its sources; it also reads kpageflags.
 - **peak memory**: VmHWM of a whole process, interpreter and numpy included.
-- The targets' memory is in base pages, without swap; `bench/targets.c` makes it.
+- The targets' memory is in base pages, without swap unless a row says so; `bench/targets.c`
+  makes it.
 """
+
+
+UNMEASURED = "Not measured: the run was ended before."
 
 
 def render_text(sections: Sequence[Section]) -> str:
@@ -37,7 +42,7 @@ def render_text(sections: Sequence[Section]) -> str:
     widths = [max(len(row[i]) for row in [HEADINGS, *rows]) for i in range(4)]
     lines: list[str] = []
     for section in sections:
-        lines += ["", section.title]
+        lines += ["", section.title, *([] if section.rows else [f"  {UNMEASURED}"])]
         for cells in (row.cells() for row in section.rows):
             shown = [cell.replace("**", "") for cell in cells]
             columns = [shown[0].ljust(widths[0])]
@@ -74,6 +79,9 @@ def write_page(path: Path, machine: str, sections: Sequence[Section]) -> None:
 def _render_tables(sections: Sequence[Section]) -> Iterator[str]:
     for section in sections:
         yield f"\n## {section.title[0].upper()}{section.title[1:]}\n"
+        if not section.rows:
+            yield UNMEASURED
+            continue
         yield f"| {' | '.join(HEADINGS)} |"
         yield "|---|--:|--:|---|---|"
         for row in section.rows:

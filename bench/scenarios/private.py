@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from bench.harness.context import GIB, MIB, Context, SkipError, Target, timed, timed_command
+from bench.harness.context import GIB, MIB, Context, SkipError, Target
 from bench.harness.rows import Row
+from bench.harness.spent import of_command, of_line
 
 TITLE = "4 GiB of touched private memory"
 
@@ -24,9 +25,9 @@ def measure_speed(ctx: Context, target: Target) -> Iterator[Row]:
         ctx.floor(target, f"pagemap:{target.addresses}") as floor,
         ctx.floor(target, "smaps") as smaps,
     ):
-        pairs = ctx.compare(library.scan, timed(floor))
+        pairs = ctx.compare(library.scan, of_line(floor))
         yield Row("library / floor", pairs.ratio, "x", 1.25, f"goal 1.0; {pairs.note}")
-        pairs = ctx.compare(library.scan, timed(smaps))
+        pairs = ctx.compare(library.scan, of_line(smaps))
         yield Row("library / reading smaps", pairs.ratio, "x", note=pairs.note)
         yield Row("peak memory", library.peak_mib, "MiB", 80)
         longest_ms = float(library.last["longest_read_s"]) * 1e3
@@ -55,5 +56,5 @@ def measure_page_types(ctx: Context, target: Target) -> Row:
     except SkipError as reason:
         return Row(figure, None, "x", note=str(reason))
     with ctx.library(target) as library:
-        pairs = ctx.compare(library.scan, timed_command(command))
+        pairs = ctx.compare(library.scan, of_command(command))
     return Row(figure, pairs.ratio, "x", note=pairs.note)

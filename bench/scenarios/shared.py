@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from bench.harness.context import GIB, Context, timed
+from bench.harness.context import GIB, Context
 from bench.harness.rows import Row
+from bench.harness.spent import of_line
 
 TITLE = "4 GiB of shared memory, half of it not mapped here"
 SHAPES = {
@@ -38,8 +39,8 @@ def measure_shape(ctx: Context, shape: str, meaning: str) -> Iterator[Row]:
             ctx.floor(target, *steps) as floor,
             ctx.floor(target, "smaps") as smaps,
         ):
-            pairs = ctx.compare(library.scan, timed(floor))
+            pairs = ctx.compare(library.scan, of_line(floor))
             yield Row(f"{meaning}: library / floor", pairs.ratio, "x", 1.5, pairs.note)
-            pairs = ctx.compare(library.scan, timed(smaps))
+            pairs = ctx.compare(library.scan, of_line(smaps))
             yield Row(f"{meaning}: library / reading smaps", pairs.ratio, "x", note=pairs.note)
             yield Row(f"{meaning}: peak memory", library.peak_mib, "MiB", 80)

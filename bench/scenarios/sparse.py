@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Iterator
 
-from bench.harness.context import GIB, MIB, Context, timed
+from bench.harness.context import GIB, MIB, Context
 from bench.harness.rows import Row
+from bench.harness.spent import of_line
 
 TITLE = "reservations that hold little or nothing"
 STRIDE = 4 * MIB
@@ -26,7 +27,7 @@ def measure_sparse(ctx: Context) -> Iterator[Row]:
         ctx.library(target) as library,
         ctx.floor(target, "smaps") as smaps,
     ):
-        pairs = ctx.compare(library.scan, timed(smaps))
+        pairs = ctx.compare(library.scan, of_line(smaps))
         figure = "1 TiB reserved, one page per 4 MiB touched"
         yield Row(f"{figure}: library / reading smaps", pairs.ratio, "x", 2, pairs.note)
         yield Row(f"{figure}: peak memory", library.peak_mib, "MiB", 80)
@@ -42,11 +43,11 @@ def measure_reserved(ctx: Context) -> Iterator[Row]:
     ):
         pairs = ctx.compare(library.scan, library_small.scan)
         more_ms = statistics.median(
-            (a - b) / 1e6 for a, b in zip(pairs.ours, pairs.theirs, strict=True)
+            (a - b) / 1e6 for a, b in zip(pairs.ours_ns, pairs.theirs_ns, strict=True)
         )
         figure = "256 GiB reserved, never touched"
         yield Row(f"{figure}: more than a small process", more_ms, "ms", 5, pairs.note)
         yield Row(f"{figure}: peak memory", library.peak_mib, "MiB", 80)
-        small_ms = statistics.median(pairs.theirs) / 1e6
+        small_ms = statistics.median(pairs.theirs_ns) / 1e6
         yield Row("small process, through the library", small_ms, "ms")
         yield Row("small process: peak memory", library_small.peak_mib, "MiB", 80)

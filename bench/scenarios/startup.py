@@ -5,11 +5,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-from bench.harness.context import GIB, MIB, WORKER, Context, timed_command
+from bench.harness.context import GIB, MIB, WORKER, Context, find_memlens
 from bench.harness.lines import BenchError
 from bench.harness.rows import Row
+from bench.harness.spent import of_command
 
 TITLE = "the command line"
 
@@ -17,12 +17,12 @@ TITLE = "the command line"
 def run(ctx: Context) -> Iterator[Row]:
     """Yield start-up, a small process whole, and the peak memory of a large one."""
     python = [sys.executable, "-c", "pass"]
-    pairs = ctx.compare(timed_command(memlens("--version")), timed_command(python))
+    pairs = ctx.compare(of_command(find_memlens("--version")), of_command(python))
     yield Row("memlens --version / python3 -c pass", pairs.ratio, "x", 3, pairs.note)
     with ctx.target("small") as small:
-        command = memlens("map", str(small.pid))
-        pairs = ctx.compare(timed_command(command), timed_command(python))
-        whole_s = statistics.median(pairs.ours) / 1e9
+        command = find_memlens("map", str(small.pid))
+        pairs = ctx.compare(of_command(command), of_command(python))
+        whole_s = statistics.median(pairs.ours_ns) / 1e9
         yield Row("memlens map of a small process, whole", whole_s, "s", 0.35)
     size = ctx.scale(4 * GIB)
     with ctx.target("shared", size, "page", needs_bytes=size) as target:
@@ -40,11 +40,3 @@ def measure_peak(arguments: list[str]) -> Row:
     note = f"4 GiB shared, every second page not mapped; {answer['ns'] / 1e9:.2f} s"
     limit = None if "--pages" in arguments else 80
     return Row(f"{shown}: peak memory", answer["peak_bytes"] / MIB, "MiB", limit, note)
-
-
-def memlens(*arguments: str) -> list[str]:
-    """Return the command as installed beside this interpreter."""
-    script = Path(sys.executable).parent / "memlens"
-    if not script.exists():
-        raise BenchError(f"{script.name} is not installed beside {Path(sys.executable).name}")
-    return [str(script), *arguments]

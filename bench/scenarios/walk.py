@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.harness.context import GIB, MIB, WORKER, Context, Library, Target
+from bench.harness.context import GIB, MIB, Context, Target
 from bench.harness.lines import BenchError, LineProcess
 from bench.harness.rows import Row
 from bench.harness.swap import zram_swap
@@ -51,14 +51,8 @@ def _scan_rows(ctx: Context, size: int) -> Iterator[Row]:
         zram_swap(size),
         ctx.target("swapped", size, "half", needs_bytes=2 * size) as target,
         ctx.library(target) as walking,
-        _without_walk(target) as asking,
+        ctx.library(target, disabled="cachewalk") as asking,
     ):
         pairs = ctx.compare(walking.scan, asking.scan)
         name = f"{size / GIB:.1f} GiB, half of it swapped: with the walk / without"
         yield Row(name, pairs.ratio, "x", 0.5, pairs.note)
-
-
-def _without_walk(target: Target) -> Library:
-    switch = ["env", "MEMLENS_DISABLE=cachewalk"]
-    command = [*switch, sys.executable, str(WORKER), str(target.pid)]
-    return Library(command, target, is_partial=False)
