@@ -52,20 +52,31 @@ def sum_classes(
     return {kind.label: total[kind] for kind in memlens.PageClass if total[kind]}
 
 
-def map_huge(pids: list[int], _: list[int]) -> "memlens.HugeResult":
+def map_huge(pids: list[int], _: list[int]) -> "memlens.HugeReport":
     """Tell how huge pages are mapped in the processes."""
     return memlens.map_huge(pids)
 
 
-def sum_rss(result: "memlens.HugeResult", start: int, stop: int) -> dict[str, int]:
-    """Return the pages of Rss."""
-    pages = sum(
-        mapping.figures.anon_pages + mapping.figures.file_pages
-        for process in result.processes
-        for mapping in process.mappings
-        if mapping.start >= start and mapping.stop <= stop
-    )
+def sum_rss(report: "memlens.HugeReport", start: int, stop: int) -> dict[str, int]:
+    """Return the pages of Rss in a range: all that are told, less what smaps has elsewhere."""
+    pages = 0
+    for process in report.processes:
+        pages += process.anonymous_pages + process.file_pages
+        pages -= read_rss_outside(process.pid, start, stop) // report.page_size_bytes
     return {"rss": pages}
+
+
+def read_rss_outside(pid: int, start: int, stop: int) -> int:
+    """Return the bytes of Rss of mappings that are not in a range."""
+    size_bytes, is_inside = 0, False
+    with open(f"/proc/{pid}/smaps", "rb") as file:
+        for line in file:
+            if line[:1] in b"0123456789abcdef":
+                low, high = (int(text, 16) for text in line.split(None, 1)[0].split(b"-"))
+                is_inside = low >= start and high <= stop
+            elif not is_inside and line.startswith(b"Rss:"):
+                size_bytes += int(line.split()[1]) << 10
+    return size_bytes
 
 
 CALLS: dict[str, tuple[Callable[..., Any], Callable[..., dict[str, int]]]] = {

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.text import Text
 
 from memlens.pages.classes import PageClass
-from memlens.pages.flagfilter import all_of
-from memlens.physical.records import FlagCounts
+from memlens.physical.records import FlagReport
+from memlens.report import Report
 from memlens.residency.records import PageExplanation, ProcessMap
 from memlens.selftest.records import Abilities, DemoResult
 from memlens.sharing.records import ProcessList, Sharing
@@ -38,6 +38,7 @@ PICTURE_WIDTH = 136
 TABLE = TableOptions(width=TEXT_WIDTH)
 
 _T = TypeVar("_T")
+_Report = TypeVar("_Report", bound=Report)
 
 
 def write_record(name: str, item: Any) -> None:
@@ -54,6 +55,18 @@ def read_record(name: str, kind: type[_T]) -> _T:
     """Return a result that ``write_record`` wrote."""
     found: _T = rebuild(kind, json.loads((EXAMPLES / f"{name}.json").read_text()))
     return found
+
+
+def write_report(name: str, report: Report) -> None:
+    """Write a report to docs/examples, without what tells this machine from others."""
+    kernel = report.kernel.partition("-")[0]
+    known = replace(report, host="example", boot_id="", kernel=kernel)
+    (EXAMPLES / f"{name}.json").write_text("".join(known.to_json()))
+
+
+def read_report(name: str, kind: type[_Report]) -> _Report:
+    """Return a report that ``write_report`` wrote."""
+    return kind.from_json((EXAMPLES / f"{name}.json").read_text())
 
 
 def _plain(value: Any) -> Any:
@@ -151,11 +164,9 @@ def render_sharing_text() -> str:
 
 def render_flags_text() -> str:
     """Return what `memlens flags PID` prints."""
-    found = read_record("flags", FlagCounts)
+    found = read_report("flags", FlagReport)
     pid = read_record("sharing", Sharing).processes[0].pid
-    options = flags.FlagOptions(all_of([]), all_of([]))
-    text = "".join(flags.render_text(found, options, f"Pages mapped by {pid}"))
-    return block(f"memlens flags {pid}", text.splitlines())
+    return block(f"memlens flags {pid}", join_segments(flags.render(found, TABLE)))
 
 
 def join_segments(lines: Iterable[Line]) -> list[str]:

@@ -94,7 +94,6 @@ TAKE_THEM = {
     "parse_swaps": "a parser",
     "_parse_area": "a parser",
     "format_value": "text of a record's value",
-    "FileTotals.add": "a record that sums up pages",
     "ObjectUse.pages": "plain facts in bytes, counted in pages",
     "ProcessFacts.count_own": "plain facts in bytes, counted in pages",
     "OwnPages": "memory that is made, of the kernel's pages",

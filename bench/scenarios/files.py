@@ -27,7 +27,7 @@ def run(ctx: Context) -> Iterator[Row]:
         raise SkipError(f"{', '.join(missing)} not installed")
     with tempfile.TemporaryDirectory(dir=Path(__file__).parents[1] / "build") as where:
         paths = _make_files(Path(where), int(ctx.scale(FILES)))
-        library = of_call(lambda: _count_all(where))
+        library = of_call(lambda: memlens.read_files([where], strips=0))
         whole = of_command(find_memlens("files", where))
         rows: list[tuple[str, Measured, list[str], float | None]] = [
             ("library: files / vmtouch", library, ["vmtouch", where], 1.0),
@@ -53,10 +53,3 @@ def _keep(paths: list[str]) -> None:
     for path in paths:
         with open(path, "rb") as file:
             file.read()
-
-
-def _count_all(where: str) -> None:
-    scan = memlens.FileScan([where])
-    for _ in scan.rows():
-        pass
-    scan.close()

@@ -23,14 +23,14 @@ def run(ctx: Context) -> Iterator[Row]:
         rows: list[tuple[str, Callable[[], object], list[str], list[str], float]] = [
             (
                 "flags PID / page-types -p",
-                lambda: memlens.count_process_flags([pid]),
+                lambda: memlens.count_flags([pid]),
                 ["flags", str(pid)],
                 [*page_types, "-p", str(pid)],
                 0.33,
             ),
             (
                 "flags --machine / page-types",
-                memlens.count_machine_flags,
+                memlens.count_flags,
                 ["flags", "--machine"],
                 page_types,
                 1 / 1.5,

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
 from memlens.kernel.procfs import Host  # noqa: E402
-from memlens.physical.flags import count_process_flags  # noqa: E402
+from memlens.physical.flagreport import count_flags  # noqa: E402
 from memlens.residency.capture import map_process  # noqa: E402
 from memlens.residency.records import Kernel  # noqa: E402
 from memlens.residency.steps import explain_page  # noqa: E402
@@ -34,7 +34,7 @@ from memlens.sharing.frames import read_sharing  # noqa: E402
 from memlens.sharing.processes import ProcessFilter, list_processes  # noqa: E402
 from memlens.shm.inventory import list_shared_memory  # noqa: E402
 from memlens.swap.ledger import read_swap_ledger  # noqa: E402
-from recorded import write_record  # noqa: E402
+from recorded import write_record, write_report  # noqa: E402
 from tests.kernel.support.machine import machine_lock  # noqa: E402
 from tests.kernel.support.swap import swap_area  # noqa: E402
 
@@ -108,7 +108,7 @@ def record_workers() -> None:
         write_record("shm", list_shared_memory())
         write_record("ps", list_processes(group_by="name", keep=ProcessFilter(name="workers")))
         write_record("sharing", read_sharing([pid], has_descendants=True))
-        write_record("flags", count_process_flags([pid]))
+        write_report("flags", count_flags([pid]))
 
 
 @contextmanager

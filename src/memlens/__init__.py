@@ -20,20 +20,16 @@ if TYPE_CHECKING:
     from memlens.pages.classes import PageClass
     from memlens.pages.runs import Runs
     from memlens.physical.cgroup import list_cgroups, read_cgroup
-    from memlens.physical.files import FileScan
-    from memlens.physical.flags import count_process_flags
-    from memlens.physical.frameflags import (
-        count_cgroup_flags,
-        count_file_flags,
-        count_machine_flags,
-    )
-    from memlens.physical.huge import map_huge
+    from memlens.physical.flagreport import count_flags, list_flags
+    from memlens.physical.hugereport import map_huge
+    from memlens.physical.pagecache import read_files
     from memlens.physical.records import (
         CgroupList,
         CgroupPages,
         FileCache,
-        FlagCounts,
-        HugeResult,
+        FileReport,
+        FlagReport,
+        HugeReport,
     )
     from memlens.report import Cost, Missed
     from memlens.residency.capture import map_process, map_processes
@@ -67,10 +63,10 @@ _HOMES = {
     "Cost": "report",
     "Features": "selftest.probes",
     "FileCache": "physical.records",
-    "FileScan": "physical.files",
-    "FlagCounts": "physical.records",
+    "FileReport": "physical.records",
+    "FlagReport": "physical.records",
     "Holder": "shm.records",
-    "HugeResult": "physical.records",
+    "HugeReport": "physical.records",
     "Inventory": "shm.records",
     "Kernel": "residency.records",
     "MappingPages": "residency.records",
@@ -97,19 +93,18 @@ _HOMES = {
     "Unsupported": "errors",
     "Words": "residency.records",
     "ZswapUse": "swap.records",
-    "count_cgroup_flags": "physical.frameflags",
-    "count_file_flags": "physical.frameflags",
-    "count_machine_flags": "physical.frameflags",
-    "count_process_flags": "physical.flags",
+    "count_flags": "physical.flagreport",
     "explain_page": "residency.steps",
     "list_cgroups": "physical.cgroup",
+    "list_flags": "physical.flagreport",
     "list_processes": "sharing.processes",
     "list_shared_memory": "shm.inventory",
-    "map_huge": "physical.huge",
+    "map_huge": "physical.hugereport",
     "map_process": "residency.capture",
     "map_processes": "residency.capture",
     "probe_features": "selftest.probes",
     "read_cgroup": "physical.cgroup",
+    "read_files": "physical.pagecache",
     "read_sharing": "sharing.frames",
     "read_swap_ledger": "swap.ledger",
 }
@@ -123,10 +118,10 @@ __all__ = [
     "Cost",
     "Features",
     "FileCache",
-    "FileScan",
-    "FlagCounts",
+    "FileReport",
+    "FlagReport",
     "Holder",
-    "HugeResult",
+    "HugeReport",
     "Inventory",
     "Kernel",
     "MappingPages",
@@ -153,12 +148,10 @@ __all__ = [
     "Unsupported",
     "Words",
     "ZswapUse",
-    "count_cgroup_flags",
-    "count_file_flags",
-    "count_machine_flags",
-    "count_process_flags",
+    "count_flags",
     "explain_page",
     "list_cgroups",
+    "list_flags",
     "list_processes",
     "list_shared_memory",
     "map_huge",
@@ -166,6 +159,7 @@ __all__ = [
     "map_processes",
     "probe_features",
     "read_cgroup",
+    "read_files",
     "read_sharing",
     "read_swap_ledger",
 ]

@@ -38,6 +38,13 @@ def pid_argument(function: _F) -> _F:
     return click.argument("pid", callback=_convert(_parse_pid))(function)
 
 
+def pid_option(function: _F) -> _F:
+    """Add ``--pid PID`` as ``pid``."""
+    return click.option(
+        "--pid", metavar="PID", callback=_convert(_parse_pid), help="Files of a process."
+    )(function)
+
+
 def address_argument(function: _F) -> _F:
     """Add the argument ``address``, in hexadecimal, of 64 bits at most."""
     return click.argument("address", callback=_convert(parse_address))(function)

@@ -2,12 +2,13 @@
 
 import os
 import re
+from functools import partial
+from typing import Any
 
 import click
 
-from memlens.commands import common
+from memlens.commands import run
 from memlens.commands.flags import parse_pids
-from memlens.commands.run import Watch, make_machine
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -40,17 +41,13 @@ def _parse_order(text: str) -> int:
     help="Also count aligned contiguous blocks of this size, as 64K.",
 )
 @click.option("--rollup", is_flag=True, help="Only the sum, no mappings.")
-@common.json_option
-@common.strict_option
-@common.proc_option
+@run.report_options
 def command(
+    request: run.Request,
     pids: tuple[int, ...],
     cgroup: str | None,
     blocks: tuple[int, ...],
     rollup: bool,
-    as_json: bool,
-    strict: bool,
-    proc: str,
 ) -> None:
     """
     Show how huge pages are mapped: transparent ones of every size, and hugetlb.
@@ -59,29 +56,19 @@ def command(
     has merged, and zero pages. The counters have the names and values of the kernel's
     thpmaps.
     """
-    if bool(pids) == (cgroup is not None):
+    run.require(request, pids or cgroup, "PIDs, or --cgroup")
+    if pids and cgroup is not None:
         raise click.UsageError("name PIDs, or --cgroup")
-    from memlens.physical.huge import list_cgroup_pids, map_huge
-    from memlens.views.huge import render_json, render_text
+    from memlens.physical.records import HugeReport
+    from memlens.views.huge import render
 
-    chosen = pids if cgroup is None else list_cgroup_pids(cgroup, make_machine(proc))
-    with Watch("reading huge pages") as watch:
+    def read(**scan: Any) -> HugeReport:
+        from memlens.physical.hugereport import map_huge
+
         try:
-            result = map_huge(
-                chosen,
-                block_orders=blocks,
-                is_strict=cgroup is None,
-                proc=proc,
-                on_progress=watch.on_progress,
-                should_stop=watch.should_stop,
-            )
+            return map_huge(pids, cgroup=cgroup, block_orders=blocks, **scan)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--cont") from error
-        watch.end_scan()
-    if as_json:
-        common.write_pieces([render_json(result)])
-    else:
-        common.write_pieces(render_text(result, has_mappings=not rollup))
-    if watch.is_interrupted:
-        raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
-    common.strict_exit(strict, bool(result.missed or result.figures.moved_pages))
+
+    draw = partial(render, has_mappings=not rollup)
+    run.give(request, run.Answer((HugeReport,), read, draw, "reading huge pages"))

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from memlens.report import Report
-    from memlens.scan.machine import Machine
     from memlens.views.lines import Line
     from memlens.views.table import TableOptions
 
@@ -374,17 +373,3 @@ class Watch:
         done, total = self._progress or (0, None)
         self._task = self._bar.add_task(self.label, completed=done, total=total)
         self._bar.start()
-
-
-def make_machine(proc: str, watch: Watch | None = None) -> "Machine":
-    """
-    Return the machine for what a command asks beside the public functions.
-
-    :param proc: root of the /proc to read.
-    :param watch: follows the scan, None if that is over at once.
-    """
-    from memlens.scan.machine import Machine
-
-    if watch is None:
-        return Machine(proc)
-    return Machine(proc, on_progress=watch.on_progress, should_stop=watch.should_stop)

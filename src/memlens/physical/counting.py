@@ -7,6 +7,7 @@ Reads of the kernel's files run side by side; what Python does between them does
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,6 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.frameruns import FrameRuns, expand
 from memlens.pages.wordcounts import WordCounts
-from memlens.physical.records import FlagCounts
 from memlens.physical.runflags import ReadBuffer, RunReader
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import Window
@@ -26,6 +26,42 @@ from memlens.scan.threads import count_threads, run_threads
 
 # Longer runs are marked one by one.
 _SLICE_PAGES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FlagCounts:
+    """
+    Pages by what kpageflags, and for processes pagemap, say of them.
+
+    :param words: joined words as ``pages.flags.join_words`` makes them, ``(n,)`` uint64.
+    :param pages: how many pages have each word, ``(n,)`` int64.
+    :param frames: distinct page frames among them, None if they were not told apart.
+    :param swapped_pages: pages in swap: they have no frame, and no flags but ``swap``.
+    :param marker_pages: entries that look like swap and are none: guards, poison, pages
+        in migration.
+    :param moved_pages: pages that changed at every look; they are in no other number.
+    :param hidden_pages: pages whose frame this reader may not see, or whose entry may be
+        swap or a marker for all that it may see.
+    :param node_pages: pages of each NUMA node, empty where there is only one.
+    :param is_complete: False if it was stopped early.
+    :param notes: what limits the numbers, one line each.
+    """
+
+    words: NDArray[np.uint64]
+    pages: NDArray[np.int64]
+    frames: int | None = None
+    swapped_pages: int = 0
+    marker_pages: int = 0
+    moved_pages: int = 0
+    hidden_pages: int = 0
+    node_pages: dict[int, int] = field(default_factory=dict)
+    is_complete: bool = True
+    notes: tuple[str, ...] = ()
+
+    @property
+    def total_pages(self) -> int:
+        """Return the sum over all words."""
+        return int(self.pages.sum())
 
 
 class Part:
@@ -181,7 +217,7 @@ def share_calls(
     run_threads([work(worker) for worker in workers[:number]])
 
 
-def add_parts(parts: Sequence[Part], machine: Machine) -> FlagCounts:
+def add_parts(parts: Sequence[Part]) -> FlagCounts:
     """Return the sum of what was counted in parts; a frame in two of them is one."""
     counts, tallies = WordCounts(), dict[str, int]()
     for part in parts:
@@ -191,7 +227,6 @@ def add_parts(parts: Sequence[Part], machine: Machine) -> FlagCounts:
     words, found = counts.totals()
     nodes = {row.node for part in parts for row in part.node_ranges}
     return FlagCounts(
-        page_size_bytes=machine.page_size_bytes,
         words=words,
         pages=found,
         frames=_count_seen(parts),

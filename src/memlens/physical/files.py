@@ -1,24 +1,42 @@
 """
 What of each file is in the page cache, and how much of that processes map.
 
-Files are told one after the other and not kept: a tree may hold millions.  numpy is
-loaded only when a file turns up that a process maps.
+Files are told one after the other and not kept: a tree may hold millions.
 """
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from memlens.errors import MemlensError
+from memlens.kernel.cachewalk import walker
 from memlens.kernel.processes import FileMappers
 from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.objects.filewalk import FileWalk, OpenFile
-from memlens.physical.records import FileCache, FileTotals, StripCell
 from memlens.scan.machine import Machine
-from memlens.units import count_of
+from memlens.scan.mappings import MappedPages
+from memlens.units import count_of, signed
 
-if TYPE_CHECKING:
-    from memlens.scan.mappings import MappedPages
+
+class FileFigures(NamedTuple):
+    """
+    What is known of a file: a row of ``FileCache`` as it comes.
+
+    A tree may hold a million, and a tuple costs a fraction of a record.
+    """
+
+    path: str
+    kind: str
+    reason: str
+    size_bytes: int | None
+    cached_pages: int | None = None
+    dirty_pages: int | None = None
+    writeback_pages: int | None = None
+    evicted_pages: int | None = None
+    recently_evicted_pages: int | None = None
+    mapped_pages: int | None = None
+    device: int | None = None
+    inode: int | None = None
 
 
 class FileScan:
@@ -26,27 +44,28 @@ class FileScan:
     Looks at files and directories.
 
     :param paths: as the user names them.
-    :param proc: root of the /proc to read.
+    :param machine: that is asked.
     :param one_file_system: whether to stay on the file system of each directory named.
     :param is_each_once: whether files may come that are not below ``paths``, so that every
         one has to be remembered.
 
-    Iterate ``rows``; ``totals``, ``walk`` and ``notes`` are complete when that has ended.
+    Iterate ``rows``; ``other_names``, names of files that were told already, ``walk`` and
+    ``notes`` are complete when that has ended.
     """
 
     def __init__(
         self,
         paths: Iterable[str],
+        machine: Machine,
         *,
-        proc: str = "/proc",
         one_file_system: bool = False,
         is_each_once: bool = False,
     ) -> None:
-        self.machine = machine = Machine(proc)
+        self.machine = machine
         self.page_size_bytes = machine.page_size_bytes
         self.paths = list(dict.fromkeys(paths))
         self.walk = FileWalk(machine, one_file_system)
-        self.totals = FileTotals()
+        self.other_names = 0
         self.reader = CacheReader(machine)
         self.mappers = FileMappers(machine)
         self._mapped: MappedPages | None = None
@@ -55,11 +74,11 @@ class FileScan:
         self._has_mappers = False
         self._seen: set[tuple[int, int]] = set()
 
-    def rows(self) -> Iterator[FileCache]:
+    def rows(self) -> Iterator[FileFigures]:
         """
         Yield every file once.
 
-        :raises Unsupported: if ``proc`` is none.
+        :raises Unsupported: if there is no /proc.
         """
         self.walk.leases.prefetch()
         self.read_mappers()
@@ -79,28 +98,23 @@ class FileScan:
             self.mappers.read()
             self._has_mappers = True
 
-    def count(self, row: FileCache) -> FileCache:
-        """Add a file to the totals and return it."""
-        self.totals.add(row, self.page_size_bytes)
-        return row
-
     def is_new(self, device: int, inode: int) -> bool:
         """Return whether a file comes for the first time, and remember it."""
         before = len(self._seen)
         self._seen.add((device, inode))
         return len(self._seen) > before
 
-    def _look(self, item: OpenFile) -> FileCache | None:
+    def _look(self, item: OpenFile) -> FileFigures | None:
         status = item.status
         if status is None:
-            return self.count(unknown_file(item.path, item.reason))
+            return unknown_file(item.path, item.reason)
         is_doubtful = self._keeps_all or status.st_nlink > 1
         if is_doubtful and not self.is_new(status.st_dev, status.st_ino):
-            self.totals.other_names += 1
+            self.other_names += 1
             return None
-        return self.count(self.look_at(item.path, item.fd, status))
+        return self.look_at(item.path, item.fd, status)
 
-    def look_at(self, path: str, fd: int, status: os.stat_result) -> FileCache:
+    def look_at(self, path: str, fd: int, status: os.stat_result) -> FileFigures:
         """Return what is known of an open file."""
         size = status.st_size
         try:
@@ -118,14 +132,16 @@ class FileScan:
         if figures.cached is not None and mapped is not None:
             # Both were true, at different moments.
             mapped = min(mapped, figures.cached)
-        return FileCache(path, kind, size, *figures, mapped, reason)
+        return FileFigures(
+            path, kind, reason, size, *figures, mapped, status.st_dev, signed(status.st_ino)
+        )
 
     def notes(self) -> list[str]:
         """Return what limits the numbers, one line each."""
         lines = []
-        walk, totals = self.walk, self.totals
-        if totals.other_names:
-            names = count_of(totals.other_names, "other name", "other names")
+        walk = self.walk
+        if self.other_names:
+            names = count_of(self.other_names, "other name", "other names")
             lines.append(f"left out: {names} of files that count already")
         if walk.vanished:
             lines.append(f"{count_of(walk.vanished, 'file', 'files')} vanished meanwhile")
@@ -135,8 +151,6 @@ class FileScan:
         if denied:
             processes = count_of(denied, "process", "processes")
             lines.append(f"mapped: the page tables of {processes} may not be read by this user")
-        if totals.shmem_evicted_pages:
-            lines.append("evicted pages of shared memory are on swap")
         if not self.reader.has_cachestat:
             lines.append(
                 "without cachestat (v6.5): dirty, writeback and evicted are not known, and "
@@ -144,36 +158,38 @@ class FileScan:
             )
         return lines
 
-    def cells(self, path: str, cells: int) -> list[StripCell]:
+    def cells(self, path: str, file: tuple[int, int], cells: int) -> list[tuple[int, Figures]]:
         """
         Return where in a file its cached pages are, as they are now.
 
+        :param file: device and inode, as ``FileFigures`` has them.
         :param cells: parts of equal length, fewer if the file has fewer pages.
-        :return: nothing for a file that cannot be opened any more.
+        :return: pages of each part, and its figures; nothing if the path leads to that file no
+            more, or it cannot be asked.
         """
         try:
             fd = open_quietly(path)
         except (OSError, ValueError):
             return []
         try:
-            return cells_of(self.reader, fd, os.fstat(fd), cells)
+            status = os.fstat(fd)
+            if (status.st_dev, signed(status.st_ino)) != file:
+                return []
+            return _cells_of(self.reader, fd, status, cells)
         except OSError:
             return []
         finally:
             os.close(fd)
 
-    def _mapped_pages(self) -> "MappedPages":
+    def _mapped_pages(self) -> MappedPages:
         if self._mapped is None:
-            from memlens.scan.mappings import MappedPages
-
             self._mapped = MappedPages(self.machine)
         return self._mapped
 
 
-def cells_of(
+def _cells_of(
     reader: CacheReader, fd: int, status: os.stat_result, cells: int
-) -> list[StripCell]:
-    """Return the strip of an open file; see ``FileScan.cells``."""
+) -> list[tuple[int, Figures]]:
     size = reader.page_size_bytes
     pages = -(-status.st_size // size)
     cells = min(cells, pages)
@@ -185,19 +201,17 @@ def cells_of(
         figures, _ = reader.ask(fd, kind, first * size, end, quiet)
         if figures.cached is None:
             return []
-        found.append(StripCell(stop - first, figures.cached, figures.evicted))
+        found.append((stop - first, figures))
     return found
 
 
-def unknown_file(path: str, reason: str, size_bytes: int | None = None) -> FileCache:
+def unknown_file(path: str, reason: str, size_bytes: int | None = None) -> FileFigures:
     """Return the row of a file that cannot be looked at."""
-    return FileCache(path, "", size_bytes, None, None, None, None, None, None, reason)
+    return FileFigures(path, "", reason, size_bytes)
 
 
 def _walk_hugetlb(fd: int, figures: Figures, reason: str) -> tuple[Figures, str]:
     """Ask the page-cache walk, the only one that knows, where it can be used."""
-    from memlens.kernel.cachewalk import walker
-
     try:
         records = walker().walk_fd(fd)
     except (MemlensError, OSError):

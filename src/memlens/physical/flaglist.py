@@ -1,8 +1,8 @@
 """Pages one after the other with frame, flags, map count and cgroup, joined into ranges."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from memlens.objects.filepages import CachedFile
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.physical.frameflags import iter_file_flags
-from memlens.physical.records import PageRange
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import list_windows, read_windows
 
@@ -30,6 +29,39 @@ class _Piece(NamedTuple):
     place: NDArray[np.int64]
     pfn: NDArray[np.int64]
     joined: NDArray[np.uint64]
+
+
+class PageRanges(NamedTuple):
+    """
+    Ranges of consecutive pages that are alike, ``(n,)`` each.
+
+    :param place: address or offset in pages, -1 for pages that are listed by frame.
+    :param pages: how many pages each has.
+    :param pfn: the first frame; of swapped pages the first slot; None if they are hidden.
+    :param joined: joined words, see ``pages.flags.join_words``.
+    :param map_count: page tables that map each page, None if it is not known.
+    :param cgroup: inode of the cgroup that is charged, 0 if none is, None if not known.
+    """
+
+    place: NDArray[np.int64]
+    pages: NDArray[np.int64]
+    pfn: NDArray[np.int64] | None
+    joined: NDArray[np.uint64]
+    map_count: NDArray[np.uint64] | None
+    cgroup: NDArray[np.uint64] | None
+
+    @classmethod
+    def join(cls, pieces: "Sequence[PageRanges]") -> "PageRanges":
+        """Return all ranges of several, which know the same of their pages."""
+        if not pieces:
+            none = np.empty(0, np.int64)
+            return cls(none, none, none, none.view(np.uint64), None, None)
+
+        def joined(number: int) -> Any:
+            columns: list[Any] = [piece[number] for piece in pieces]
+            return None if columns[0] is None else np.concatenate(columns)
+
+        return cls(*map(joined, range(len(cls._fields))))
 
 
 class PageLister:
@@ -69,7 +101,7 @@ class PageLister:
 
     def list_process(
         self, pid: int, addresses: tuple[int, int] | None = None
-    ) -> Iterator[PageRange]:
+    ) -> Iterator[PageRanges]:
         """Yield the pages of a process in the order of addresses; each is read once."""
         with ProcessDir(pid, self.machine) as directory:
             path = f"{directory.path}/pagemap"
@@ -91,7 +123,7 @@ class PageLister:
 
     def list_file(
         self, path: str, offsets: tuple[int, int] | None = None
-    ) -> Iterator[PageRange]:
+    ) -> Iterator[PageRanges]:
         """Yield the cached pages of a file in the order of offsets."""
         flags = self._flags_or_raise()
         with CachedFile(path, self.machine) as file:
@@ -106,7 +138,7 @@ class PageLister:
                     )
                 )
 
-    def list_machine(self, addresses: tuple[int, int] | None = None) -> Iterator[PageRange]:
+    def list_machine(self, addresses: tuple[int, int] | None = None) -> Iterator[PageRanges]:
         """Yield page frames in order."""
         flags, size = self._flags_or_raise(), self.machine.page_size_bytes
         first, stop = 0, 1 << 52
@@ -160,7 +192,7 @@ class PageLister:
         flags[~is_slot] = self._flags.read_pfns(pfns[~is_slot])
         return _Piece(listed + first, pfns.astype(np.int64), join_words(flags, kept))
 
-    def _ranges(self, piece: _Piece) -> Iterator[PageRange]:
+    def _ranges(self, piece: _Piece) -> Iterator[PageRanges]:
         is_wanted = self.wanted(piece.joined)
         place, pfn = piece.place[is_wanted], piece.pfn[is_wanted]
         joined = piece.joined[is_wanted]
@@ -182,16 +214,14 @@ class PageLister:
             if column is not None:
                 is_new |= column[1:] != column[:-1]
         heads = np.append(0, np.flatnonzero(is_new) + 1)
-        lengths = np.diff(np.append(heads, len(pfn)))
-        for head, pages in zip(heads.tolist(), lengths.tolist(), strict=True):
-            yield PageRange(
-                int(place[head]),
-                pages,
-                None if self.refusal is not None else int(pfn[head]),
-                int(joined[head]),
-                None if counts is None else int(counts[head]),
-                None if cgroups is None else int(cgroups[head]),
-            )
+        yield PageRanges(
+            place[heads],
+            np.diff(np.append(heads, len(pfn))),
+            None if self.refusal is not None else pfn[heads],
+            joined[heads],
+            None if counts is None else counts[heads],
+            None if cgroups is None else cgroups[heads],
+        )
 
 
 def _read(

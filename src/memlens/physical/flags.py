@@ -25,10 +25,16 @@ from memlens.pages.bits import (
 )
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.pages.frameruns import expand, find_runs, join_runs
-from memlens.physical.counting import Part, Worker, add_parts, open_workers, share_calls
-from memlens.physical.records import FlagCounts
+from memlens.physical.counting import (
+    FlagCounts,
+    Part,
+    Worker,
+    add_parts,
+    open_workers,
+    share_calls,
+)
 from memlens.physical.runflags import RunFlags
-from memlens.scan.machine import Machine, Progress, Stop
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import TRIES, Window, are_same, list_windows, read_windows
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
@@ -39,28 +45,19 @@ _BATCH_JOBS = 16
 
 
 def count_process_flags(
-    pids: Sequence[int],
-    *,
-    addresses: tuple[int, int] | None = None,
-    proc: str = "/proc",
-    on_progress: Progress | None = None,
-    should_stop: Stop | None = None,
+    pids: Sequence[int], machine: Machine, *, addresses: tuple[int, int] | None = None
 ) -> FlagCounts:
     """
     Count the pages that processes map, by their flags.
 
     :param pids: a page that several of them map counts for each; ``frames`` counts once.
     :param addresses: only this half-open range of addresses, in bytes.
-    :param on_progress: called with pages done and in all, 0 if that is not known.
-    :param should_stop: asked between pieces; True ends the count.
     :raises ProcessGone: if one does not exist, or ends meanwhile.
     :raises AccessDenied: if one may not be read.
 
     The kernel's ``page-types -p`` gives the same numbers for a process that is stopped.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
-    parts = [_count_process(pid, addresses, machine) for pid in pids]
-    return add_parts(parts, machine)
+    return add_parts([_count_process(pid, addresses, machine) for pid in pids])
 
 
 def _count_process(pid: int, addresses: tuple[int, int] | None, machine: Machine) -> Part:

@@ -13,56 +13,45 @@ from memlens.objects.filepages import CachedFile
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import join_words
 from memlens.pages.wordcounts import WordCounts
-from memlens.physical.counting import Part, Worker, add_parts, run_jobs
-from memlens.physical.records import FlagCounts
-from memlens.scan.machine import Machine, Progress, Stop
+from memlens.physical.counting import FlagCounts, Part, Worker, add_parts, run_jobs
+from memlens.scan.machine import Machine
 from memlens.scan.pagetable import Window
 
 _MACHINE_FRAMES = 1 << 16
 
 
 def count_machine_flags(
+    machine: Machine,
     *,
     addresses: tuple[int, int] | None = None,
-    proc: str = "/proc",
-    on_progress: Progress | None = None,
-    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count all page frames of the machine, holes between them included as ``nopage``.
 
     :param addresses: only this half-open range of physical addresses, in bytes.
-    :param on_progress: called with pages done and in all, 0 if that is not known.
-    :param should_stop: asked between pieces; True ends the count.
     :raises AccessDenied: if this user may not read kpageflags.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
     part = Part(machine)
     run_jobs(part, _machine_jobs(part, addresses), _count_machine_job)
-    return add_parts([part], machine)
+    return add_parts([part])
 
 
 def count_cgroup_flags(
     inode: int,
+    machine: Machine,
     *,
     addresses: tuple[int, int] | None = None,
-    proc: str = "/proc",
-    on_progress: Progress | None = None,
-    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count the page frames that are charged to one memory cgroup, without those below it.
 
     :param inode: of the directory of the cgroup, as kpagecgroup gives it.
-    :param on_progress: called with pages done and in all, 0 if that is not known.
-    :param should_stop: asked between pieces; True ends the count.
     :raises AccessDenied: if this user may not read the kpage files.
     :raises Unsupported: if the kernel has no memory cgroups.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
     part = Part(machine, cgroup=inode)
     run_jobs(part, _machine_jobs(part, addresses), _count_cgroup_job)
-    return add_parts([part], machine)
+    return add_parts([part])
 
 
 def resolve_cgroup(path: str, machine: Machine) -> int:
@@ -128,24 +117,19 @@ def _count_charged(worker: Worker, pfns: NDArray[np.int64]) -> None:
 
 def count_file_flags(
     paths: Sequence[str],
+    machine: Machine,
     *,
     offsets: tuple[int, int] | None = None,
-    proc: str = "/proc",
-    on_progress: Progress | None = None,
-    should_stop: Stop | None = None,
 ) -> FlagCounts:
     """
     Count the pages of files that are in RAM, by their flags.
 
     :param offsets: only this half-open range of offsets, in bytes.
-    :param on_progress: called with pages done and in all, 0 if that is not known.
-    :param should_stop: asked between pieces; True ends the count.
     :raises MemlensError: if a file cannot be looked at.
     :raises AccessDenied: if frames are hidden from this reader.
 
     Each cached page is mapped here for a moment; see ``kernel.cachedframes``.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
     counts, moved = WordCounts(), 0
     machine.require_frames()
     is_stopped = False
@@ -161,7 +145,6 @@ def count_file_flags(
                         break
     words, pages = counts.totals()
     return FlagCounts(
-        page_size_bytes=machine.page_size_bytes,
         words=words,
         pages=pages,
         moved_pages=moved,

@@ -1,25 +1,23 @@
 """
-Huge pages of processes: transparent ones of every size, hugetlb, KSM and zero pages.
+Huge pages of one process: transparent ones of every size, hugetlb, KSM and zero pages.
 
 What the kernel's thpmaps counts is counted by its rules, and smaps gives the pages that
 PMDs map.  These are whole by definition, so that their flags are not asked for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self
+from collections.abc import Iterator
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.cgroups import find_cgroup, read_cgroup_pids
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.maps import Mapping, MappingFigures
 from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO, Pagemap
-from memlens.kernel.process import PF_KTHREAD, ProcessDir, parse_stat
-from memlens.kernel.procfs import read_file
+from memlens.kernel.process import ProcessDir
 from memlens.kernel.smapstable import SmapsTable, read_smaps_table
-from memlens.kernel.zoneinfo import read_node_ranges, read_pmd_order
+from memlens.kernel.zoneinfo import read_node_ranges
 from memlens.pages.arrays import join_ranges
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE
@@ -28,12 +26,13 @@ from memlens.pages.folios import (
     ANON,
     FILE,
     HugePages,
+    HugeTally,
     find_cut,
     join_huge,
     select_huge,
 )
-from memlens.physical.hugepages import HugeRows, SpecialPages, SpecialReader, new_figures
-from memlens.physical.records import HugeFigures, HugeProcess, HugeResult
+from memlens.physical.hugefigures import HugeFigures
+from memlens.physical.hugepages import SpecialPages, SpecialReader
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import KERNEL_HALF, Window, read_windows
 
@@ -46,80 +45,22 @@ _FIGURES = (
 
 # Of larger mappings all is read at once, not first whether there is anything special.
 _LARGE_PAGES = 1 << 13
-_NO_SCAN = (
-    "zero pages of mappings without other memory are not counted: that needs PAGEMAP_SCAN"
-)
-_HIDDEN = (
-    "what PTEs map of huge pages, contiguous blocks and pages merged by KSM are not known; "
-    "what smaps and PAGEMAP_SCAN say is shown"
-)
 
 
-def map_huge(
-    pids: Sequence[int],
-    *,
-    block_orders: Sequence[int] = (),
-    is_strict: bool = True,
-    proc: str = "/proc",
-    on_progress: Callable[[int, int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> HugeResult:
+class ReadProcess(NamedTuple):
     """
-    Tell how huge pages are mapped in processes.
+    One process.
 
-    :param block_orders: also count aligned contiguous blocks of these sizes, as powers of
-        two of pages, at most the PMD's.
-    :param is_strict: whether a process that cannot be read is an error; else it is named
-        in the result.
-    :param should_stop: polled between processes; what was read is returned.
-    :raises MemlensError: as the reads give it.
-    :raises ValueError: for an order that cannot be.
+    :param mappings: those that have huge, merged or zero pages.
+    :param ksm_profit_bytes: what KSM saves less what it costs, as the kernel reckons it;
+        None if it does not say.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
-    pmd_order = read_pmd_order(machine)
-    for order in block_orders:
-        if not 1 <= order <= pmd_order:
-            raise ValueError(f"a block has 2 to {1 << pmd_order} pages")
-    processes: list[HugeProcess] = []
-    missed: list[tuple[int, str]] = []
-    with HugeReader(machine, tuple(block_orders), pmd_order) as reader:
-        for number, pid in enumerate(pids):
-            if machine.is_over():
-                missed += [(left, "stopped early") for left in pids[number:]]
-                break
-            try:
-                processes.append(reader.read(pid))
-            except MemlensError as error:
-                if is_strict:
-                    raise
-                # A kernel thread has no memory of its own: nothing is missed.
-                if not _is_kernel_thread(pid, machine):
-                    missed.append((pid, str(error)))
-            machine.tell(number + 1, len(pids))
-        figures = reader.new_figures()
-        for process in processes:
-            figures.add(process.figures)
-        return HugeResult(
-            page_size_bytes=reader.page_size_bytes,
-            pmd_order=pmd_order,
-            processes=tuple(processes),
-            figures=figures,
-            block_orders=tuple(block_orders),
-            ksm_frames=reader.count_ksm_frames(),
-            missed=tuple(missed),
-            notes=tuple(reader.notes()),
-            is_hidden=reader.flags is None,
-        )
 
-
-def list_cgroup_pids(path: str, machine: Machine) -> list[int]:
-    """
-    Return the processes of a cgroup and of those below it.
-
-    :param path: its directory, or its path as /proc/PID/cgroup gives it.
-    :raises MemlensError: if there is none.
-    """
-    return read_cgroup_pids(find_cgroup(path, machine))
+    pid: int
+    name: str
+    figures: HugeFigures
+    mappings: list[tuple[Mapping, HugeFigures]]
+    ksm_profit_bytes: int | None
 
 
 class HugeReader:
@@ -128,6 +69,9 @@ class HugeReader:
 
     :param block_orders: sizes of contiguous blocks to count.
     :param pmd_order: the size that one PMD maps.
+
+    ``is_stopped`` tells whether the scan was over before all of a process was read,
+    ``refusal`` why ``flags`` are hidden.
     """
 
     def __init__(self, machine: Machine, block_orders: tuple[int, ...], pmd_order: int) -> None:
@@ -135,9 +79,10 @@ class HugeReader:
         self.block_orders = block_orders
         self.pmd_order = pmd_order
         self.page_size_bytes = machine.page_size_bytes
-        self.flags, self._refusal = _open_flags(machine)
+        self.flags, self.refusal = _open_flags(machine)
         self.use_scan = machine.may("pagemap_scan")
         self.node_ranges = read_node_ranges(machine)
+        self.is_stopped = False
         self._ksm: list[NDArray[np.int64]] = []
 
     def __enter__(self) -> Self:
@@ -147,42 +92,38 @@ class HugeReader:
         if self.flags is not None:
             self.flags.close()
 
-    def notes(self) -> Iterator[str]:
-        """Yield what limits the numbers."""
-        if not self.use_scan:
-            yield _NO_SCAN
-        if self.flags is None:
-            yield f"{_HIDDEN}: {self._refusal}"
-
     def new_figures(self) -> HugeFigures:
         """Return figures that are all 0."""
-        return new_figures(self.block_orders)
+        blocks = {order: np.zeros(2, np.int64) for order in self.block_orders}
+        return HugeFigures(HugeTally(blocks=blocks))
 
     def count_ksm_frames(self) -> int:
         """Return how many distinct frames of KSM were met."""
         return len(np.unique(np.concatenate(self._ksm))) if self._ksm else 0
 
-    def read(self, pid: int) -> HugeProcess:
+    def read(self, pid: int) -> ReadProcess:
         """
-        Return one process.
+        Return one process; what was read of it, if the scan is over meanwhile.
 
         :raises MemlensError: as the reads give it.
         """
         with ProcessDir(pid, self.machine) as directory:
+            name, profit = directory.stat.name, _read_ksm_profit(directory)
             try:
                 with self._open_pages(directory) as pages:
-                    mappings = self._read_mappings(pages, directory)
+                    figures, mappings = self._read_mappings(pages, directory)
             except EOFError:
                 raise directory.gone_error() from None
-            name, profit = directory.stat.name, _read_ksm_profit(directory)
-        return HugeProcess(pid, name, mappings, mappings.sum(), profit)
+        return ReadProcess(pid, name, figures, mappings, profit)
 
     def _open_pages(self, directory: ProcessDir) -> SpecialReader:
         has_flags = self.flags is not None
         return SpecialReader(directory, self.machine, has_flags=has_flags)
 
-    def _read_mappings(self, pages: SpecialReader, directory: ProcessDir) -> HugeRows:
-        """Return all mappings; those that hold nothing special are not read one by one."""
+    def _read_mappings(
+        self, pages: SpecialReader, directory: ProcessDir
+    ) -> tuple[HugeFigures, list[tuple[Mapping, HugeFigures]]]:
+        """Return the sum, and mappings with anything special: others are not read alone."""
         smaps = read_smaps_table(directory, _FIGURES)
         maps, size = smaps.maps, smaps.size_bytes
         page = self.page_size_bytes
@@ -191,13 +132,21 @@ class HugeReader:
         is_counted = (size["Rss"] > 0) & is_open & is_user
         anon = np.where(is_counted, size["Anonymous"] // page, 0)
         rss = np.where(is_counted, size["Rss"] // page, 0)
-        special = {}
         is_special = self._find_special(pages, smaps, is_counted) & is_user
+        total, mappings = self.new_figures(), []
+        total.anon_pages = int(anon[~is_special].sum())
+        total.file_pages = int((rss - anon)[~is_special].sum())
         for row in np.flatnonzero(is_special).tolist():
+            if self.machine.is_over():
+                self.is_stopped = True
+                break
             figures = {name: int(column[row]) for name, column in size.items()}
-            found = self._read_mapping(pages, MappingFigures(maps[row], figures))
-            special[row] = found
-        return HugeRows(maps, anon, rss - anon, self.block_orders, special)
+            where = maps[row]
+            found = self._read_mapping(pages, MappingFigures(where, figures))
+            total.add(found)
+            if found.has_any:
+                mappings.append((where, found))
+        return total, mappings
 
     def _find_special(
         self, pages: SpecialReader, smaps: SmapsTable, is_counted: NDArray[np.bool_]
@@ -380,13 +329,6 @@ def _open_flags(machine: Machine) -> tuple[KpageFile | None, str]:
         return KpageFile("kpageflags", machine), ""
     except MemlensError as error:
         return None, str(error)
-
-
-def _is_kernel_thread(pid: int, machine: Machine) -> bool:
-    try:
-        return bool(parse_stat(read_file(f"{machine.root}/{pid}/stat")).flags & PF_KTHREAD)
-    except OSError:
-        return False
 
 
 def _read_ksm_profit(directory: ProcessDir) -> int | None:

@@ -1,22 +1,18 @@
 """Special pages of a process, large, merged or zero: read by several threads, in order."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import NamedTuple, Self, overload
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.mapstable import MapsTable
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.arrays import distinct
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_THP, KPF_ZERO_PAGE
-from memlens.pages.folios import HugeTally
-from memlens.physical.records import HugeFigures, HugeMapping
 from memlens.physical.runflags import RunReader
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import (
@@ -159,58 +155,3 @@ def _read_special(pagemap: Pagemap, reader: RunReader, window: Window) -> Specia
     places = np.flatnonzero(((flags & _SPECIAL) != 0) & (words >= PM_PRESENT))
     pfns = (words[places] & PM_PFN).view(np.int64)
     return SpecialPages(window[1], places + window[0], pfns, flags[places], moved)
-
-
-@dataclass(frozen=True, slots=True)
-class HugeRows(Sequence[HugeMapping]):
-    """
-    Mappings as columns; a row is made when it is read.
-
-    :param maps: their lines of maps.
-    :param anon_pages: as of ``HugeFigures``, ``(n,)`` int64.
-    :param file_pages: the same.
-    :param block_orders: the blocks that are counted.
-    :param special: all figures of rows that have others than these two, by number.
-    """
-
-    maps: MapsTable
-    anon_pages: NDArray[np.int64]
-    file_pages: NDArray[np.int64]
-    block_orders: tuple[int, ...]
-    special: Mapping[int, HugeFigures]
-
-    def __len__(self) -> int:
-        return len(self.maps)
-
-    @overload
-    def __getitem__(self, row: int) -> HugeMapping: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[HugeMapping]: ...
-    def __getitem__(self, row: int | slice) -> HugeMapping | list[HugeMapping]:
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        row = range(len(self))[row]
-        figures = self.special.get(row)
-        if figures is None:
-            figures = new_figures(self.block_orders)
-            figures.anon_pages = int(self.anon_pages[row])
-            figures.file_pages = int(self.file_pages[row])
-        line = self.maps[row]
-        return HugeMapping(line.start, line.stop, line.permissions, line.path, figures)
-
-    def sum(self) -> HugeFigures:
-        """Return the sum of all rows."""
-        found = new_figures(self.block_orders)
-        is_plain = np.ones(len(self), bool)
-        is_plain[list(self.special)] = False
-        found.anon_pages = int(self.anon_pages[is_plain].sum())
-        found.file_pages = int(self.file_pages[is_plain].sum())
-        for figures in self.special.values():
-            found.add(figures)
-        return found
-
-
-def new_figures(block_orders: Iterable[int]) -> HugeFigures:
-    """Return figures that are all 0."""
-    blocks = {order: np.zeros(2, np.int64) for order in block_orders}
-    return HugeFigures(HugeTally(blocks=blocks))

@@ -16,9 +16,9 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import list_pids
 from memlens.objects.opener import device_number
 from memlens.physical.charges import ANONYMOUS, FILE, SHMEM
-from memlens.physical.files import FileScan
+from memlens.physical.files import FileFigures, FileScan
 from memlens.physical.heldfiles import HeldFiles
-from memlens.physical.records import ElsewherePages, FileCache, FileCharge, ProcessCharge
+from memlens.physical.records import ElsewherePages, FileCharge, ProcessCharge
 from memlens.report import Missed
 from memlens.scan.machine import Machine
 from memlens.scan.mappings import FoundPages, MappingTable
@@ -208,8 +208,7 @@ class FileCharges(FileScan):
     """
 
     def __init__(self, inodes: NDArray[np.uint64], machine: Machine) -> None:
-        super().__init__((), proc=machine.root, is_each_once=True)
-        self.machine = machine
+        super().__init__((), machine, is_each_once=True)
         self.inodes = inodes
         self.pages: dict[FileKey, tuple[str, int]] = {}
         self.has_walk = False
@@ -233,7 +232,7 @@ class FileCharges(FileScan):
         finally:
             self.close()
 
-    def look_at(self, path: str, fd: int, status: os.stat_result) -> FileCache:
+    def look_at(self, path: str, fd: int, status: os.stat_result) -> FileFigures:
         """Note whom the pages of an open file are charged to."""
         row = super().look_at(path, fd, status)
         if self._walker is not None and row.cached_pages:

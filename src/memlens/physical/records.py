@@ -1,113 +1,7 @@
 """Records of ``memlens flags``, ``huge``, ``cgroup`` and ``files``."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-
-from memlens.pages.folios import HugeTally
 from memlens.record import column, record
 from memlens.report import Report, section, table
-
-
-@dataclass(slots=True)
-class HugeFigures:
-    """
-    Pages of a mapping, a process, or several.
-
-    :param tally: transparent huge pages that PTEs map.
-    :param pmd_pages: pages that PMDs map, by kind, ``(2,)`` int64.
-    :param anon_pages: anonymous pages of Rss, what shares are shares of.
-    :param file_pages: the other pages of Rss.
-    :param hugetlb_pages: base pages in hugetlb pages, by size in bytes.
-    :param ksm_pages: mapped pages that KSM has merged.
-    :param zero_pages: pages that map the zero page of one base page.
-    :param huge_zero_pages: base pages that map the huge zero page; thpmaps, and so
-        ``tally``, has those of mappings with memory among the file pages.
-    :param moved_pages: pages that changed at every look, in no other number.
-    :param node_pages: pages of transparent huge pages by NUMA node, however mapped; empty
-        where there is only one node.
-    """
-
-    tally: HugeTally = field(default_factory=HugeTally)
-    pmd_pages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, np.int64))
-    anon_pages: int = 0
-    file_pages: int = 0
-    hugetlb_pages: dict[int, int] = field(default_factory=dict)
-    ksm_pages: int = 0
-    zero_pages: int = 0
-    huge_zero_pages: int = 0
-    moved_pages: int = 0
-    node_pages: dict[int, int] = field(default_factory=dict)
-
-    def add(self, other: "HugeFigures") -> None:
-        """Add the figures of another."""
-        self.tally.merge(other.tally)
-        self.pmd_pages = self.pmd_pages + other.pmd_pages
-        for size, pages in other.hugetlb_pages.items():
-            self.hugetlb_pages[size] = self.hugetlb_pages.get(size, 0) + pages
-        for node, pages in other.node_pages.items():
-            self.node_pages[node] = self.node_pages.get(node, 0) + pages
-        self.anon_pages += other.anon_pages
-        self.file_pages += other.file_pages
-        self.ksm_pages += other.ksm_pages
-        self.zero_pages += other.zero_pages
-        self.huge_zero_pages += other.huge_zero_pages
-        self.moved_pages += other.moved_pages
-
-
-@dataclass(frozen=True, slots=True)
-class HugeMapping:
-    """One mapping, as a line of /proc/PID/maps gives it, and its figures."""
-
-    start: int
-    stop: int
-    permissions: str
-    path: str
-    figures: HugeFigures
-
-
-@dataclass(frozen=True, slots=True)
-class HugeProcess:
-    """
-    One process.
-
-    :param ksm_profit_bytes: what KSM saves less what it costs, as the kernel reckons it;
-        None if it does not say.
-    """
-
-    pid: int
-    name: str
-    mappings: Sequence[HugeMapping]
-    figures: HugeFigures
-    ksm_profit_bytes: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class HugeResult:
-    """
-    All processes that were asked about.
-
-    :param figures: their sum: a page that two of them map counts twice.
-    :param block_orders: the ``--cont`` sizes, as powers of two of pages.
-    :param ksm_frames: distinct frames behind ``ksm_pages``.
-    :param missed: processes that could not be read, and why.
-    :param is_hidden: whether frames or their flags are hidden from this reader: what PTEs
-        map, blocks and merged pages are not known then, and 0 in ``figures``.
-    """
-
-    page_size_bytes: int
-    pmd_order: int
-    processes: tuple[HugeProcess, ...]
-    figures: HugeFigures
-    block_orders: tuple[int, ...]
-    ksm_frames: int
-    missed: tuple[tuple[int, str], ...] = ()
-    notes: tuple[str, ...] = ()
-    is_hidden: bool = False
-
 
 # Codes of kinds, from 1; 0 is no page of the cgroup.
 KINDS = ("anonymous", "shmem", "file", "hugetlb", "kernel")
@@ -235,153 +129,275 @@ class CgroupList(Report, schema="memlens.cgroups/2"):
     cgroups = table(CgroupRow)
 
 
-# Figures that are pages, in the order of the JSON.
-PAGE_FIGURES = (
-    "cached_pages",
-    "dirty_pages",
-    "writeback_pages",
-    "evicted_pages",
-    "recently_evicted_pages",
-    "mapped_pages",
-)
-
-
-class FileCache(NamedTuple):
+@record("files.files", help="What of a file is in the page cache.")
+class FileCache:
     """
-    One file; None is not known, and ``reason`` says why.
+    What of one file is in the page cache; what is not known is None, and ``reason`` says why.
 
-    :param path: as it was reached, raw.
-    :param kind: ``file``, ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``btrfs``, or ""
-        if it could not be opened.
-    :param cached_pages: in the page cache.
-    :param dirty_pages: of these, newer than what is on disk.
-    :param writeback_pages: of these, being written.
-    :param evicted_pages: no more in the cache, but remembered; of shmem: on swap.
-    :param recently_evicted_pages: of these, so lately that memory seems short.
-    :param mapped_pages: of the cached ones, those in the page table of a process that
-        could be looked at, each once.
+    Evicted pages are no more in the cache, but the kernel remembers them; of shared memory
+    they are on swap.
     """
 
-    path: str
-    kind: str
-    size_bytes: int | None
-    cached_pages: int | None
-    dirty_pages: int | None
-    writeback_pages: int | None
-    evicted_pages: int | None
-    recently_evicted_pages: int | None
-    mapped_pages: int | None
-    reason: str = ""
+    cached_pages: int | None = column(
+        "cached", unit="pages", metric="gauge", hue="cached", help="in the page cache"
+    )
+    size_bytes: int | None = column("size", unit="bytes", help="of the file")
+    mapped_pages: int | None = column(
+        "mapped",
+        unit="pages",
+        metric="gauge",
+        rank=1,
+        help="of the cached ones, those in a page table that this reader sees, each once",
+    )
+    dirty_pages: int | None = column(
+        "dirty", unit="pages", metric="gauge", rank=2, help="newer than what is on disk"
+    )
+    writeback_pages: int | None = column(
+        "wback", unit="pages", metric="gauge", rank=3, help="being written to disk"
+    )
+    evicted_pages: int | None = column(
+        "evicted",
+        unit="pages",
+        metric="gauge",
+        rank=2,
+        help="not cached any more, but remembered; of shared memory: on swap",
+    )
+    recently_evicted_pages: int | None = column(
+        "lately", unit="pages", rank=4, help="evicted so lately that memory seems short"
+    )
+    kind: str = column(
+        "kind", help="file, shmem, ramfs, hugetlb, overlay, btrfs; empty if not opened"
+    )
+    reason: str = column("reason", help="why figures are not known")
+    device: int | None = column("device", key=True, help="st_dev; not known if not opened")
+    inode: int | None = column("inode", key=True, help="st_ino as a bit pattern")
+    path: str = column("file", unit="name", key=True, help="as it was reached, raw")
 
 
-@dataclass(slots=True)
-class FileTotals:
+@record("files.strip", help="A part of a file, one of equal ones.", compact=True)
+class StripCell:
+    """A part of a file, one of equal ones, in order; of the files that text shows."""
+
+    device: int = column("device", key=True, help="of the file")
+    inode: int = column("inode", key=True, help="of the file")
+    cell: int = column("cell", key=True, help="number of the part, from 0")
+    pages: int = column("size", unit="pages", help="in this part")
+    cached_pages: int = column("cached", unit="pages", help="of these, in the page cache")
+    evicted_pages: int | None = column("evicted", unit="pages", help="of these, remembered")
+
+
+@record("files.total", help="Sums over all files that were looked at.")
+class FileTotal:
+    """Sums over all files that were looked at; None if no file's figure is known."""
+
+    files: int = column("files", help="each once, however many names it has")
+    unknown_files: int = column("unknown", help="of which it is not known what is cached")
+    other_names: int = column("other names", help="of files that count already")
+    named_paths: int = column("named", help="files and directories that were asked for")
+    denied_processes: int = column("denied", help="whose files this reader may not see")
+    size_bytes: int = column("size", unit="bytes")
+    pages: int = column("pages", unit="pages", help="that the files have, cached or not")
+    cached_pages: int | None = column("cached", unit="pages", metric="gauge")
+    mapped_pages: int | None = column("mapped", unit="pages", metric="gauge")
+    dirty_pages: int | None = column("dirty", unit="pages", metric="gauge")
+    writeback_pages: int | None = column("wback", unit="pages", metric="gauge")
+    evicted_pages: int | None = column("evicted", unit="pages", metric="gauge")
+    recently_evicted_pages: int | None = column("lately", unit="pages")
+
+
+class FileReport(Report, schema="memlens.files/2"):
     """
-    Sums over files.
+    What of files is in the page cache, most pages first.
 
-    :param files: looked at, each once however many names it has.
-    :param other_names: names of files that were counted already.
-    :param unknown: files of which nothing is known.
-    :param pages: pages of all files.
-    :param sums: by the names of ``PAGE_FIGURES``.
-    :param shmem_evicted_pages: of the evicted ones, those of shared memory: on swap.
-    """
-
-    files: int = 0
-    other_names: int = 0
-    unknown: int = 0
-    pages: int = 0
-    size_bytes: int = 0
-    sums: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PAGE_FIGURES, 0))
-    shmem_evicted_pages: int = 0
-
-    def add(self, row: FileCache, page_size_bytes: int) -> None:
-        """Count a file."""
-        self.files += 1
-        if row.cached_pages is None:
-            self.unknown += 1
-        if row.size_bytes:
-            self.size_bytes += row.size_bytes
-            self.pages += -(-row.size_bytes // page_size_bytes)
-        if row.cached_pages or row.evicted_pages:
-            sums = self.sums
-            # Written out, for a tree may hold millions of files.
-            if row.cached_pages:
-                sums["cached_pages"] += row.cached_pages
-            if row.dirty_pages:
-                sums["dirty_pages"] += row.dirty_pages
-            if row.writeback_pages:
-                sums["writeback_pages"] += row.writeback_pages
-            if row.evicted_pages:
-                sums["evicted_pages"] += row.evicted_pages
-            if row.recently_evicted_pages:
-                sums["recently_evicted_pages"] += row.recently_evicted_pages
-            if row.mapped_pages:
-                sums["mapped_pages"] += row.mapped_pages
-        if row.kind == "shmem" and row.evicted_pages:
-            self.shmem_evicted_pages += row.evicted_pages
-
-
-class StripCell(NamedTuple):
-    """A part of a file: its pages, those cached, those evicted (None: not known)."""
-
-    pages: int
-    cached: int
-    evicted: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class FlagCounts:
-    """
-    Pages by what kpageflags, and for processes pagemap, say of them.
-
-    :param page_size_bytes: size of a page.
-    :param words: joined words as ``pages.flags.join_words`` makes them, ``(n,)`` uint64.
-    :param pages: how many pages have each word, ``(n,)`` int64.
-    :param frames: distinct page frames among them, None if they were not told apart.
-    :param swapped_pages: pages in swap: they have no frame, and no flags but ``swap``.
-    :param marker_pages: entries that look like swap and are none: guards, poison, pages
-        in migration.
-    :param moved_pages: pages that changed at every look; they are in no other number.
-    :param hidden_pages: pages whose frame this reader may not see, or whose entry may be
-        swap or a marker for all that it may see.
-    :param node_pages: pages of each NUMA node, empty where there is only one.
-    :param is_complete: False if it was stopped early.
-    :param notes: what limits the numbers, one line each.
+    The sum ``page_cache``, if it was asked for, holds it against /proc/meminfo.
     """
 
-    page_size_bytes: int
-    words: NDArray[np.uint64]
-    pages: NDArray[np.int64]
-    frames: int | None = None
-    swapped_pages: int = 0
-    marker_pages: int = 0
-    moved_pages: int = 0
-    hidden_pages: int = 0
-    node_pages: dict[int, int] = field(default_factory=dict)
-    is_complete: bool = True
-    notes: tuple[str, ...] = ()
+    files = table(FileCache)
+    strips = table(StripCell)
+    total = section(FileTotal)
 
     @property
-    def total_pages(self) -> int:
-        """Return the sum over all words."""
-        return int(self.pages.sum())
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, and something is known of every file."""
+        return super().is_all_known and not (self.total and self.total.unknown_files)
 
 
-class PageRange(NamedTuple):
+@record("flags.combinations", help="Pages that have the same flags.")
+class FlagCombination:
+    """Pages that have the same flags."""
+
+    pages: int = column("size", unit="pages", metric="gauge")
+    word: int = column("word", unit="address", key=True, help="a bit for each flag")
+    flags: str = column("flags", unit="name", help="their names, as page-types has them")
+
+
+@record("flags.ranges", help="Consecutive pages that are alike.", compact=True)
+class FlagRange:
+    """Consecutive pages that are alike, in address and in frame."""
+
+    address: int | None = column(
+        "address",
+        unit="address",
+        key=True,
+        absent="-",
+        help="in a process, or offset in a file, in bytes; none where frames are listed",
+    )
+    pages: int = column("pages", help="how many these are")
+    pfn: int | None = column(
+        "frame", unit="address", key=True, help="the first frame; of swapped pages the slot"
+    )
+    map_count: int | None = column("maps", help="page tables that map each")
+    word: int = column("word", unit="address", help="a bit for each flag")
+    cgroup: str | None = column(
+        "cgroup", help="that is charged, @INODE if it has no path here", absent=""
+    )
+    flags: str = column("flags", unit="name", help="their names, as page-types has them")
+
+
+@record("flags.nodes", help="Pages on one NUMA node.")
+class NodePages:
+    """Pages on one NUMA node, whatever their flags."""
+
+    node: int = column("node", key=True)
+    pages: int = column("size", unit="pages", metric="gauge")
+
+
+@record("flags.total", help="All pages that were looked at.")
+class FlagTotal:
+    """All pages that were looked at; but for ``total_pages`` whatever their flags."""
+
+    subject: str = column("subject", key=True, help="whose pages")
+    total_pages: int = column("total", unit="pages", help="that have the flags asked for")
+    frames: int | None = column("frames", help="distinct page frames, if told apart")
+    swapped_pages: int = column("swapped", unit="pages", help="no frame, only the flag swap")
+    marker_pages: int = column(
+        "markers", unit="pages", help="entries like swap that are none: guards, poison, moving"
+    )
+    moved_pages: int = column(
+        "moved", unit="pages", help="changed at every look; in no other number"
+    )
+    hidden_pages: int = column(
+        "hidden", unit="pages", help="whose flags or slots this reader may not see"
+    )
+
+
+class FlagReport(Report, schema="memlens.flags/2"):
+    """Pages by what kpageflags, and for processes pagemap, say of them: counted, or listed."""
+
+    combinations = table(FlagCombination)
+    ranges = table(FlagRange)
+    nodes = table(NodePages)
+    total = section(FlagTotal)
+
+    @property
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, nothing moved, and no flags are hidden."""
+        total = self.total
+        is_open = total is not None and (total.moved_pages or total.hidden_pages)
+        return super().is_all_known and not is_open
+
+
+@record("huge.processes", help="Huge, merged and zero pages of a process.")
+class HugeProcess:
+    """Huge, merged and zero pages of a process; what is hidden from this reader is None."""
+
+    pid: int = column("PID", key=True)
+    thp_pages: int | None = column(
+        "THP", unit="pages", metric="gauge", hue="ram", help="in transparent huge pages"
+    )
+    hugetlb_pages: int = column(
+        "hugetlb", unit="pages", metric="gauge", help="in hugetlb pages of any size"
+    )
+    anonymous_pages: int = column(
+        "anon", unit="pages", metric="gauge", help="of Rss, huge or not"
+    )
+    file_pages: int = column("file", unit="pages", metric="gauge", help="the others of Rss")
+    ksm_pages: int | None = column(
+        "merged", unit="pages", metric="gauge", rank=1, help="mapped, that KSM has merged"
+    )
+    zero_pages: int = column(
+        "zero", unit="pages", rank=1, help="that map the zero page of one base page"
+    )
+    huge_zero_pages: int = column(
+        "huge zero", unit="pages", rank=1, help="base pages that map the huge zero page"
+    )
+    moved_pages: int = column(
+        "moved", unit="pages", rank=1, help="changed at every look; in no other number"
+    )
+    ksm_profit_bytes: int | None = column(
+        "profit",
+        unit="bytes",
+        rank=2,
+        help="what KSM saves less what it costs, says the kernel",
+    )
+    name: str = column("process", unit="name", help="comm, raw")
+
+
+@record("huge.mappings", help="Huge, merged and zero pages of a mapping.", compact=True)
+class HugeMapping:
+    """Huge, merged and zero pages of a mapping that has any."""
+
+    pid: int = column("PID", key=True)
+    start: int = column("start", unit="address", key=True)
+    stop: int = column("stop", unit="address")
+    permissions: str = column("permissions")
+    thp_pages: int | None = column("THP", unit="pages", hue="ram")
+    hugetlb_pages: int = column("hugetlb", unit="pages")
+    anonymous_pages: int = column("anon", unit="pages")
+    file_pages: int = column("file", unit="pages")
+    ksm_pages: int | None = column("merged", unit="pages", rank=1)
+    zero_pages: int = column("zero", unit="pages", rank=1)
+    huge_zero_pages: int = column("huge zero", unit="pages", rank=1)
+    moved_pages: int = column("moved", unit="pages", rank=1)
+    path: str = column("mapping", unit="name", help="as maps gives it")
+
+
+@record("huge.counters", help="A counter of the kernel's thpmaps.", compact=True)
+class HugeCounter:
     """
-    Consecutive pages that are alike.
+    A counter of the kernel's thpmaps, or pages of hugetlb or of a NUMA node.
 
-    :param place: address or offset in pages, -1 for pages that are listed by frame.
-    :param pfn: the first frame; of swapped pages the first slot; None if it is hidden.
-    :param joined: joined word, see ``pages.flags.join_words``.
-    :param map_count: page tables that map each, None if it is not known.
-    :param cgroup: inode of the cgroup that is charged, 0 if none is, None if not known.
+    Of one mapping, of a process (no ``start``), or of all (no ``pid``); those that are 0 are
+    only in the sum of all.
     """
 
-    place: int
-    pages: int
-    pfn: int | None
-    joined: int
-    map_count: int | None
-    cgroup: int | None
+    pid: int | None = column("PID", key=True, help="none for the sum of all")
+    start: int | None = column(
+        "mapping", unit="address", key=True, help="none for the sum of a process"
+    )
+    kind: str = column("kind", help="what it is a share of: anon, file; else hugetlb, node")
+    name: str = column("counter", key=True)
+    pages: int = column("size", unit="pages", metric="gauge")
+
+
+@record("huge.total", help="The processes together.")
+class HugeTotal:
+    """The processes together: a page that two of them map counts twice."""
+
+    processes: int = column("processes")
+    thp_pages: int | None = column("THP", unit="pages")
+    hugetlb_pages: int = column("hugetlb", unit="pages")
+    anonymous_pages: int = column("anon", unit="pages")
+    file_pages: int = column("file", unit="pages")
+    ksm_pages: int | None = column("merged", unit="pages")
+    ksm_frames: int | None = column("frames", help="distinct ones behind the merged pages")
+    ksm_saved_pages: int | None = column("saved", unit="pages", help="by merging, here")
+    zero_pages: int = column("zero", unit="pages")
+    huge_zero_pages: int = column("huge zero", unit="pages")
+    moved_pages: int = column("moved", unit="pages")
+
+
+class HugeReport(Report, schema="memlens.huge/2"):
+    """How huge pages are mapped in processes, under the names of the kernel's thpmaps."""
+
+    processes = table(HugeProcess)
+    mappings = table(HugeMapping)
+    counters = table(HugeCounter)
+    total = section(HugeTotal)
+
+    @property
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, nothing moved, and nothing is hidden."""
+        total = self.total
+        is_open = total is not None and (total.moved_pages or total.thp_pages is None)
+        return super().is_all_known and not is_open

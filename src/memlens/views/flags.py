@@ -1,199 +1,126 @@
 """What ``memlens flags`` shows: combinations of flags, or pages one after the other."""
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+import textwrap
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memlens.pages.flagfilter import Filter
-from memlens.pages.flags import (
-    PAGEMAP_FLAGS,
-    expand_words,
-    flag_names,
-    group_words,
-    known_words,
-)
+from memlens.physical.records import FlagRange, FlagReport
+from memlens.record import Column, Table
 from memlens.units import escape_text, format_size
+from memlens.views.lines import BOLD, DIM, Line, Segment, percent
+from memlens.views.table import TableOptions, cells_of, render_cells, render_foot
 
-if TYPE_CHECKING:
-    from memlens.physical.records import FlagCounts, PageRange
-
-SCHEMA = "memlens.flags/1"
-
-
-@dataclass(frozen=True, slots=True)
-class FlagOptions:
-    """
-    How to show flags.
-
-    :param where: which pages, by all their bits.
-    :param bits: which pages, by the bits that are shown, as page-types does it.
-    :param is_raw: show every bit, as ``page-types -r`` does, not only the documented ones.
-    """
-
-    where: Filter
-    bits: Filter
-    is_raw: bool = False
-
-    def raw(self) -> "FlagOptions":
-        """Return the same that shows every bit."""
-        return replace(self, is_raw=True)
-
-    def show(self, joined: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """Return the words to show for joined words."""
-        return expand_words(joined) if self.is_raw else known_words(joined)
-
-    @property
-    def asks_hidden(self) -> bool:
-        """Return whether the answer depends on more than pagemap says."""
-        return bool((self.where.mask | self.bits.mask) & ~PAGEMAP_FLAGS)
-
-    def keeps(self, joined: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Return which joined words are asked for."""
-        return self.where(expand_words(joined)) & self.bits(self.show(joined))
+_GAP = 2
+_FLAGS_LEAST = 20
+_ROWS_AT_ONCE = 1024
 
 
-def combinations(counts: "FlagCounts", options: FlagOptions) -> list[tuple[int, int]]:
-    """Return ``(word, pages)``, most pages first."""
-    kept = options.keeps(counts.words)
-    words, pages = group_words(options.show(counts.words[kept]), counts.pages[kept])
-    rows = zip(words.tolist(), pages.tolist(), strict=True)
-    return sorted(rows, key=lambda row: (-row[1], row[0]))
+def render(report: FlagReport, options: TableOptions) -> Iterator[Line]:
+    """Yield the lines for a person."""
+    size = report.page_size_bytes
+    total = report.total
+    if total is not None:
+        yield [Segment(escape_text(total.subject), BOLD)]
+        yield []
+    is_list = "ranges" in report.tables
+    yield from (_ranges if is_list else _combinations)(report, options)
+    more = len(report.ranges if is_list else report.combinations) - (options.top or 0)
+    if options.top and more > 0:
+        yield [Segment(f"{more} more (--top N shows more)", DIM)]
+    if total is not None:
+        pages = format_size(total.total_pages * size)
+        yield [Segment(f"{total.total_pages} pages ({pages}) in all", BOLD)]
+    for row in report.nodes:
+        yield [
+            Segment(f"{row.pages} pages ({format_size(row.pages * size)}) on node {row.node}")
+        ]
+    yield []
+    yield from render_foot(report, options)
 
 
-def render_json(counts: "FlagCounts", options: FlagOptions, subject: dict[str, Any]) -> str:
-    """Return one JSON object."""
-    options = _shown_options(counts, options)
-    rows = combinations(counts, options)
-    document = {
-        "schema": SCHEMA,
-        **subject,
-        "page_size_bytes": counts.page_size_bytes,
-        "combinations": [
-            {"word": word, "flags": flag_names(word), "pages": pages} for word, pages in rows
+def _combinations(report: FlagReport, options: TableOptions) -> Iterator[Line]:
+    table = report.combinations.top(options.top)
+    cells = cells_of(table, report.page_size_bytes)
+    found = {column.name: column for column in cells}
+    pages = table.column("pages").tolist()
+    whole = report.total.total_pages if report.total else sum(pages)
+    drawn = {
+        replace(found["pages"], name="count", title="pages"): list(map(str, pages)),
+        found["pages"]: cells[found["pages"]],
+        replace(found["pages"], name="share", title="share"): [
+            percent(count, whole) for count in pages
         ],
-        "total_pages": sum(pages for _, pages in rows),
-        "frames": counts.frames,
-        "swapped_pages": counts.swapped_pages,
-        "marker_pages": counts.marker_pages,
-        "moved_pages": counts.moved_pages,
-        "hidden_pages": counts.hidden_pages,
-        "nodes": {str(node): pages for node, pages in counts.node_pages.items()},
-        "is_complete": counts.is_complete,
-        "notes": list(find_notes(counts)),
+        found["word"]: [f"0x{word}" for word in cells[found["word"]]],
+        found["flags"]: cells[found["flags"]],
     }
-    return json.dumps(document) + "\n"
+    yield from render_cells(_wrapped(drawn, options), options)
 
 
-def render_text(counts: "FlagCounts", options: FlagOptions, title: str) -> Iterator[str]:
-    """Yield the lines of a table."""
-    options = _shown_options(counts, options)
-    rows = combinations(counts, options)
-    total = sum(pages for _, pages in rows)
-    yield f"{escape_text(title)}\n\n"
-    yield f"{'pages':>12} {'size':>6} {'share':>6}  {'word':<18}  flags\n"
-    for word, pages in rows:
-        share = f"{pages / total:.1%}"
-        names = ", ".join(flag_names(word)) or "(none)"
-        size = format_size(pages * counts.page_size_bytes)
-        yield f"{pages:>12} {size:>6} {share:>6}  {word:#018x}  {names}\n"
-    yield f"{total:>12} {format_size(total * counts.page_size_bytes):>6}  total\n"
-    for node, pages in counts.node_pages.items():
-        yield f"{pages:>12} {format_size(pages * counts.page_size_bytes):>6}  on node {node}\n"
-    for note in find_notes(counts):
-        yield f"note: {note}\n"
+def _ranges(report: FlagReport, options: TableOptions) -> Iterator[Line]:
+    """Yield the ranges, some at a time: there may be millions."""
+    table = report.ranges.top(options.top)
+    widths = {
+        column.name: max(map(len, cells), default=0)
+        for column, cells in _range_cells(_extremes(table), report).items()
+    }
+    for at in range(0, max(len(table), 1), _ROWS_AT_ONCE):
+        cells = _range_cells(table[at : at + _ROWS_AT_ONCE], report)
+        *others, last = cells
+        drawn = {
+            replace(column, title=column.title.rjust(widths[column.name])): cells[column]
+            for column in others
+        }
+        lines = render_cells(_wrapped({**drawn, last: cells[last]}, options), options)
+        # One heading for all.
+        yield from lines if not at else islice(lines, 1, None)
 
 
-def find_notes(counts: "FlagCounts") -> Iterator[str]:
-    """Yield what a reader of the numbers has to know; all of them, whatever the filter."""
-    if counts.frames is not None and counts.frames < _mapped(counts):
-        shared = _mapped(counts) - counts.frames
-        yield f"{counts.frames} distinct page frames: {shared} pages share one with another"
-    if counts.swapped_pages:
-        yield f"{counts.swapped_pages} pages are swapped out: no frame, only the flag swap"
-    if counts.marker_pages:
-        yield (
-            f"{counts.marker_pages} entries look like swap and are none: "
-            "guards, poison, or pages in migration"
+def _range_cells(table: Table[FlagRange], report: FlagReport) -> dict[Column, list[str]]:
+    shown = ("address", "pages", "pfn", "map_count", "flags")
+    cells = cells_of(table, report.page_size_bytes, shown)
+    found = {column.name: column for column in cells}
+    cells[found["pages"]] = list(map(str, table.column("pages").tolist()))
+    cells[found["flags"]] = [
+        f"{names}  [{escape_text(cgroup)}]" if cgroup else names
+        for names, cgroup in zip(
+            cells[found["flags"]], table.column("cgroup").tolist(), strict=True
         )
-    if counts.moved_pages:
-        yield f"{counts.moved_pages} pages changed at every look and are left out"
-    if counts.hidden_pages:
-        yield (
-            f"the flags or slots of {counts.hidden_pages} pages are not known; what pagemap "
-            "says of them is shown"
-        )
-    if not counts.is_complete:
-        yield "stopped early: these are the pages that were read"
-    yield from counts.notes
+    ]
+    return cells
 
 
-def _shown_options(counts: "FlagCounts", options: FlagOptions) -> FlagOptions:
-    """Return how to show: what pagemap says, where that is all there is."""
-    return options.raw() if counts.hidden_pages else options
+def _extremes(table: Table[FlagRange]) -> Table[FlagRange]:
+    """Return rows with the widest cell of each column."""
+    if not len(table):
+        return table
+    found = [0]
+    for name in ("address", "pages", "pfn", "map_count"):
+        numbers = table.column(name)
+        found += [int(np.ma.argmin(numbers)), int(np.ma.argmax(numbers))]
+    return table[np.array(found)]
 
 
-def _mapped(counts: "FlagCounts") -> int:
-    return counts.total_pages - counts.swapped_pages - counts.marker_pages
-
-
-def list_text(
-    ranges: Iterable["PageRange"], options: FlagOptions, cgroups: dict[int, str], unit: int
-) -> Iterator[str]:
-    """Yield a line for each range of pages; addresses and frames are hexadecimal."""
-    yield f"{'address':>16} {'pages':>8} {'frame':>10} {'maps':>5}  flags  [cgroup]\n"
-    for row in ranges:
-        place = "-" if row.place < 0 else f"{row.place * unit:x}"
-        maps = "?" if row.map_count is None else str(row.map_count)
-        names = ", ".join(flag_names(_shown(row, options))) or "(none)"
-        owner = f"  [{escape_text(_owner(row, cgroups))}]" if row.cgroup else ""
-        frame = "?" if row.pfn is None else f"{row.pfn:x}"
-        yield f"{place:>16} {row.pages:>8} {frame:>10} {maps:>5}  {names}{owner}\n"
-
-
-def list_json(
-    ranges: Iterable["PageRange"],
-    options: FlagOptions,
-    cgroups: dict[int, str],
-    unit: int,
-    subject: dict[str, Any],
-) -> Iterator[str]:
-    """Yield the pieces of one JSON object, a line per range; ``list_end`` closes it."""
-    head = {"schema": SCHEMA, **subject, "page_size_bytes": unit}
-    yield json.dumps(head)[:-1] + ', "ranges": ['
-    total = 0
-    for number, row in enumerate(ranges):
-        word = _shown(row, options)
-        yield (",\n" if number else "\n") + json.dumps(
-            {
-                "address": None if row.place < 0 else row.place * unit,
-                "pages": row.pages,
-                "pfn": row.pfn,
-                "word": word,
-                "flags": flag_names(word),
-                "map_count": row.map_count,
-                "cgroup": _owner(row, cgroups) if row.cgroup else None,
-            }
-        )
-        total += row.pages
-    yield f'], "total_pages": {total}'
-
-
-def list_end(is_stopped: bool, notes: Sequence[str], as_json: bool) -> str:
-    """Return what ends a list, once it is known whether it is whole."""
-    if as_json:
-        end = {"is_complete": not is_stopped, "notes": list(notes)}
-        return f", {json.dumps(end)[1:]}\n"
-    early = ["stopped early: there are more pages"] if is_stopped else []
-    return "".join(f"note: {note}\n" for note in (*early, *notes))
-
-
-def _shown(row: "PageRange", options: FlagOptions) -> int:
-    return int(options.show(np.array([row.joined], np.uint64))[0])
-
-
-def _owner(row: "PageRange", cgroups: dict[int, str]) -> str:
-    return cgroups.get(row.cgroup or 0, f"@{row.cgroup}")
+def _wrapped(cells: dict[Column, list[str]], options: TableOptions) -> dict[Column, list[str]]:
+    """Return cells with rows put between where the names of flags take several lines."""
+    *others, last = cells
+    used = sum(
+        _GAP + max(len(column.title), *map(len, cells[column]), 0)
+        for column in others
+        if any(cells[column])
+    )
+    room = max(options.width - used, _FLAGS_LEAST)
+    broken = {text: textwrap.wrap(text, room) for text in set(cells[last])}
+    parts = [broken[text] for text in cells[last]]
+    wrapped: dict[Column, list[str]] = {
+        column: [
+            text if not number else ""
+            for text, lines in zip(cells[column], parts, strict=True)
+            for number in range(len(lines))
+        ]
+        for column in others
+    }
+    wrapped[last] = [line for lines in parts for line in lines]
+    return wrapped

@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from memlens.record import Column, Table, Unit
@@ -136,17 +136,32 @@ def render_table(
 
     :param names: the columns that text shows, in this order; none are all.
     """
+    yield from render_cells(cells_of(table, page_size_bytes, names), options)
+
+
+def cells_of(
+    table: Table[Any], page_size_bytes: int, names: Sequence[str] = ()
+) -> dict[Column, list[str]]:
+    """
+    Return the text of each column, for a view to change before ``render_cells`` draws it.
+
+    :param names: as of ``render_table``.
+    """
     known = {column.name: column for column in table.columns}
     columns = [known[name] for name in names] if names else list(known.values())
-    arrays = [table.column(column.name).tolist() for column in columns]
-    cells = [
-        [
+    return {
+        column: [
             column.absent if value is None else format_cell(column.unit, value, page_size_bytes)
-            for value in array
+            for value in table.column(column.name).tolist()
         ]
-        for column, array in zip(columns, arrays, strict=True)
-    ]
-    yield from _draw(columns, [list(row) for row in zip(*cells, strict=True)], options)
+        for column in columns
+    }
+
+
+def render_cells(cells: Mapping[Column, list[str]], options: TableOptions) -> Iterator[Line]:
+    """Yield the lines of a table, from the texts of each column."""
+    rows = [list(row) for row in zip(*cells.values(), strict=True)]
+    yield from _draw(list(cells), rows, options)
 
 
 def render_top(

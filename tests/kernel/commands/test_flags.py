@@ -6,13 +6,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
+from memlens.physical.flagreport import count_flags, list_flags
+from memlens.physical.hugereport import map_huge
+from memlens.physical.pagecache import read_files
+from memlens.report import Report
+from memlens.schema import json_schema
+from memlens.views import files, flags, huge
+from memlens.views.lines import Line
+from memlens.views.table import TableOptions
 from tests.kernel.support import driver
 from tests.kernel.support.driver import HUGE, MADV_GUARD_INSTALL, MADV_HUGEPAGE, PAGE, Target
 from tests.kernel.support.kernel_tools import page_types
@@ -26,7 +35,7 @@ FRAME = (1 << 55) - 1
 # may be out of his reach.
 AS_NOBODY = """
 import ctypes, os, sys
-import memlens.physical.flaglist, memlens.physical.flags, memlens.physical.frameflags
+import memlens.physical.flagreport, memlens.views.huge
 import memlens.commands.flags, memlens.commands.huge, memlens.views.flags, numpy
 from memlens.physical import huge
 from memlens.commands.main import cli
@@ -60,6 +69,31 @@ def as_nobody(*arguments: str) -> Done:
     return run([sys.executable, "-c", AS_NOBODY, *arguments])
 
 
+def rows_of(document: Any, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a compact table."""
+    table = document["tables"][name]
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]
+
+
+def ranges_of(document: Any) -> list[dict[str, Any]]:
+    return rows_of(document, "ranges")
+
+
+def total_pages(document: Any) -> int:
+    total: int = document["sections"]["total"]["total_pages"]
+    return total
+
+
+def counters_of(
+    document: Any, pid: int | None = None, start: int | None = None
+) -> dict[str, int]:
+    """Return the counters of a mapping, of a process, or of all."""
+    rows = rows_of(document, "counters")
+    return {
+        row["name"]: row["pages"] for row in rows if (row["pid"], row["start"]) == (pid, start)
+    }
+
+
 @pytest.fixture(scope="module")
 def stopped(machine: None) -> Iterator[tuple[Target, int]]:
     """Make a process of 23 pages, 19 of them there, and 600 in huge pages; stopped."""
@@ -90,17 +124,21 @@ def word_at(path: str, index: int) -> int:
 def test_json_adds_up(stopped: tuple[Target, int]) -> None:
     pid = stopped[0].pid
     found = memlens("flags", pid, "--json").json()
-    assert found["schema"] == "memlens.flags/1"
-    assert found["pids"] == [pid]
+    assert found["schema"] == "memlens.flags/2"
     assert found["is_complete"] is True
-    assert found["total_pages"] == sum(row["pages"] for row in found["combinations"])
-    assert found["total_pages"] == sum(page_types("-p", str(pid)).values())
-    assert found["hidden_pages"] == found["moved_pages"] == 0
-    pages = [row["pages"] for row in found["combinations"]]
+    total, rows = found["sections"]["total"], found["tables"]["combinations"]
+    assert total["subject"] == f"Pages mapped by {pid}"
+    assert total["total_pages"] == sum(row["pages"] for row in rows)
+    assert total["total_pages"] == sum(page_types("-p", str(pid)).values())
+    assert total["hidden_pages"] == total["moved_pages"] == 0
+    pages = [row["pages"] for row in rows]
     assert pages == sorted(pages, reverse=True)
     thp = memlens("flags", pid, "--json", "--where", "thp and anon").json()
-    assert thp["total_pages"] == 1024
-    assert all({"thp", "anonymous"} <= set(row["flags"]) for row in thp["combinations"])
+    assert total_pages(thp) == 1024
+    assert all(
+        {"thp", "anonymous"} <= set(row["flags"].split(", "))
+        for row in thp["tables"]["combinations"]
+    )
 
 
 @pytest.mark.parametrize("spec", ["thp", "anon,~thp", "thp,zero_page=thp", "0x400000"])
@@ -109,7 +147,7 @@ def test_bits_mean_what_page_types_has_them_mean(
 ) -> None:
     pid = stopped[0].pid
     found = memlens("flags", pid, "--json", "-b", spec).json()
-    assert found["total_pages"] == sum(page_types("-p", str(pid), "-b", spec).values())
+    assert total_pages(found) == sum(page_types("-p", str(pid), "-b", spec).values())
 
 
 def test_text_says_the_same(stopped: tuple[Target, int]) -> None:
@@ -119,8 +157,10 @@ def test_text_says_the_same(stopped: tuple[Target, int]) -> None:
     lines = done.out.splitlines()
     assert lines[0] == f"Pages mapped by {pid}"
     assert lines[2].split() == ["pages", "size", "share", "word", "flags"]
-    assert lines[-1].split() == ["19", "76K", "total"]
-    assert all("anonymous" in line for line in lines[3:-1])
+    end = lines.index("19 pages (76K) in all")
+    # Names that take two lines begin below the first.
+    assert sum(int(line.split()[0]) for line in lines[3:end] if line[:6].strip()) == 19
+    assert max(map(len, lines)) <= 80
 
 
 def test_list_equals_one_page_at_a_time(stopped: tuple[Target, int]) -> None:
@@ -128,7 +168,8 @@ def test_list_equals_one_page_at_a_time(stopped: tuple[Target, int]) -> None:
     found = memlens("flags", pid, "--range", range_of(start), "--list", "--json", "--raw")
     listed: dict[int, tuple[int, int]] = {}
     document = found.json()
-    for row in document["ranges"]:
+    rows = ranges_of(document)
+    for row in rows:
         for page in range(row["pages"]):
             address = row["address"] + page * PAGE
             assert address not in listed
@@ -140,21 +181,24 @@ def test_list_equals_one_page_at_a_time(stopped: tuple[Target, int]) -> None:
             count = word_at("/proc/kpagecount", word & FRAME)
             wanted[start + page * PAGE] = word & FRAME, count
     assert listed == wanted
-    assert len(wanted) == document["total_pages"] == 19
+    assert len(wanted) == total_pages(document) == 19
     assert document["is_complete"] is True
-    assert all("anonymous" in row["flags"] for row in document["ranges"])
+    assert all("anonymous" in row["flags"] for row in rows)
     text = memlens("flags", pid, "--range", range_of(start), "--list").out.splitlines()
-    assert text[0].split()[:4] == ["address", "pages", "frame", "maps"]
-    assert sum(int(line.split()[1]) for line in text[1:]) == 19
+    assert text[2].split() == ["address", "pages", "frame", "maps", "flags"]
+    listed_text = [line.split() for line in text[3 : text.index("19 pages (76K) in all")]]
+    assert (
+        sum(int(words[1]) for words in listed_text if words[0].startswith(f"{start:x}"[:6]))
+        == 19
+    )
 
 
 def test_list_of_frames_has_what_is_there(stopped: tuple[Target, int]) -> None:
     pid, start = stopped[0].pid, stopped[1]
     pfn = word_at(f"/proc/{pid}/pagemap", start // PAGE) & FRAME
     where = f"{pfn * PAGE:x}-{(pfn + 1) * PAGE:x}"
-    (row,) = memlens("flags", "--machine", "--range", where, "--list", "--json").json()[
-        "ranges"
-    ]
+    found = memlens("flags", "--machine", "--range", where, "--list", "--json").json()
+    (row,) = ranges_of(found)
     assert (row["address"], row["pfn"], row["pages"]) == (None, pfn, 1)
     assert "anonymous" in row["flags"]
 
@@ -191,9 +235,10 @@ def test_what_cannot_be_read_is_exit_1(arguments: list[str]) -> None:
 def test_an_ordinary_user_is_told_what_remains() -> None:
     done = as_nobody("flags", "ME", "--json")
     found = done.json()
-    assert found["hidden_pages"] > 100
-    assert found["total_pages"] >= found["hidden_pages"]
-    assert found["frames"] is None
+    total = found["sections"]["total"]
+    assert total["hidden_pages"] > 100
+    assert total["total_pages"] >= total["hidden_pages"]
+    assert total["frames"] is None
     assert any("kpageflags" in note for note in found["notes"])
     assert as_nobody("flags", "ME", "--strict").code == 3
 
@@ -210,9 +255,9 @@ def test_an_ordinary_user_is_not_told_that_guards_are_on_swap(swap: str) -> None
         where = f"{start:x}-{start + 23 * PAGE:x}"
         found = as_nobody("flags", str(target.pid), "--range", where, "--json").json()
         names = ("marker_pages", "swapped_pages", "hidden_pages", "total_pages")
-        assert [found[name] for name in names] == [7, 0, 13, 20]
+        assert [found["sections"]["total"][name] for name in names] == [7, 0, 13, 20]
         found = memlens("flags", target.pid, "--range", where, "--json").json()
-        assert [found[name] for name in names] == [7, 11, 0, 20]
+        assert [found["sections"]["total"][name] for name in names] == [7, 11, 0, 20]
 
 
 @pytest.mark.parametrize(
@@ -237,10 +282,10 @@ def test_what_pagemap_says_can_be_filtered_and_listed_by_anybody() -> None:
     for where in ("file", "not file and mmap_exclusive"):
         counted = as_nobody("flags", "ME", "--where", where, "--json").json()
         listed = as_nobody("flags", "ME", "--where", where, "--list", "--json").json()
-        assert counted["total_pages"] > 10
+        assert total_pages(counted) > 10
         # Two processes, each looking at itself.
-        assert listed["total_pages"] == pytest.approx(counted["total_pages"], rel=0.2)
-        for row in listed["ranges"]:
+        assert total_pages(listed) == pytest.approx(total_pages(counted), rel=0.2)
+        for row in ranges_of(listed):
             assert ("file" in row["flags"]) == (where == "file")
             assert (row["pfn"], row["map_count"], row["cgroup"]) == (None, None, None)
         assert any("needs" in note for note in listed["notes"])
@@ -258,11 +303,11 @@ def test_huge_pages_that_smaps_tells_are_told_to_anybody() -> None:
         target.run(GIVE_AWAY, uid=65534)
         found = as_nobody("huge", str(target.pid), "--json").json()
     row = f"anon-thp-pmd-aligned-{HUGE >> 10}kB"
-    assert found["thp"][row] == truth["thp"][row] == HUGE // PAGE
-    assert found["zero_pages"] == truth["zero_pages"] == 5
-    assert not [name for name in found["thp"] if "pte" in name]
-    assert found["ksm_pages"] is None
-    assert found["ksm_saved_pages"] is None
+    assert counters_of(found)[row] == counters_of(truth)[row] == HUGE // PAGE
+    total = found["sections"]["total"]
+    assert total["zero_pages"] == truth["sections"]["total"]["zero_pages"] == 5
+    assert not [name for name in counters_of(found) if "pte" in name]
+    assert (total["thp_pages"], total["ksm_pages"], total["ksm_saved_pages"]) == (None,) * 3
     assert any("not known" in note and "needs" in note for note in found["notes"])
 
 
@@ -278,11 +323,11 @@ def test_masked_files_are_no_flags(
     inside = ["unshare", "--mount", "sh", "-c", script, mask, *MEMLENS]
     pid = str(stopped[0].pid)
     found = run([*inside, "flags", pid, "--json"]).json()
-    assert found["hidden_pages"] > 600
-    assert not any("nopage" in row["flags"] for row in found["combinations"])
+    assert found["sections"]["total"]["hidden_pages"] > 600
+    assert not any("nopage" in row["flags"] for row in found["tables"]["combinations"])
     assert any("masked" in note for note in found["notes"])
     found = run([*inside, "huge", pid, "--json"]).json()
-    assert found["ksm_pages"] is None
+    assert found["sections"]["total"]["ksm_pages"] is None
     assert any("masked" in note for note in found["notes"])
     for arguments in (["flags", "--machine"], ["flags", "--machine", "--list"]):
         done = run([*inside, *arguments])
@@ -290,22 +335,26 @@ def test_masked_files_are_no_flags(
         assert "masked" in done.err
 
 
-def test_ctrl_c_ends_a_long_list_and_keeps_what_it_has() -> None:
-    """With no reader the list stands still in the middle, whatever the machine's speed."""
-    command = [*MEMLENS, "flags", "--machine", "--list", "--json"]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert child.stdout is not None
-    begin = [child.stdout.readline() for _ in range(3)]
-    child.send_signal(signal.SIGINT)
-    # The signal is delivered when the process next runs; a second one would kill it.
-    stop = time.monotonic() + DEADLINE_S
-    while signal_waits(child.pid) and time.monotonic() < stop:
-        pass
-    rest = child.stdout.read()
-    assert child.wait(DEADLINE_S) == 130
-    found = json.loads("".join(begin) + rest)
-    assert found["is_complete"] is False
-    assert len(found["ranges"]) > 3
+def test_ctrl_c_ends_a_long_list(tmp_path: Path) -> None:
+    """A scan begins with the boot, which nobody tells before the signal has come."""
+    for name in ("kpageflags", "kpagecount", "kpagecgroup", "self", "mounts", "zoneinfo"):
+        (tmp_path / name).symlink_to(f"/proc/{name}")
+    boot = tmp_path / "sys" / "kernel" / "random" / "boot_id"
+    boot.parent.mkdir(parents=True)
+    os.mkfifo(boot)
+    words = ["flags", "--machine", "--list", "--json", "--proc", str(tmp_path)]
+    with subprocess.Popen([*MEMLENS, *words], stdout=subprocess.PIPE, text=True) as child:
+        with boot.open("w") as file:
+            child.send_signal(signal.SIGINT)
+            # It is delivered when the process next runs; a second one would kill it.
+            stop = time.monotonic() + DEADLINE_S
+            while signal_waits(child.pid) and time.monotonic() < stop:
+                pass
+            file.write("a boot\n")
+        out = child.communicate(timeout=DEADLINE_S)[0]
+    assert child.returncode == 130
+    found = json.loads(out)
+    assert (found["is_complete"], found["boot_id"]) == (False, "a boot")
 
 
 def signal_waits(pid: int) -> bool:
@@ -317,14 +366,13 @@ def signal_waits(pid: int) -> bool:
 def test_huge_json_and_text(stopped: tuple[Target, int]) -> None:
     pid = stopped[0].pid
     found = memlens("huge", pid, "--json").json()
-    assert found["schema"] == "memlens.huge/1"
-    assert found["thp"]["anon-thp-pmd-aligned-2048kB"] == 1024
-    (process,) = found["processes"]
-    assert process["pid"] == pid
-    (mapping,) = [
-        row for row in process["mappings"] if row["thp"]["anon-thp-pmd-aligned-2048kB"]
-    ]
+    assert found["schema"] == "memlens.huge/2"
+    assert counters_of(found)["anon-thp-pmd-aligned-2048kB"] == 1024
+    (process,) = found["tables"]["processes"]
+    assert (process["pid"], process["thp_pages"]) == (pid, 1024)
+    (mapping,) = [row for row in rows_of(found, "mappings") if row["thp_pages"]]
     assert mapping["stop"] - mapping["start"] == 2 * HUGE
+    assert counters_of(found, pid, mapping["start"]) == {"anon-thp-pmd-aligned-2048kB": 1024}
     assert found["missed"] == []
     text = memlens("huge", pid, "--rollup")
     assert text.code == 0
@@ -336,3 +384,38 @@ def test_huge_json_and_text(stopped: tuple[Target, int]) -> None:
 def test_blocks_of_no_size_are_wrong_usage(stopped: tuple[Target, int], size: str) -> None:
     done = memlens("huge", stopped[0].pid, "--cont", size)
     assert (done.code, done.out) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("command", "read", "render"),
+    [
+        ("flags", lambda pid: count_flags([pid]), flags.render),
+        ("flags", lambda pid: list_flags([pid], is_raw=True), flags.render),
+        ("huge", lambda pid: map_huge([pid], block_orders=[4]), huge.render),
+        ("files", lambda pid: read_files([__file__], pid=pid), files.render),
+        (
+            "files",
+            lambda _: read_files([str(Path(__file__).parent)], is_machine=True),
+            files.render,
+        ),
+    ],
+)
+def test_a_report_that_was_kept_shows_the_same(
+    stopped: tuple[Target, int],
+    tmp_path: Path,
+    command: str,
+    read: Callable[[int], Report],
+    render: Callable[[Any, TableOptions], Iterable[Line]],
+) -> None:
+    """What JSON has, read again by --from, is all that text shows."""
+    report = read(stopped[0].pid)
+    kept = tmp_path / "kept.json"
+    kept.write_text("".join(report.to_json()))
+    jsonschema.validate(json.loads(kept.read_text()), json_schema(type(report)))
+    for width in (80, 120, 200):
+        lines = render(report, TableOptions(width, is_unicode=True))
+        drawn = "".join("".join(part.text for part in line) + "\n" for line in lines)
+        words = [*MEMLENS, command, "--from", str(kept)]
+        done = run(["env", f"COLUMNS={width}", "PYTHONUTF8=1", *words])
+        assert (done.code, done.out) == (0, drawn)
+        assert max(map(len, drawn.splitlines())) <= width

@@ -14,7 +14,7 @@ from memlens.kernel.cgroups import find_hierarchy
 from memlens.kernel.procfs import Host
 from memlens.physical.cgroup import list_cgroups, read_cgroup
 from memlens.physical.frameflags import resolve_cgroup
-from memlens.physical.huge import list_cgroup_pids
+from memlens.physical.hugereport import list_cgroup_pids
 from memlens.physical.records import CgroupPages
 from memlens.scan.machine import Machine
 from tests.kernel.support import driver, oracle

@@ -14,10 +14,10 @@ import pytest
 
 from memlens.errors import MemlensError
 from memlens.objects.leases import LEASED
-from memlens.physical.files import FileScan
 from memlens.physical.frameflags import count_file_flags
-from memlens.physical.heldfiles import HeldFiles, read_page_cache
+from memlens.physical.pagecache import read_files
 from memlens.physical.records import FileCache
+from memlens.scan.machine import Machine
 from tests.kernel.support import driver, oracle
 from tests.kernel.support.driver import HUGE, MAP_SHARED, PAGE, PROT_READ, Target
 from tests.kernel.support.machine import setting
@@ -34,11 +34,7 @@ def target() -> Iterator[Target]:
 
 
 def scan(*paths: Path) -> list[FileCache]:
-    found = FileScan([str(path) for path in paths])
-    try:
-        return list(found.rows())
-    finally:
-        found.close()
+    return list(read_files([str(path) for path in paths], strips=0).files)
 
 
 def write_file(path: Path, pages: int) -> None:
@@ -165,22 +161,22 @@ def test_a_lease_is_not_broken_for_flags_either(tmp_path: Path) -> None:
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         with pytest.raises(MemlensError, match=LEASED):
-            count_file_flags([str(path)])
+            count_file_flags([str(path)], Machine())
         assert fcntl.fcntl(fd, fcntl.F_GETLEASE) == fcntl.F_WRLCK
     finally:
         os.close(fd)
-    assert count_file_flags([str(path)]).total_pages == 3
+    assert count_file_flags([str(path)], Machine()).total_pages == 3
 
 
 @pytest.mark.parametrize("path", ["/proc", "/proc/self", "/proc/sys/vm", "/sys/kernel"])
 def test_file_systems_of_the_kernel_are_not_entered(path: str) -> None:
-    found = FileScan([path])
-    assert list(found.rows()) == []
-    assert [where for where, _ in found.walk.skipped] == [path]
+    report = read_files([path])
+    assert len(report.files) == 0
+    assert [item.what for item in report.missed] == [path]
 
 
 def test_a_file_of_the_kernel_is_not_opened() -> None:
-    (row,) = FileScan(["/proc/self/maps"]).rows()
+    (row,) = read_files(["/proc/self/maps"]).files
     assert "file system of the kernel" in row.reason
 
 
@@ -197,7 +193,7 @@ def test_hugetlbfs_is_told_by_the_walk(
                 os.truncate(file.fileno(), 5 * HUGE)
                 os.posix_fallocate(file.fileno(), HUGE, 2 * HUGE)
             blocks = path.stat().st_blocks * 512
-            (row,) = FileScan([str(path)]).rows()
+            (row,) = scan(path)
         finally:
             subprocess.run(["umount", tmp_path], check=True)
     assert blocks == 2 * HUGE
@@ -218,9 +214,9 @@ def test_special_files_are_not_opened(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     try:
-        found = FileScan([str(tmp_path)])
-        assert list(found.rows()) == []
-        assert found.walk.special == 3
+        report = read_files([str(tmp_path)])
+        assert len(report.files) == 0
+        assert "devices, pipes and sockets, never opened: 3" in report.notes
         (row,) = scan(tmp_path / "pipe")
         assert row.reason == "a pipe: never opened"
         assert writer.poll() is None
@@ -233,22 +229,25 @@ def test_files_that_vanish_are_counted(tmp_path: Path) -> None:
     paths = [tmp_path / str(number) for number in range(9)]
     for path in paths:
         write_file(path, 1)
-    found = FileScan([str(tmp_path)])
-    rows = found.rows()
-    first = next(rows)
-    for path in paths:
-        path.unlink()
-    assert list(rows) == []
+
+    def unlink(done: int, _total: int) -> None:
+        if not done:
+            for path in paths:
+                path.unlink()
+
+    report = read_files([str(tmp_path)], on_progress=unlink)
+    (first,) = report.files
     assert first.cached_pages is not None
-    assert found.walk.vanished == 8
+    assert "8 files vanished meanwhile" in report.notes
 
 
 def test_hard_links_count_once(tmp_path: Path) -> None:
     write_file(tmp_path / "one", 5)
     os.link(tmp_path / "one", tmp_path / "other")
-    found = FileScan([str(tmp_path), str(tmp_path / "one")])
-    assert len(list(found.rows())) == 1
-    assert found.totals.other_names == 2
+    report = read_files([str(tmp_path), str(tmp_path / "one")])
+    assert len(report.files) == 1
+    assert report.total is not None
+    assert report.total.other_names == 2
 
 
 def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
@@ -257,7 +256,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path: Path) -> None:
     done = run("files", str(tmp_path))
     assert "\x1b" not in done
     assert r"a\x1b[2Jb\x0ac" in done
-    (row,) = json.loads(run("files", "--json", str(tmp_path)))["files"]
+    (row,) = json.loads(run("files", "--json", str(tmp_path)))["tables"]["files"]
     assert row["path"] == str(tmp_path / name)
 
 
@@ -272,7 +271,7 @@ def test_files_of_a_process(tmp_path: Path, target: Target) -> None:
     memory = target.os("memfd_create", "kept", 0)
     target.os("ftruncate", memory, 4 * PAGE)
     target.pwrite(memory, [0, 2])
-    rows = json.loads(run("files", "--json", "--pid", str(target.pid)))["files"]
+    rows = json.loads(run("files", "--json", "--pid", str(target.pid)))["tables"]["files"]
     found = {row["path"]: row for row in rows}
     assert found[str(tmp_path / "mapped")]["mapped_pages"] == 7
     assert found[str(tmp_path / "open")]["size_bytes"] == 5 * PAGE - PAGE // 2
@@ -300,7 +299,7 @@ def test_a_file_with_two_device_numbers_is_one(tmp_path: Path, target: Target) -
     lines = Path(f"/proc/{target.pid}/maps").read_text().splitlines()
     (device,) = [line.split()[3] for line in lines if line.endswith(path)]
     assert device != f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    rows = json.loads(run("files", "--json", "--pid", str(target.pid)))["files"]
+    rows = json.loads(run("files", "--json", "--pid", str(target.pid)))["tables"]["files"]
     assert [row["cached_pages"] for row in rows if row["path"] == path] == [7]
 
 
@@ -308,15 +307,13 @@ def test_the_page_cache_and_what_is_of_no_file(tmp_path: Path) -> None:
     """A file that nobody holds is found in its directory only."""
     path = tmp_path / "large"
     write_file(path, 20_000)
-    found = FileScan([], is_each_once=True)
-    held = HeldFiles(found)
-    rows = list(held.iter_all())
-    found.close()
-    assert str(path) not in {row.path for row in rows}
-    before = read_page_cache(found)
-    assert before.found_pages == sum(row.cached_pages or 0 for row in rows)
+    report = read_files(is_machine=True)
+    assert str(path) not in set(report.files.column("path"))
+    before = report.sums["page_cache"]
+    assert before["explained_pages"] == report.files.column("cached_pages").sum()
     cached = scan(path)[0].cached_pages or 0
-    assert before.remainder_pages >= cached > 10_000
+    assert before["remainder_pages"] is not None
+    assert before["remainder_pages"] >= cached > 10_000
 
 
 def test_what_an_ordinary_user_may_not_know(tmp_path: Path) -> None:
@@ -327,19 +324,20 @@ def test_what_an_ordinary_user_may_not_know(tmp_path: Path) -> None:
         directory.chmod(0o755)
     code = f"""
 import os
-from memlens.physical.files import FileScan
+from memlens.physical.pagecache import read_files
 from memlens.scan import mappings
 os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})
-scan = FileScan([{str(path)!r}])
-(row,) = scan.rows()
+report = read_files([{str(path)!r}])
+(row,) = report.files
 print(row.cached_pages, row.reason)
-print(scan.notes())
+print(report.notes, report.is_all_known)
 """
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     ).stdout
     assert done.startswith("None the kernel says it only to the owner")
     assert "page tables of" in done
+    assert done.endswith("False\n")
 
 
 def test_what_was_named_and_is_not_there(tmp_path: Path) -> None:
@@ -347,6 +345,33 @@ def test_what_was_named_and_is_not_there(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"memlens: No such file or directory ({tmp_path}/none)\n"
+
+
+def test_where_in_a_file_its_pages_are(tmp_path: Path) -> None:
+    """Two files of the same name, one after the other: the strip is never of the other."""
+    path = tmp_path / "file"
+    write_file(path, 96)
+    drop(path, 0, 32)
+    report = read_files([str(path)])
+    (row,) = report.files
+    assert [cell.pages for cell in report.strips] == [2] * 48
+    assert sum(cell.cached_pages for cell in report.strips) <= 96
+    assert {(cell.device, cell.inode) for cell in report.strips} == {(row.device, row.inode)}
+    assert any(cell.cached_pages == 2 for cell in report.strips)
+
+    def replace_file(_done: int, _total: int) -> None:
+        path.rename(tmp_path / "other")
+        write_file(path, 96)
+
+    assert len(read_files([str(path)], on_progress=replace_file).strips) == 0
+
+
+def test_a_budget_ends_a_walk(tmp_path: Path) -> None:
+    for number in range(9):
+        write_file(tmp_path / str(number), 1)
+    report = read_files([str(tmp_path)], budget_s=1e-9)
+    assert not report.is_complete
+    assert len(report.files) == 1
 
 
 def run(*words: str) -> str:

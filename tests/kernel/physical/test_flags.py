@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.flags import expand_words, group_words, known_words, mask_of
 from memlens.pages.frameruns import find_runs
-from memlens.physical.counting import Part, Worker
+from memlens.physical.counting import FlagCounts, Part, Worker
 from memlens.physical.flaglist import PageLister
+from memlens.physical.flagreport import count_flags, list_flags
 from memlens.physical.flags import count_process_flags
 from memlens.physical.frameflags import (
     count_cgroup_flags,
@@ -24,7 +25,6 @@ from memlens.physical.frameflags import (
     count_machine_flags,
     resolve_cgroup,
 )
-from memlens.physical.records import FlagCounts
 from memlens.scan.machine import Machine
 from tests.kernel.support import driver
 from tests.kernel.support.cgroups import Squeeze
@@ -118,15 +118,17 @@ def many_kinds(target: Target) -> Target:
 )
 def test_counts_equal_page_types(many_kinds: Target, show: Show, option: list[str]) -> None:
     with stopped(many_kinds) as pid:
-        counts = assert_same(lambda: count_process_flags([pid]), show, *option, "-p", str(pid))
+        counts = assert_same(
+            lambda: count_process_flags([pid], Machine()), show, *option, "-p", str(pid)
+        )
     assert counts.total_pages > 600
     assert counts.moved_pages == 0
 
 
 def test_a_page_mapped_by_two_is_one_frame(many_kinds: Target) -> None:
     child = many_kinds.fork()
-    both = count_process_flags([many_kinds.pid, child.pid])
-    one = count_process_flags([many_kinds.pid])
+    both = count_process_flags([many_kinds.pid, child.pid], Machine())
+    one = count_process_flags([many_kinds.pid], Machine())
     assert one.frames is not None
     assert both.frames is not None
     assert both.total_pages > both.frames + 600
@@ -136,7 +138,7 @@ def test_a_page_mapped_by_two_is_one_frame(many_kinds: Target) -> None:
 def test_a_range_counts_its_pages_alone(target: Target) -> None:
     start = target.mmap(23)
     target.poke(start, range(23))
-    counts = count_process_flags([target.pid], addresses=(start, start + 17 * PAGE))
+    counts = count_process_flags([target.pid], Machine(), addresses=(start, start + 17 * PAGE))
     assert counts.total_pages == 17
 
 
@@ -145,7 +147,7 @@ def test_a_reservation_costs_nothing(target: Target) -> None:
     start = target.mmap(1 << 28, flags=flags)
     target.poke(start + (1 << 39), range(3))
     began = time.monotonic()
-    counts = count_process_flags([target.pid], addresses=(start, start + (1 << 40)))
+    counts = count_process_flags([target.pid], Machine(), addresses=(start, start + (1 << 40)))
     assert counts.total_pages == 3
     # 2 GiB of empty words take longer than that to read.
     assert time.monotonic() - began < 0.5
@@ -155,26 +157,28 @@ def test_cached_pages_of_a_file_equal_page_types(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(os.urandom(211 * PAGE))
     os.sync()
-    counts = assert_same(lambda: count_file_flags([str(path)]), known_words, "-f", str(path))
+    counts = assert_same(
+        lambda: count_file_flags([str(path)], Machine()), known_words, "-f", str(path)
+    )
     assert counts.total_pages == 211
 
 
 def test_the_last_page_of_a_file_counts_though_it_is_not_full(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * (2 * PAGE + 1))
-    assert count_file_flags([str(path)]).total_pages == 3
+    assert count_file_flags([str(path)], Machine()).total_pages == 3
 
 
 def test_looking_does_not_change_the_access_time(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * PAGE)
     os.utime(path, ns=(0, path.stat().st_mtime_ns))
-    count_file_flags([str(path)])
+    count_file_flags([str(path)], Machine())
     assert path.stat().st_atime_ns == 0
 
 
 def test_the_machine_has_as_many_frames_as_page_types_sees() -> None:
-    counts = count_machine_flags()
+    counts = count_machine_flags(Machine())
     assert counts.total_pages == sum(page_types().values())
     reserved = int(mask_of("NOPAGE"))
     assert by_word(counts, known_words).get(reserved) == page_types().get(reserved)
@@ -196,7 +200,7 @@ def test_swapped_pages_have_no_frame_and_one_flag(
                 return all(word_at(f"/proc/{pid}/pagemap", page) >> 62 == 1 for page in where)
 
             wait_until(is_out, "all pages are swapped")
-            counts = count_process_flags([pid], addresses=(start, start + 23 * PAGE))
+            counts = count_process_flags([pid], Machine(), addresses=(start, start + 23 * PAGE))
             assert is_out()
     assert (counts.swapped_pages, counts.marker_pages, counts.total_pages) == (19, 0, 19)
     assert by_word(counts, expand_words) == {int(mask_of("SWAP")): 19}
@@ -210,7 +214,7 @@ def test_guards_are_markers_and_no_swap(target: Target) -> None:
         target.madvise(start, range(7), MADV_GUARD_INSTALL)
     except OSError:
         pytest.skip("this kernel has no guard regions")
-    counts = count_process_flags([target.pid], addresses=(start, start + 23 * PAGE))
+    counts = count_process_flags([target.pid], Machine(), addresses=(start, start + 23 * PAGE))
     assert (counts.marker_pages, counts.swapped_pages) == (7, 0)
 
 
@@ -224,17 +228,26 @@ def test_frames_of_a_cgroup_equal_page_types(squeeze: Squeeze, target: Target) -
             inside = "/" + str(cgroup.path.relative_to(squeeze.root))
             assert resolve_cgroup(inside, Machine()) == inode
             counts = assert_same(
-                lambda: count_cgroup_flags(inode), known_words, "-c", str(cgroup.path)
+                lambda: count_cgroup_flags(inode, Machine()),
+                known_words,
+                "-c",
+                str(cgroup.path),
             )
             anonymous = counts.words & mask_of("ANON") != 0
             assert int(counts.pages[anonymous].sum()) >= 211
             pfn = word_at(f"/proc/{target.pid}/pagemap", start // PAGE) & ((1 << 55) - 1)
             where = (pfn * PAGE, (pfn + 1) * PAGE)
-            assert count_cgroup_flags(inode, addresses=where).total_pages == 1
+            assert count_cgroup_flags(inode, Machine(), addresses=where).total_pages == 1
             with PageLister(lambda words: words != 0, Machine(), inode) as lister:
-                (row,) = lister.list_machine(where)
+                (found,) = lister.list_machine(where)
                 assert lister.cgroup_names()[inode].endswith(cgroup.path.name)
-            assert (row.pfn, row.cgroup) == (pfn, inode)
+            assert found.pfn is not None
+            assert found.cgroup is not None
+            assert (found.pfn.tolist(), found.cgroup.tolist()) == ([pfn], [inode])
+            (row,) = list_flags(cgroup=str(cgroup.path), addresses=where).ranges
+            assert (row.address, row.pfn, row.pages) == (None, pfn, 1)
+            assert row.cgroup is not None
+            assert row.cgroup.endswith(cgroup.path.name)
         target.libc("munmap", start, 211 * PAGE)
 
 
@@ -248,7 +261,7 @@ def test_a_page_table_that_never_stands_still_counts_as_moved(tmp_path: Path) ->
     (process / "maps").write_text("10000000-10017000 rw-p 00000000 00:00 0\n")
     (process / "pagemap").symlink_to("/dev/urandom")
     (proc / "kpageflags").write_bytes(bytes(8 << 10))
-    counts = count_process_flags([1], proc=str(proc))
+    counts = count_process_flags([1], Machine(str(proc)))
     assert (counts.total_pages, counts.moved_pages) == (0, 23)
     assert counts.is_complete
 
@@ -272,9 +285,13 @@ result = None
     seen = set()
 
     def has_moved() -> bool:
-        counts = count_process_flags([child.pid], addresses=(still, still + 1009 * PAGE))
+        counts = count_process_flags(
+            [child.pid], Machine(), addresses=(still, still + 1009 * PAGE)
+        )
         assert (counts.total_pages, counts.moved_pages) == (1009, 0)
-        counts = count_process_flags([child.pid], addresses=(busy, busy + 1009 * PAGE))
+        counts = count_process_flags(
+            [child.pid], Machine(), addresses=(busy, busy + 1009 * PAGE)
+        )
         assert counts.total_pages + counts.moved_pages <= 1009
         seen.add(counts.total_pages)
         return len(seen) > 1
@@ -294,7 +311,7 @@ def test_holes_between_memory_hold_no_page() -> None:
     if not holes:
         pytest.skip("this machine's memory has no hole of 256 MiB")
     start, stop = holes[0][0] + (1 << 27), holes[0][1]
-    counts = count_machine_flags(addresses=(start, stop))
+    counts = count_machine_flags(Machine(), addresses=(start, stop))
     # Older kernels say NOPAGE; v6.18 gives 0, as for a page without flags.
     (word,) = by_word(counts, expand_words)
     assert word in (0, int(mask_of("NOPAGE")))
@@ -304,13 +321,18 @@ def test_holes_between_memory_hold_no_page() -> None:
 
 
 def test_beyond_memory_is_nothing() -> None:
-    stop = count_machine_flags().total_pages * PAGE
-    assert count_machine_flags(addresses=(stop + (1 << 40), stop + (1 << 41))).total_pages == 0
+    stop = count_machine_flags(Machine()).total_pages * PAGE
+    assert (
+        count_machine_flags(
+            Machine(), addresses=(stop + (1 << 40), stop + (1 << 41))
+        ).total_pages
+        == 0
+    )
 
 
 def test_pages_of_a_node_add_up(many_kinds: Target) -> None:
     """Take the two halves of this machine's memory for nodes."""
-    frames = count_machine_flags().total_pages
+    frames = count_machine_flags(Machine()).total_pages
     part = Part(Machine())
     part.node_ranges = [NodeRange(0, 0, frames // 2), NodeRange(3, frames // 2, 1 << 40)]
     with stopped(many_kinds) as pid:
@@ -327,3 +349,30 @@ def test_pages_of_a_node_add_up(many_kinds: Target) -> None:
     pfns = [word & ((1 << 55) - 1) for word in words if word >> 63]
     low = sum(pfn < frames // 2 for pfn in pfns)
     assert worker.nodes == {0: low, 3: len(pfns) - low}
+
+
+def test_a_list_that_is_ended_keeps_what_it_has() -> None:
+    answers = iter([False, False, False])
+    report = list_flags(should_stop=lambda: next(answers, True))
+    assert not report.is_complete
+    assert 0 < report.ranges.column("pages").sum() <= 4 << 16
+    assert report.total is not None
+    assert report.total.total_pages == report.ranges.column("pages").sum()
+
+
+def test_a_budget_ends_a_count(many_kinds: Target) -> None:
+    assert not count_flags(budget_s=1e-9).is_complete
+    assert not count_flags([many_kinds.pid], budget_s=1e-9).is_complete
+    assert not list_flags([many_kinds.pid], budget_s=1e-9).is_complete
+
+
+def test_a_list_and_a_count_say_the_same(many_kinds: Target) -> None:
+    """The same pages by the same flags, for those whose flags stand still."""
+    with stopped(many_kinds) as pid:
+        counted = count_flags([pid], where="anon and thp", is_raw=True)
+        listed = list_flags([pid], where="anon and thp", is_raw=True)
+    assert counted.total is not None
+    assert listed.total is not None
+    assert counted.total.total_pages == listed.total.total_pages == 1024
+    assert counted.combinations.column("pages").sum() == 1024
+    assert listed.ranges.column("pages").sum() == 1024

@@ -1,6 +1,5 @@
 """memlens huge beside the kernel's thpmaps, on a process that is stopped."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -12,9 +11,12 @@ from memlens.kernel.procfs import Host
 from memlens.kernel.zoneinfo import NodeRange, count_frames
 from memlens.pages.flags import mask_of
 from memlens.physical.flags import count_process_flags
-from memlens.physical.huge import HugeReader, list_cgroup_pids, map_huge
+from memlens.physical.huge import HugeReader
+from memlens.physical.hugereport import list_cgroup_pids, map_huge
+from memlens.physical.records import HugeReport, HugeTotal
 from memlens.scan.machine import Machine
-from memlens.views.huge import list_rows, render_json, render_text
+from memlens.views.huge import render
+from memlens.views.table import TableOptions
 from tests.kernel.support import driver
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import (
@@ -35,6 +37,17 @@ from tests.kernel.support.machine import setting, wait_until
 
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2
 PAGES = HUGE // PAGE
+
+
+def total_of(pid: int) -> HugeTotal:
+    total = map_huge([pid]).total
+    assert total is not None
+    return total
+
+
+def drawn(report: HugeReport) -> str:
+    lines = render(report, TableOptions())
+    return "\n".join("".join(part.text for part in line) for line in lines)
 
 
 @pytest.fixture
@@ -69,7 +82,7 @@ def test_counters_equal_thpmaps(
         result = map_huge([target.pid], block_orders=(4, 9))
     finally:
         os.kill(target.pid, signal.SIGCONT)
-    rows = list_rows(result.figures, result, has_empty=True)
+    rows = [row for row in result.counters if row.pid is None]
     ours = {row.name: row.pages * PAGE // 1024 for row in rows}
     assert {name: ours[name] for name in theirs} == theirs
     # Orders that thpmaps does not show are all that there is more.
@@ -77,16 +90,31 @@ def test_counters_equal_thpmaps(
     assert theirs["anon-thp-pmd-aligned-2048kB"] > 0
     assert theirs["anon-thp-pte-partial"] > 0
     assert theirs["anon-thp-pte-unaligned-2048kB"] > 0
-    assert result.figures.huge_zero_pages == PAGES
+    assert result.total is not None
+    assert result.total.huge_zero_pages == PAGES
+    # Of the one process, and of its mappings, the same but for what is 0.
+    for is_part in (
+        lambda row: row.pid == target.pid and row.start is None,
+        lambda row: row.start is not None,
+    ):
+        sums: dict[str, int] = {}
+        for row in filter(is_part, result.counters):
+            sums[row.name] = sums.get(row.name, 0) + row.pages
+        assert sums == {row.name: row.pages for row in rows if row.pages}
+    assert result.mappings.column("thp_pages").sum() == result.total.thp_pages
+    assert (
+        result.total.thp_pages
+        == sum(row.pages for row in rows if "cont" not in row.name) - PAGES
+    )
 
 
 def test_zero_pages_count_in_a_mapping_without_memory() -> None:
     with driver.target() as target:
-        before = map_huge([target.pid]).figures.zero_pages
+        before = total_of(target.pid).zero_pages
         start = target.mmap(31)
         target.madvise(start, range(31), MADV_NOHUGEPAGE)
         target.peek(start, range(13))
-        assert map_huge([target.pid]).figures.zero_pages == before + 13
+        assert total_of(target.pid).zero_pages == before + 13
 
 
 def test_merged_pages_and_what_they_save() -> None:
@@ -107,17 +135,17 @@ def test_merged_pages_and_what_they_save() -> None:
             size=47 * PAGE,
         )
         target.madvise(start, range(47), MADV_MERGEABLE)
-        wait_until(lambda: map_huge([target.pid]).figures.ksm_pages == 47, "47 merged pages")
+        wait_until(lambda: total_of(target.pid).ksm_pages == 47, "47 merged pages")
         os.kill(target.pid, signal.SIGSTOP)
         result = map_huge([target.pid])
-        counts = count_process_flags([target.pid])
-        assert (result.figures.ksm_pages, result.ksm_frames) == (47, 1)
+        counts = count_process_flags([target.pid], Machine())
+        assert result.total is not None
+        assert (result.total.ksm_pages, result.total.ksm_frames) == (47, 1)
         is_merged = (counts.words & mask_of("KSM")) != 0
         assert int(counts.pages[is_merged].sum()) == 47
         assert counts.frames == counts.total_pages - 46
-        document = json.loads(render_json(result))
-        assert document["ksm_saved_pages"] == 46
-        assert "saves 184K here" in "".join(render_text(result, has_mappings=True))
+        assert result.total.ksm_saved_pages == 46
+        assert "saves 184K here" in " ".join(drawn(result).split())
 
 
 def test_hugetlb_pages_by_size() -> None:
@@ -130,18 +158,25 @@ def test_hugetlb_pages_by_size() -> None:
         start = target.mmap(3 * PAGES, flags=flags, align=HUGE)
         target.poke(start, (0, 2 * PAGES))
         result = map_huge([target.pid])
-        assert result.figures.hugetlb_pages == {HUGE: 2 * PAGES}
-        counts = count_process_flags([target.pid], addresses=(start, start + 3 * HUGE))
+        rows = [
+            (row.pid, row.name, row.pages) for row in result.counters if row.kind == "hugetlb"
+        ]
+        name = f"hugetlb-{HUGE >> 10}kB"
+        assert rows == [(pid, name, 2 * PAGES) for pid in (None, target.pid, target.pid)]
+        assert result.processes[0].hugetlb_pages == 2 * PAGES
+        counts = count_process_flags(
+            [target.pid], Machine(), addresses=(start, start + 3 * HUGE)
+        )
         assert counts.total_pages == 2 * PAGES
         is_huge = (counts.words & mask_of("HUGE")) != 0
         assert int(counts.pages[is_huge].sum()) == 2 * PAGES
-        assert "hugetlb 2M" in "".join(render_text(result, has_mappings=False))
+        assert name in drawn(result)
 
 
 def test_pages_of_a_node_are_all_that_is_huge(target: Target) -> None:
     """Take the two halves of this machine's memory for nodes."""
     half = count_frames(Host()) // 2
-    (order,) = {map_huge([target.pid]).pmd_order}
+    order = PAGES.bit_length() - 1
     os.kill(target.pid, signal.SIGSTOP)
     os.waitpid(target.pid, os.WUNTRACED)
     try:
@@ -165,7 +200,17 @@ def test_a_scan_of_many_misses_no_kernel_thread_and_names_who_is_gone() -> None:
     with driver.target() as target:
         result = map_huge([2, target.pid, 1 << 30], is_strict=False)
         assert [process.pid for process in result.processes] == [target.pid]
-        assert [pid for pid, _ in result.missed] == [1 << 30]
+        assert [item.what for item in result.missed] == [f"PID {1 << 30}"]
+
+
+def test_a_scan_that_is_ended_keeps_what_it_has(target: Target) -> None:
+    child = target.fork()
+    answers = iter([False, False, True])
+    report = map_huge([target.pid, child.pid], should_stop=lambda: next(answers, True))
+    assert not report.is_complete
+    assert [process.pid for process in report.processes] == [target.pid]
+    assert [item.what for item in report.missed] == [f"PID {target.pid}", f"PID {child.pid}"]
+    assert not map_huge([target.pid], budget_s=1e-9).is_complete
 
 
 def test_without_a_scan_the_note_says_what_is_not_counted(

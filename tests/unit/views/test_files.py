@@ -1,71 +1,95 @@
-"""Text and JSON of files: widths, sums, names from outside."""
+"""Text of files: widths, sums, strips, names from outside."""
 
-import json
+from dataclasses import replace
 
 import pytest
 
-from memlens.physical.files import unknown_file
-from memlens.physical.records import FileCache, FileTotals, StripCell
-from memlens.report import Cost
+from memlens.physical.records import FileCache, FileReport, FileTotal, StripCell
+from memlens.record import Table
+from memlens.report import Cost, Missed, Origin, make_sum
 from memlens.views import files
+from memlens.views.lines import cell_len
+from memlens.views.table import TableOptions
 
-COST = Cost(0.1, 4096, 0.001)
 EVIL = "/tmp-like/\x1b[2J" + "long " * 40 + "end"
 WIDTHS = (40, 80, 120, 200)
 
 
-def file_row(path: str, cached: int, kind: str = "file") -> FileCache:
-    return FileCache(path, kind, 100 * 4096, cached, 1, 0, 2, 1, cached // 2)
+def file_row(path: str, cached: int | None, inode: int, reason: str = "") -> FileCache:
+    return FileCache(
+        cached_pages=cached,
+        size_bytes=100 * 4096,
+        mapped_pages=cached,
+        dirty_pages=1,
+        writeback_pages=0,
+        evicted_pages=2,
+        recently_evicted_pages=1,
+        kind="file",
+        reason=reason,
+        device=7,
+        inode=inode,
+        path=path,
+    )
 
 
-def test_top_files() -> None:
-    top = files.TopFiles(2)
-    rows = [file_row(str(number), pages) for number, pages in enumerate((5, 9, 0, 9))]
-    for row in rows:
-        top.add(row)
-    assert [row.path for row in top.rows()] == ["1", "3"]
-    assert top.left_out == 2
-    everything = files.TopFiles(None)
-    for row in (*rows, unknown_file("?", "why")):
-        everything.add(row)
-    assert [row.path for row in everything.rows()] == ["1", "3", "0", "?", "2"]
+def file_report() -> FileReport:
+    rows = [file_row("b", 100, 1), file_row(EVIL, 50, -2), file_row("c", None, 3, "why not")]
+    rows += [file_row(f"d{number}", 0, number) for number in range(10, 40)]
+    cells = [(0, 0), (0, 1), (1, 0), (5, 0), (9, 0), (10, 0)]
+    return FileReport.at(
+        Origin("2026-01-31T08:15:00Z", "host", "boot", "6.18.0", 4096, "0.1.0"),
+        tables={
+            "files": Table.of(FileCache, rows),
+            "strips": Table.of(
+                StripCell,
+                [StripCell(7, -2, n, 10, cached, out) for n, (cached, out) in enumerate(cells)],
+            ),
+        },
+        sections={"total": FileTotal(33, 1, 4, 1, 5, 33 << 19, 3300, 150, 150, 33, 0, 66, 33)},
+        sums={"page_cache": make_sum(400, 150, 3, shmem_pages=10, buffer_pages=20)},
+        missed=[Missed("/mnt", "may not answer: not entered")],
+        notes=["note"],
+        cost=Cost(0.1, 4096, 0.001),
+    )
+
+
+def drawn(report: FileReport, options: TableOptions) -> list[str]:
+    return ["".join(part.text for part in line) for line in files.render(report, options)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("is_unicode", [True, False])
 def test_files_fit(width: int, is_unicode: bool) -> None:
-    top, totals = files.TopFiles(None), FileTotals()
-    for row in (file_row(EVIL, 50), file_row("b", 100, "shmem")):
-        top.add(row)
-        totals.add(row, 4096)
-    asked: list[int] = []
-
-    def cells(_path: str, number: int) -> list[StripCell]:
-        asked.append(number)
-        return [StripCell(10, n, 1) for n in (0, 1, 5, 10)]
-
-    text = "".join(
-        files.render_text(top, totals, cells, 4096, width=width, is_unicode=is_unicode)
-    )
-    lines = text.splitlines()
+    lines = drawn(file_report(), TableOptions(width, is_unicode=is_unicode))
+    text = "\n".join(lines)
     assert "\x1b" not in text
     assert is_unicode or text.isascii()
-    # Narrower than that the table keeps its least.
-    assert all(len(line) <= max(width, 80) for line in lines[:4])
-    assert ("e░▒█" if is_unicode else "e.-#") in text
-    assert asked[0] >= 8
-    assert "2 files" in lines[3]
-    assert totals.sums["cached_pages"] == 150
-    assert totals.shmem_evicted_pages == 2
+    assert max(map(cell_len, lines)) <= max(width, 80)
+    words = " ".join(text.split())
+    assert "600K cached of" in words
+    assert "33 files, 1 not known, 13 not shown" in words
+    assert "not attributable: 1M" in words
+    assert "or that this user may not ask about" in words
+    assert "80K of block devices" in words
+    assert "? why not" in words
+    if width >= 80:
+        assert ("·e░▒▓█" if is_unicode else "_e.-+#") in text
+        assert "100%" in text
 
 
-def test_files_json_is_one_object() -> None:
-    rows = [file_row("a\udcff", 3), unknown_file("b", "gone")]
-    text = "".join(files.render_json(rows, 4096, lambda: {"totals": {}, "notes": []}))
-    found = json.loads(text)
-    assert found["schema"] == "memlens.files/1"
-    assert [row["path"] for row in found["files"]] == ["a\udcff", "b"]
-    assert found["files"][1]["cached_pages"] is None
-    assert (
-        json.loads("".join(files.render_json([], 4096, lambda: {"notes": []})))["files"] == []
-    )
+def test_a_strip_takes_the_room_there_is() -> None:
+    cells = [StripCell(7, 1, n, 10, 10 * (n % 2), None) for n in range(48)]
+    rows = [file_row("b", 240, 1)]
+    tables = {"files": Table.of(FileCache, rows), "strips": Table.of(StripCell, cells)}
+    report = replace(file_report(), tables=tables)
+    wide = drawn(report, TableOptions(400))
+    assert any("_#" * 24 in line for line in wide)
+    assert any("-+" * 8 in line for line in drawn(report, TableOptions(80)))
+
+
+def test_files_of_which_nothing_is_known_are_not_all_known() -> None:
+    report = replace(file_report(), missed=())
+    assert not report.is_all_known
+    assert report.total is not None
+    known = replace(report.total, unknown_files=0)
+    assert replace(report, sections={"total": known}).is_all_known
