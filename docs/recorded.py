@@ -20,12 +20,13 @@ from rich.text import Text
 from memlens.pages.classes import PageClass
 from memlens.pages.flagfilter import all_of
 from memlens.physical.records import FlagCounts
+from memlens.report import Report
 from memlens.residency.records import PageExplanation, ProcessMap
 from memlens.selftest.records import Abilities, DemoResult
 from memlens.sharing.records import ProcessList, Sharing
 from memlens.shm.records import Inventory
 from memlens.swap.records import SwapLedger
-from memlens.views import flags, page, selftest, sharing, shm, swap
+from memlens.views import flags, page, ps, selftest, sharing, shm, swap
 from memlens.views.lines import Line
 from memlens.views.map import TextOptions, render_map, select_classes
 from memlens.views.table import TableOptions
@@ -38,6 +39,7 @@ PICTURE_WIDTH = 136
 TABLE = TableOptions(width=TEXT_WIDTH)
 
 _T = TypeVar("_T")
+_Report = TypeVar("_Report", bound=Report)
 
 
 def write_record(name: str, item: Any) -> None:
@@ -54,6 +56,17 @@ def read_record(name: str, kind: type[_T]) -> _T:
     """Return a result that ``write_record`` wrote."""
     found: _T = rebuild(kind, json.loads((EXAMPLES / f"{name}.json").read_text()))
     return found
+
+
+def write_report(name: str, report: Report) -> None:
+    """Write a report to docs/examples."""
+    (EXAMPLES / f"{name}.json").write_text("".join(report.to_json()))
+
+
+def read_report(name: str, kind: type[_Report]) -> _Report:
+    """Return a report that ``write_report`` wrote."""
+    path = EXAMPLES / f"{name}.json"
+    return kind.from_json(path.read_text(), path=str(path))
 
 
 def _plain(value: Any) -> Any:
@@ -133,9 +146,10 @@ def render_shm_text() -> str:
 
 def render_ps_text() -> str:
     """Return what `memlens ps` prints of processes of one name, and of them together."""
-    found = read_record("ps", ProcessList)
-    each = join_segments(sharing.render_processes(found, TABLE))
-    group = join_segments(sharing.render_processes(found, TABLE, "name"))
+    found = read_report("ps", ProcessList)
+    group = join_segments(ps.render(found, TABLE))
+    alone = {"processes": found.processes}
+    each = join_segments(ps.render(replace(found, tables=alone), TABLE))
     name = found.processes[0].name
     return block(f"memlens ps --name {name}", each) + block(
         f"memlens ps --name {name} --group-by name", group
@@ -144,15 +158,15 @@ def render_ps_text() -> str:
 
 def render_sharing_text() -> str:
     """Return what `memlens sharing --tree PID` prints."""
-    found = read_record("sharing", Sharing)
-    lines = "".join(sharing.render_text(found, width=TEXT_WIDTH)).splitlines()
+    found = read_report("sharing", Sharing)
+    lines = join_segments(sharing.render(found, TABLE))
     return block(f"memlens sharing --tree {found.processes[0].pid}", lines)
 
 
 def render_flags_text() -> str:
     """Return what `memlens flags PID` prints."""
     found = read_record("flags", FlagCounts)
-    pid = read_record("sharing", Sharing).processes[0].pid
+    pid = read_report("sharing", Sharing).processes[0].pid
     options = flags.FlagOptions(all_of([]), all_of([]))
     text = "".join(flags.render_text(found, options, f"Pages mapped by {pid}"))
     return block(f"memlens flags {pid}", text.splitlines())

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -25,6 +26,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
 from memlens.kernel.procfs import Host  # noqa: E402
 from memlens.physical.flags import count_process_flags  # noqa: E402
+from memlens.report import Report  # noqa: E402
 from memlens.residency.capture import map_process  # noqa: E402
 from memlens.residency.records import Kernel  # noqa: E402
 from memlens.residency.steps import explain_page  # noqa: E402
@@ -34,10 +36,11 @@ from memlens.sharing.frames import read_sharing  # noqa: E402
 from memlens.sharing.processes import ProcessFilter, list_processes  # noqa: E402
 from memlens.shm.inventory import list_shared_memory  # noqa: E402
 from memlens.swap.ledger import read_swap_ledger  # noqa: E402
-from recorded import write_record  # noqa: E402
+from recorded import write_record, write_report  # noqa: E402
 from tests.kernel.support.machine import machine_lock  # noqa: E402
 from tests.kernel.support.swap import swap_area  # noqa: E402
 
+R = TypeVar("R", bound=Report)
 MIB = 1 << 20
 NOBODY = 65534
 
@@ -106,8 +109,9 @@ def record_workers() -> None:
         stack.callback(remove_segments)
         write_record("swap", read_swap_ledger())
         write_record("shm", list_shared_memory())
-        write_record("ps", list_processes(group_by="name", keep=ProcessFilter(name="workers")))
-        write_record("sharing", read_sharing([pid], has_descendants=True))
+        workers = list_processes(group_by="name", keep=ProcessFilter(name="workers"))
+        write_report("ps", at_example(workers))
+        write_report("sharing", at_example(read_sharing([pid], has_descendants=True)))
         write_record("flags", count_process_flags([pid]))
 
 
@@ -137,6 +141,12 @@ def remove_segments() -> None:
 def without_suffix(kernel: Kernel) -> Kernel:
     """Return the kernel without what its builder added to the version."""
     return replace(kernel, release=kernel.release.partition("-")[0])
+
+
+def at_example(report: R) -> R:
+    """Return a report that does not say of which machine it is."""
+    release = report.kernel.partition("-")[0]
+    return replace(report, host="example", boot_id="", kernel=release)
 
 
 def record_demo() -> None:

@@ -10,7 +10,7 @@ from memlens.commands.flags import parse_pids
 
 
 @click.command("sharing")
-@click.argument("pids", metavar="PID...", nargs=-1, callback=parse_pids)
+@click.argument("pids", metavar="[PID]...", nargs=-1, callback=parse_pids)
 @click.option("--tree", is_flag=True, help="Add all that descend from them.")
 @click.option("--mappings", is_flag=True, help="List every mapping of every process.")
 @run.report_options

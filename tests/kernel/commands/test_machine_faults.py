@@ -29,7 +29,7 @@ from tests.kernel.workloads.shm_builder import fill
 from tests.kernel.workloads.shm_mix import IPC_RMID, mixed
 
 COMMANDS = ("swap", "shm", "ps")
-SCHEMAS = {name: f"memlens.{name}/1" for name in COMMANDS}
+SCHEMAS = {name: f"memlens.{name}/{2 if name == 'ps' else 1}" for name in COMMANDS}
 
 
 # Each round forks a crowd, which ends at once, and now and then maps shared memory.
