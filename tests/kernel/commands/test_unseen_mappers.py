@@ -98,3 +98,27 @@ def test_what_only_others_map_is_not_said_to_be_mapped_by_none(
         assert (note in found["notes"]) == is_nobody
         text = " ".join(run("shm", name, is_nobody=is_nobody).stdout.split())
         assert ("mapped by no process that could be looked at" in text) == is_nobody
+
+
+@ON_ZRAM
+def test_swap_of_sharing_is_the_same_figure_to_all(
+    swap: str, both: tuple[Target, Target, int]
+) -> None:
+    users, _, _ = both
+    start = users.mmap(PAGES)
+    fill(users, start, range(PAGES))
+    page_out(users, start, range(PAGES))
+    pids = [str(pid) for pid in (users.pid, users.fork().pid)]
+    entries, shares = {}, {}
+    for is_nobody in (False, True):
+        done = run("sharing", *pids, "--json", is_nobody=is_nobody)
+        rows = json.loads(done.stdout)["tables"]["processes"]
+        entries[is_nobody] = [row["swap_entries_pages"] for row in rows]
+        shares[is_nobody] = [row["swap_share_bytes"] for row in rows]
+    assert entries[True] == entries[False]
+    assert min(entries[True]) >= PAGES
+    # The kernel has divided them between the two.
+    assert shares[True] == [
+        pytest.approx(pages * PAGE / 2, rel=0.01) for pages in entries[True]
+    ]
+    assert shares[False] == [None, None]

@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
+import jsonschema
 import psutil
 import pytest
 
+from memlens.schema import json_schema
 from memlens.sharing.frames import read_sharing
 from memlens.sharing.records import MappingShare, ProcessShare, Sharing
+from memlens.views.sharing import render
+from memlens.views.table import TableOptions
 from tests.kernel.support import driver, oracle
 from tests.kernel.support.cgroups import Squeeze
-from tests.kernel.support.commands import run_json, unless_others_begin
+from tests.kernel.support.commands import run, run_json, unless_others_begin
 from tests.kernel.support.driver import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
@@ -243,6 +247,40 @@ def test_the_reader_counts_for_itself_alone(target: Target, tmp_path: Path) -> N
     (own,), (other,) = rows.values()
     assert (own.rss_pages, own.pss_pages, own.uss_pages) == (7, 3.5, 0)
     assert (other.rss_pages, other.pss_pages, other.uss_pages) == (7, 7.0, 7)
+
+
+@pytest.mark.parametrize("words", [(), ("--strict",)])
+def test_a_budget_that_is_too_small_is_said(target: Target, words: tuple[str, ...]) -> None:
+    done = run("sharing", str(target.pid), "--budget", "0.000001", "--json", *words)
+    assert done.returncode == (3 if words else 0)
+    assert json.loads(done.stdout)["is_complete"] is False
+    assert "incomplete" in done.stderr
+
+
+def test_what_exit_frees_is_not_known_if_the_scan_ends_before(target: Target) -> None:
+    """The page tables are read by then, but not who else holds what they map."""
+    done = []
+    result = read_sharing(
+        [target.pid],
+        on_progress=lambda *progress: done.append(progress),
+        should_stop=lambda: (2, 2) in done,
+    )
+    (process,) = result.processes
+    assert process.rss_pages > 0
+    assert process.freed_on_exit_pages is None
+    assert not result.is_complete
+    assert any("the scan ended early" in note for note in result.notes)
+
+
+def test_a_file_shows_what_the_scan_did(target: Target, tmp_path: Path) -> None:
+    path = tmp_path / "sharing.json"
+    path.write_text(run("sharing", str(target.pid), "--tree", "--json").stdout)
+    report = Sharing.from_json(path.read_text())
+    lines = render(report, TableOptions(80, is_unicode=True))
+    text = "".join("".join(part.text for part in line) + "\n" for line in lines)
+    shown = run("sharing", "--from", str(path))
+    assert (shown.returncode, shown.stdout) == (0, text)
+    jsonschema.validate(json.loads(path.read_text()), json_schema(Sharing))
 
 
 def test_an_executed_program_is_no_fork(target: Target) -> None:
