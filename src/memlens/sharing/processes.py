@@ -127,7 +127,7 @@ def list_processes(
         [facts for facts in sweep.processes if is_shown(facts)],
         sums,
         memories,
-        machine.page_size_bytes,
+        machine,
         _private_shares(sweep, memories),
         split_objects(objects)[0],
         kept_pages(objects),
@@ -171,7 +171,7 @@ class _Found(NamedTuple):
     chosen: Sequence[ProcessFacts]
     sums: dict[int, FrameSums]
     memories: Memories
-    page_size_bytes: int
+    machine: Machine
     private_shares: dict[int, float | None]
     object_shares: dict[int, float | None]
     kept: dict[int, int]
@@ -223,7 +223,7 @@ def _private_shares(sweep: Sweep, memories: Memories) -> dict[int, float | None]
 
 
 def _row(facts: ProcessFacts, found: _Found) -> ProcessMemory:
-    size = found.page_size_bytes
+    size = found.machine.page_size_bytes
     sums = found.sums.get(facts.pid)
     if sums is not None:
         rss, pss, uss = sums.rss_pages, sums.pss_pages, sums.uss_pages
@@ -262,7 +262,7 @@ def _share_bytes(
             *(found.object_shares.get(pid, 0.0) for pid in processes),
         ]
     )
-    return None if share is None else share * found.page_size_bytes
+    return None if share is None else share * found.machine.page_size_bytes
 
 
 _KEYS: dict[str, Callable[[ProcessFacts], str]] = {
