@@ -23,6 +23,8 @@ def command(request: run.Request, pids: tuple[int, ...], tree: bool, mappings: b
     its parent, what one of the two has copied since by writing, and what is new.
     """
     run.require(request, pids, "PID")
+    if request.source is not None and tree:
+        raise click.UsageError("--from shows what is in the file: leave out --tree")
     from memlens.sharing.records import Sharing
     from memlens.views.sharing import render
 

@@ -91,14 +91,14 @@ def interrupt(event, arguments):
         seen.append(event)
         os.kill(os.getpid(), signal.SIGINT)
 sys.addaudithook(interrupt)
-cli(["{name}"])
+cli("{words}".format(os.getpid()).split())
 """
 
 
-@pytest.mark.parametrize("name", ["shm", "ps"])
-def test_ctrl_c_prints_what_is_known(name: str) -> None:
+@pytest.mark.parametrize("words", ["shm", "ps", "sharing {}"])
+def test_ctrl_c_prints_what_is_known(words: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED.format(name=name)],
+        [sys.executable, "-c", INTERRUPTED.replace("{words}", words)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -28,6 +28,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
         (["sharing", "1", "--budget", "nan"], "--budget"),
         (["sharing"], "name PID"),
         (["sharing", "1", "--from", "x"], "leave out PID"),
+        (["sharing", "--tree", "--from", "x"], "leave out --tree"),
         *(([name, "--top", "0"], "--top") for name in COMMANDS),
         *(([name, "--budget", text], "--budget") for name in COMMANDS for text in ("0", "nan")),
         (["swap", "--by", "colour"], "colour"),
