@@ -25,7 +25,7 @@ from memlens.selftest.records import Abilities, DemoResult
 from memlens.sharing.records import ProcessList, Sharing
 from memlens.shm.records import Inventory
 from memlens.swap.records import SwapLedger
-from memlens.views import flags, page, selftest, sharing, shm, swap
+from memlens.views import flags, page, ps, selftest, sharing, shm, swap
 from memlens.views.lines import Line
 from memlens.views.map import TextOptions, render_map, select_classes
 from memlens.views.table import TableOptions
@@ -66,7 +66,8 @@ def write_report(name: str, report: Report) -> None:
 
 def read_report(name: str, kind: type[_Report]) -> _Report:
     """Return a report that ``write_report`` wrote."""
-    return kind.from_json((EXAMPLES / f"{name}.json").read_text())
+    path = EXAMPLES / f"{name}.json"
+    return kind.from_json(path.read_text(), path=str(path))
 
 
 def _plain(value: Any) -> Any:
@@ -146,9 +147,10 @@ def render_shm_text() -> str:
 
 def render_ps_text() -> str:
     """Return what `memlens ps` prints of processes of one name, and of them together."""
-    found = read_record("ps", ProcessList)
-    each = join_segments(sharing.render_processes(found, TABLE))
-    group = join_segments(sharing.render_processes(found, TABLE, "name"))
+    found = read_report("ps", ProcessList)
+    group = join_segments(ps.render(found, TABLE))
+    alone = {"processes": found.processes}
+    each = join_segments(ps.render(replace(found, tables=alone), TABLE))
     name = found.processes[0].name
     return block(f"memlens ps --name {name}", each) + block(
         f"memlens ps --name {name} --group-by name", group
@@ -157,15 +159,15 @@ def render_ps_text() -> str:
 
 def render_sharing_text() -> str:
     """Return what `memlens sharing --tree PID` prints."""
-    found = read_record("sharing", Sharing)
-    lines = "".join(sharing.render_text(found, width=TEXT_WIDTH)).splitlines()
+    found = read_report("sharing", Sharing)
+    lines = join_segments(sharing.render(found, TABLE))
     return block(f"memlens sharing --tree {found.processes[0].pid}", lines)
 
 
 def render_flags_text() -> str:
     """Return what `memlens flags PID` prints."""
     found = read_report("flags", FlagReport)
-    pid = read_record("sharing", Sharing).processes[0].pid
+    pid = read_report("sharing", Sharing).processes[0].pid
     return block(f"memlens flags {pid}", join_segments(flags.render(found, TABLE)))
 
 

@@ -1,10 +1,10 @@
 """``memlens ps``: what processes use, shared pages told apart."""
 
-from functools import partial
+from typing import Any
 
 import click
 
-from memlens.commands import old
+from memlens.commands import run
 from memlens.commands.flags import parse_pids
 
 
@@ -31,9 +31,9 @@ def _parse_user(ctx: click.Context, param: click.Parameter, value: str | None) -
     type=click.Choice(["name", "user", "cgroup"]),
     help="Show groups, in which a page that many map counts once.",
 )
-@old.scan_options
+@run.report_options
 def command(
-    asked: old.TableRequest,
+    request: run.Request,
     pids: tuple[int, ...],
     user: int | None,
     cgroup: str | None,
@@ -44,30 +44,22 @@ def command(
     List processes by what they use: all, or the processes PID.
 
     RSS is what a process maps; in PSS each page is divided by how often it is mapped; USS is
-    what nobody else maps. Swap: its own, and its even part of swapped shared memory that it
-    maps. Freed on exit is the RAM that its end would give back.
+    what nobody else maps. Swap: its private pages there, and its part of swap, in which each
+    slot is divided among those that have it, of shared memory too. Freed on exit is the RAM
+    that its end would give back.
     """
-    from memlens.views import sharing as view
+    chosen = (pids or None, user, cgroup, name, group_by)
+    if request.source is not None and chosen != (None,) * len(chosen):
+        raise click.UsageError("--from shows what is in the file: leave out PID and filters")
+    from memlens.sharing.records import ProcessList
+    from memlens.views.ps import render
 
-    sort = old.check_sort(asked.sort, view.list_sorts(group_by is not None))
-    from memlens.sharing.processes import ProcessFilter, list_processes
+    def read(**scan: Any) -> ProcessList:
+        from memlens.sharing.processes import ProcessFilter, list_processes
 
-    top = asked.top
-    old.run_scan(
-        asked,
-        "reading processes",
-        partial(
-            list_processes,
-            pids or None,
-            group_by=group_by,
-            keep=ProcessFilter(user, cgroup, name),
-        ),
-        old.Rendering(
-            json=lambda found: view.render_processes_json(found, group_by, sort, top),
-            csv=lambda found: view.render_processes_csv(found, group_by, sort, top),
-            text=lambda found, options: view.render_processes(
-                found, options, group_by, sort, top
-            ),
-        ),
-        lambda found: bool(found.missed),
-    )
+        keep = ProcessFilter(user, cgroup, name)
+        return list_processes(pids or None, group_by=group_by, keep=keep, **scan)
+
+    table = None if group_by is None else "groups"
+    answer = run.Answer((ProcessList,), read, render, "reading processes", table)
+    run.give(request, answer)

@@ -111,6 +111,8 @@ class ProcessFacts:
         sorted and distinct, ``(n,)`` uint64.
     :param swap_pages: address of each such page divided by the page size, ``(n,)`` int64,
         in the order of addresses.
+    :param swap_entries: how many entries of its page table name these slots: more than one do
+        where KSM has merged pages.
     :param is_swap_hidden: whether there are such pages whose slots may not be seen.
     :param cached_pfns: frames of private pages in RAM that keep a slot, ``(n,)`` uint64.
     :param cached_pages: address of each divided by the page size, ``(n,)`` int64.
@@ -139,6 +141,7 @@ class ProcessFacts:
     tid: int = 0
     arguments: tuple[int, int] = (0, 0)
     sockets: dict[str, str] = field(default_factory=dict)
+    swap_entries: int = 0
 
     def count_own(self, page_size_bytes: int) -> int:
         """Return its private pages on swap; where slots are hidden, as the kernel counts."""

@@ -214,6 +214,7 @@ class ProcessReader:
             tid=self.process.tid,
             arguments=(self.process.stat.arg_start, self.process.stat.arg_stop),
             sockets=self._sockets,
+            swap_entries=len(slots.words),
         )
 
     def _rollup(self) -> dict[str, int]:

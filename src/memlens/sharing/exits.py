@@ -33,11 +33,13 @@ class Memories:
 
     :param shared: the PID that stands for the memory, by the PID of each that runs in one
         with another process.
+    :param unshown: the same of those that are not shown and run in one with one shown.
     :param doubtful: processes of which that could not be found out.
     :param reason: why not.
     """
 
     shared: dict[int, int] = field(default_factory=dict)
+    unshown: dict[int, int] = field(default_factory=dict)
     doubtful: set[int] = field(default_factory=set)
     reason: str = ""
 
@@ -47,11 +49,13 @@ class Memories:
             return None
         return 0 if pid in self.shared else private_pages
 
+    def of(self, pid: int) -> int:
+        """Return the PID that stands for the memory of a process."""
+        return self.shared.get(pid) or self.unshown.get(pid, pid)
+
     def once(self, rows: Iterable[_R]) -> list[_R]:
         """Return rows of processes, of each memory the first."""
-        return list(
-            {self.shared.get(row.pid, row.pid): row for row in reversed([*rows])}.values()
-        )
+        return list({self.of(row.pid): row for row in reversed([*rows])}.values())
 
     def notes(self) -> list[str]:
         """Return what to know of what exits free, one line each."""
@@ -142,8 +146,7 @@ def _join(
             # Without memory it has ended, and so had the other.
             first = known[place].pid
             found.shared[first] = first
-            if is_shown(facts):
-                found.shared[facts.pid] = first
+            (found.shared if is_shown(facts) else found.unshown)[facts.pid] = first
 
 
 def _find(known: list[ProcessFacts], facts: ProcessFacts) -> tuple[int, bool]:
@@ -176,11 +179,13 @@ class Kept(NamedTuple):
     :param pages: by PID, pages in RAM of shared-memory objects that nobody else keeps.
     :param memories: which of them run in one memory with others.
     :param notes: what is left out, and why, one line each.
+    :param is_complete: False if the scan was stopped.
     """
 
     pages: dict[int, int]
     memories: Memories
     notes: tuple[str, ...]
+    is_complete: bool
 
 
 def find_kept(pids: Collection[int], machine: Machine, missed: list[Missed]) -> Kept:
@@ -189,6 +194,8 @@ def find_kept(pids: Collection[int], machine: Machine, missed: list[Missed]) -> 
 
     :param pids: of these processes; others may hold the same objects all the same.
     :param missed: takes what could not be looked at: holders may be among these.
+
+    Once the scan is over it is not known what exits free.
     """
 
     def is_held_by_one(item: FoundObject) -> bool:
@@ -197,8 +204,11 @@ def find_kept(pids: Collection[int], machine: Machine, missed: list[Missed]) -> 
 
     sweep = Sweep(machine, Want(objects=True))
     sweep.run()
-    memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, machine)
+    if sweep.is_complete:
+        memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, machine)
+    else:
+        memories = Memories(doubtful=set(pids), reason="the scan ended early")
     objects = read_objects(sweep, only=is_held_by_one, tells_present=False).objects
     missed.extend(sweep.missed)
     notes = (*memories.notes(), *holder_notes(objects))
-    return Kept(kept_pages(objects), memories, notes)
+    return Kept(kept_pages(objects), memories, notes, sweep.is_complete)

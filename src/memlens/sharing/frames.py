@@ -24,13 +24,21 @@ from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import add_descendants, read_parents
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
+from memlens.record import Table
 from memlens.report import Missed
-from memlens.scan.machine import Machine, Progress, Stopped
+from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.mapcounts import OwnMaps, find_own_pid
 from memlens.scan.mappings import FoundPages, MappingTable
 from memlens.scan.pagetable import Window, list_windows, read_windows
 from memlens.sharing.framesets import FrameRanks, FrameSet
-from memlens.sharing.records import MappingShare, PairShare, ProcessShare, ShareCounts, Sharing
+from memlens.sharing.records import (
+    MappingShare,
+    PairShare,
+    ProcessShare,
+    ShareCounts,
+    Sharing,
+    SharingTotal,
+)
 
 if TYPE_CHECKING:
     from memlens.sharing.exits import Kept
@@ -46,14 +54,16 @@ def read_sharing(
     *,
     has_descendants: bool = False,
     proc: str = "/proc",
+    budget_s: float | None = None,
     on_progress: Progress | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Stop | None = None,
 ) -> Sharing:
     """
     Return what processes use and share.
 
     :param pids: which, each once.
     :param has_descendants: whether to add those that descend from them.
+    :param budget_s: seconds after which the scan ends.
     :param on_progress: called with reads of page tables done and to be done.
     :param should_stop: polled between pieces; True ends the scan.
     :raises ProcessGone: if a named process does not exist or ends meanwhile.
@@ -62,7 +72,7 @@ def read_sharing(
     Who may not see page frames, or how often they are mapped, gets what smaps sums up, and
     no pairs.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
     parents = read_parents(machine)
     chosen = list(dict.fromkeys(pids))
     if has_descendants:
@@ -71,9 +81,11 @@ def read_sharing(
     try:
         run.open(chosen, parents)
         if reason := _find_obstacle(machine):
-            from memlens.sharing.smaps import read_smaps_sharing
+            from memlens.sharing.smaps import HIDDEN, read_smaps_sharing
 
-            return read_smaps_sharing(run.found(), run.missed, machine, reason)
+            shares, mappings, is_complete = read_smaps_sharing(run.found(), machine)
+            notes = [f"{reason}: {HIDDEN}"]
+            return run.report(shares, mappings, is_complete=is_complete, notes=notes)
         return run.read()
     finally:
         run.close()
@@ -102,6 +114,7 @@ class _Member:
     before: FrameSet = field(default_factory=FrameSet)
     after: FrameSet = field(default_factory=FrameSet)
     share: ProcessShare | None = None
+    mappings: list[MappingShare] = field(default_factory=list)
 
     @property
     def pid(self) -> int:
@@ -111,6 +124,7 @@ class _Member:
 class _Run:
     def __init__(self, machine: Machine, named: frozenset[int]) -> None:
         self.machine = machine
+        self.origin = machine.origin()
         self.named = named
         self.missed: list[Missed] = []
         self.members: list[_Member] = []
@@ -216,7 +230,13 @@ class _Run:
             private += int(((times == 1) & ~found.is_file).sum())
             if member.parent is not None:
                 self._compare(member.parent, job, found, ranks, counts)
-        member.share = _share(member, table, counts, private, moved, swapped)
+        is_fork = member.parent is not None
+        member.mappings = [
+            MappingShare.of(member.pid, mapping, counts, number, is_fork)
+            for number, mapping in enumerate(table.mappings)
+            if counts.rss[number]
+        ]
+        member.share = _share(member, counts, private, moved, swapped)
 
     def _count_maps(
         self, member: _Member, ranks: NDArray[np.int64], pfns: NDArray[np.int64]
@@ -257,24 +277,47 @@ class _Run:
             for other in members[number + 1 :]
         ]
         kept = self._find_kept(shares)
-        return Sharing(
-            page_size_bytes=self.machine.page_size_bytes,
-            processes=tuple(_with_freed(share, kept) for share in shares),
-            pairs=tuple(pairs),
+        return self.report(
+            [_with_freed(share, kept) for share in shares],
+            [row for member in members for row in member.mappings],
+            pairs,
             distinct_pages=every.count(),
-            is_hidden=False,
+            is_complete=is_complete and kept.is_complete,
+            notes=[*self._notes(shares), *kept.notes],
+        )
+
+    def report(
+        self,
+        shares: Sequence[ProcessShare],
+        mappings: Sequence[MappingShare],
+        pairs: Sequence[PairShare] = (),
+        *,
+        distinct_pages: int | None = None,
+        is_complete: bool,
+        notes: Sequence[str],
+    ) -> Sharing:
+        """Return what was found; without a number of distinct frames these are hidden."""
+        return Sharing.at(
+            self.origin,
+            tables={
+                "processes": Table.of(ProcessShare, shares),
+                "pairs": Table.of(PairShare, pairs),
+                "mappings": Table.of(MappingShare, mappings),
+            },
+            sections={"total": SharingTotal(distinct_pages, distinct_pages is None)},
+            missed=self.missed,
+            notes=notes,
             is_complete=is_complete,
-            missed=tuple(self.missed),
-            notes=(*self._notes(shares), *kept.notes),
             cost=self.machine.cost(),
         )
 
     def _find_kept(self, shares: list[ProcessShare]) -> "Kept":
         from memlens.sharing.exits import find_kept
 
-        # Also after a stop, for what was read by then.
         pids = {share.pid for share in shares}
-        return find_kept(pids, self.machine.unfollowed(), self.missed)
+        # Its steps are not those that the caller is told of.
+        machine = replace(self.machine.unfollowed(), should_stop=self.machine.is_over)
+        return find_kept(pids, machine, self.missed)
 
     def _notes(self, shares: list[ProcessShare]) -> Iterator[str]:
         if has_average_counts(self.machine):
@@ -325,34 +368,25 @@ def _trace(process: ProcessDir) -> tuple[int, int, int]:
 
 
 def _share(
-    member: _Member,
-    table: MappingTable,
-    counts: ShareCounts,
-    private: int,
-    moved: int,
-    swapped: int,
+    member: _Member, counts: ShareCounts, private: int, moved: int, swapped: int
 ) -> ProcessShare:
     is_fork = member.parent is not None
-    rows = [
-        MappingShare.of(mapping, counts, number, is_fork)
-        for number, mapping in enumerate(table.mappings)
-        if counts.rss[number]
-    ]
     return ProcessShare(
         pid=member.pid,
-        name=member.directory.title(member.pagemap),
         parent=member.parent.pid if member.parent is not None else None,
         rss_pages=int(counts.rss.sum()),
         pss_pages=float(counts.pss.sum()),
         uss_pages=int(counts.uss.sum()),
         freed_on_exit_pages=private,
+        swap_entries_pages=swapped,
+        # Who else has the slots, all other processes would have to say.
+        swap_share_bytes=None,
         moved_pages=moved,
-        swapped_pages=swapped,
         shared_with_parent_pages=int(counts.shared.sum()) if is_fork else None,
         copied_pages=int(counts.copied.sum()) if is_fork else None,
-        new_pages=int(counts.fresh.sum()) if is_fork else None,
-        new_object_pages=int(counts.fresh_objects.sum()) if is_fork else None,
-        mappings=tuple(rows),
+        new_private_pages=int(counts.new_private.sum()) if is_fork else None,
+        new_object_pages=int(counts.new_objects.sum()) if is_fork else None,
+        name=member.directory.title(member.pagemap),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from memlens.kernel.cgroups import find_cgroup_path
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
 from memlens.pages.arrays import distinct
+from memlens.record import Table
 from memlens.scan.facts import ProcessFacts, Want, Who
 from memlens.scan.machine import Machine, Progress, Stop
 from memlens.scan.mapcounts import FrameSums, MapCounts
@@ -20,15 +21,16 @@ from memlens.sharing.exits import Memories, find_memories
 from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
 from memlens.shm.inventory import read_objects
 from memlens.shm.records import (
-    SharedObject,
     holder_notes,
     kept_pages,
     share_notes,
     split_objects,
     sum_shares,
 )
+from memlens.units import user_name
 
 GROUP_KEYS = ("name", "user", "cgroup")
+_NO_SLOTS = np.empty(0, np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def list_processes(
         raise ValueError(f"not one of {', '.join(GROUP_KEYS)}: {group_by!r}")
 
     machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    origin = machine.origin()
     kept = (keep or ProcessFilter()).resolved(machine)
 
     def is_shown(who: Who | ProcessFacts) -> bool:
@@ -119,32 +122,69 @@ def list_processes(
         memories = find_memories(sweep.processes, is_shown, machine)
     if sweep.is_complete:
         _check_pids(pids or (), sweep)
+    objects = read_objects(sweep, tells_present=False).objects
     found = _Found(
         [facts for facts in sweep.processes if is_shown(facts)],
         sums,
         memories,
-        read_objects(sweep, tells_present=False).objects,
         machine,
+        _private_shares(sweep, memories),
+        split_objects(objects)[0],
+        kept_pages(objects),
     )
-    notes = (f"{reason}: RSS, PSS and USS are smaps_rollup's",) if reason else ()
-    return _list(sweep, found, group_by, notes)
+    notes = [f"{reason}: RSS, PSS and USS are smaps_rollup's"] if reason else []
+    notes += found.memories.notes()
+    if features.is_pfn_visible():
+        notes += holder_notes(objects)
+    notes += [*share_notes(objects), *sweep.notes()]
+    rows = sorted(
+        (_row(facts, found) for facts in found.chosen),
+        key=lambda row: (-row.pss_pages, row.pid),
+    )
+    tables: dict[str, Table[Any]] = {"processes": Table.of(ProcessMemory, rows)}
+    if group_by is not None:
+        groups = sorted(
+            _groups(found, rows, group_by), key=lambda group: (-group.pss_pages, group.key)
+        )
+        tables["groups"] = Table.of(ProcessGroup, groups)
+    return ProcessList.at(
+        origin,
+        tables=tables,
+        missed=sweep.missed,
+        notes=notes,
+        cost=machine.cost(),
+        is_complete=sweep.is_complete,
+    )
 
 
 class _Found(NamedTuple):
-    """What a scan gave: the processes shown, sums of them by PID, and what they share."""
+    """
+    What a scan gave.
+
+    :param chosen: the processes shown.
+    :param sums: of what each maps, by PID.
+    :param private_shares: part of each in private slots, in pages, by PID.
+    :param object_shares: part of each in swapped pages of objects, in pages, by PID.
+    :param kept: pages in RAM of objects that go with a process, by PID.
+    """
 
     chosen: Sequence[ProcessFacts]
     sums: dict[int, FrameSums]
     memories: Memories
-    objects: Sequence[SharedObject]
     machine: Machine
+    private_shares: dict[int, float | None]
+    object_shares: dict[int, float | None]
+    kept: dict[int, int]
 
 
 def _run_counting(sweep: Sweep, counts: KpageFile, keep_frames: bool) -> dict[int, FrameSums]:
     """Sweep, and return the sums of what each process maps."""
     try:
         table = MapCounts(counts, sweep.machine)
-        sweep.want = replace(sweep.want, frames=True, counts=table, keep_frames=keep_frames)
+        # Of others only their slots: these may be those of processes that are shown.
+        sweep.want = replace(
+            sweep.want, frames=True, swap=True, counts=table, keep_frames=keep_frames
+        )
         sweep.run()
         return table.sums()
     finally:
@@ -162,66 +202,72 @@ def _open_counts(machine: Machine) -> tuple[KpageFile | None, str]:
         return None, str(error)
 
 
-def _list(
-    sweep: Sweep, found: _Found, group_by: str | None, notes: Sequence[str]
-) -> ProcessList:
-    shares, _ = split_objects(found.objects)
-    kept = kept_pages(found.objects)
-    rows = [_row(facts, found, shares, kept) for facts in found.chosen]
-    notes = [*notes, *found.memories.notes()]
-    if features.is_pfn_visible():
-        notes += holder_notes(found.objects)
-    notes += share_notes(found.objects)
-    notes += sweep.notes()
-    return ProcessList(
-        page_size_bytes=found.machine.page_size_bytes,
-        processes=tuple(sorted(rows, key=lambda row: (-row.pss_pages, row.pid))),
-        groups=tuple(_groups(found, rows, group_by)) if group_by is not None else (),
-        missed=tuple(sweep.missed),
-        notes=tuple(notes),
-        cost=found.machine.cost(),
-        is_complete=sweep.is_complete,
-    )
+def _private_shares(sweep: Sweep, memories: Memories) -> dict[int, float | None]:
+    """Return the part of each process in private slots: each split over all memories."""
+    size = sweep.machine.page_size_bytes
+    shares: dict[int, float | None] = {}
+    one_of_each = {memories.of(facts.pid): facts for facts in sweep.processes}
+    every = [facts.swap_words for facts in one_of_each.values() if len(facts.swap_words)]
+    slots, times = np.unique(np.concatenate([_NO_SLOTS, *every]), return_counts=True)
+    for facts in sweep.processes:
+        if facts.rollup:
+            shares[facts.pid] = facts.rollup.get("SwapPss", 0) / size
+        elif not len(facts.swap_words):
+            shares[facts.pid] = 0.0
+        elif facts.pid in memories.doubtful or sweep.may_miss_holders():
+            shares[facts.pid] = None
+        else:
+            found = times[np.searchsorted(slots, facts.swap_words)]
+            shares[facts.pid] = float((1 / found).sum())
+    return shares
 
 
-def _row(
-    facts: ProcessFacts,
-    found: _Found,
-    shares: dict[int, float | None],
-    kept: dict[int, int],
-) -> ProcessMemory:
+def _row(facts: ProcessFacts, found: _Found) -> ProcessMemory:
     size = found.machine.page_size_bytes
     sums = found.sums.get(facts.pid)
-    shared = sum(use.present_pages or 0 for use in facts.uses)
     if sums is not None:
         rss, pss, uss = sums.rss_pages, sums.pss_pages, sums.uss_pages
-        own = len(facts.swap_words)
+        entries = facts.swap_entries
         freed = found.memories.freed(facts.pid, sums.private_pages)
-        freed = None if freed is None else freed + kept.get(facts.pid, 0)
+        freed = None if freed is None else freed + found.kept.get(facts.pid, 0)
     else:
         figures = facts.rollup
         rss, pss = figures.get("Rss", 0) // size, figures.get("Pss", 0) / size
         uss = (figures.get("Private_Clean", 0) + figures.get("Private_Dirty", 0)) // size
         # Private pages alone: those of objects are not in it.
-        own, freed = figures.get("VmSwap", 0) // size, None
+        entries, freed = figures.get("VmSwap", 0) // size, None
     return ProcessMemory(
         pid=facts.pid,
-        name=facts.name,
+        user=user_name(facts.uid),
         uid=facts.uid,
-        cgroup=facts.cgroup,
         rss_pages=rss,
         pss_pages=pss,
         uss_pages=uss,
-        swap_own_pages=own,
-        swap_share_pages=shares.get(facts.pid, 0.0),
+        swap_entries_pages=entries,
+        swap_share_bytes=_share_bytes(found, [facts.pid], [facts.pid]),
         freed_on_exit_pages=freed,
-        shared_memory_pages=shared,
+        shared_memory_pages=sum(use.present_pages or 0 for use in facts.uses),
+        cgroup=facts.cgroup,
+        name=facts.name,
     )
+
+
+def _share_bytes(
+    found: _Found, memories: Sequence[int], processes: Sequence[int]
+) -> float | None:
+    """Return the part in private slots of memories, by a PID of each, and in objects."""
+    share = sum_shares(
+        [
+            *(found.private_shares.get(pid, 0.0) for pid in memories),
+            *(found.object_shares.get(pid, 0.0) for pid in processes),
+        ]
+    )
+    return None if share is None else share * found.machine.page_size_bytes
 
 
 _KEYS: dict[str, Callable[[ProcessFacts], str]] = {
     "name": lambda facts: facts.name,
-    "user": lambda facts: str(facts.uid),
+    "user": lambda facts: user_name(facts.uid),
     "cgroup": lambda facts: facts.cgroup,
 }
 
@@ -233,20 +279,23 @@ def _groups(
     for facts in found.chosen:
         members.setdefault(_KEYS[group_by](facts), []).append(facts)
     by_pid = {row.pid: row for row in rows}
-    for key, group in sorted(members.items()):
+    for key, group in members.items():
         frames = [facts.frames for facts in group if facts.frames is not None]
         slots = [facts.swap_words for facts in group]
         own = [by_pid[facts.pid] for facts in group]
         once = found.memories.once(own)
         is_known = len(frames) == len(group)
         yield ProcessGroup(
-            key=key,
-            pids=tuple(facts.pid for facts in group),
+            by=group_by,
+            processes=len(group),
             distinct_rss_pages=len(distinct(np.concatenate(frames))) if is_known else None,
             pss_pages=sum(row.pss_pages for row in once),
             uss_pages=sum(row.uss_pages for row in once),
-            swap_own_pages=len(distinct(np.concatenate(slots))) if is_known else None,
-            swap_share_pages=sum_shares(row.swap_share_pages for row in own),
+            swap_slots_pages=len(distinct(np.concatenate(slots))) if is_known else None,
+            swap_share_bytes=_share_bytes(
+                found, [row.pid for row in once], [row.pid for row in own]
+            ),
+            key=key,
         )
 
 

@@ -1,4 +1,4 @@
-"""The results of a look at sharing; nothing here reads anything."""
+"""Records of ``memlens ps`` and ``sharing``."""
 
 from dataclasses import dataclass
 
@@ -6,117 +6,173 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
-from memlens.report import Cost, Missed
+from memlens.record import column, record
+from memlens.report import Report, section, table
+from memlens.units import signed
+
+_ENTRIES = "private pages on swap: each swap entry of its page table, whole"
+_SHARE = (
+    "its part of swap: each slot divided among those that have it, private pages after a fork "
+    "and pages of shared memory that several map"
+)
+_PSS = "each page divided by how often it is mapped, by whomever"
 
 
-@dataclass(frozen=True, slots=True)
+@record("sharing.processes", help="One process; parents come before their children.")
+class ProcessShare:
+    """One process; the fork columns are of what was forked from a process of the scan."""
+
+    pid: int = column("PID", key=True)
+    parent: int | None = column(
+        "parent",
+        absent="",
+        rank=1,
+        help="PID of the process of the scan that it was forked from; null if there is none, "
+        "or it has executed another program since",
+    )
+    rss_pages: int = column(
+        "RSS",
+        unit="pages",
+        metric="gauge",
+        hue="ram",
+        help="mapped, as the kernel counts them; without those that moved",
+    )
+    pss_pages: float = column("PSS", unit="pages", metric="gauge", hue="ram", help=_PSS)
+    uss_pages: int = column(
+        "USS", unit="pages", metric="gauge", hue="ram", help="those that nobody else maps"
+    )
+    freed_on_exit_pages: int | None = column(
+        "freed",
+        unit="pages",
+        metric="gauge",
+        help="free once it has ended: private ones that nobody else maps, and those of "
+        "shared-memory objects that go with it; pages of files stay cached",
+    )
+    swap_entries_pages: int | None = column(
+        "swap", unit="pages", metric="gauge", hue="swap", rank=2, help=_ENTRIES
+    )
+    swap_share_bytes: float | None = column(
+        "swap\nshare", unit="bytes", metric="gauge", hue="swap", rank=3, help=_SHARE
+    )
+    moved_pages: int = column(
+        "moved",
+        unit="pages",
+        rank=4,
+        help="changed while they were read; in no other number",
+    )
+    shared_with_parent_pages: int | None = column(
+        "with\nparent",
+        unit="pages",
+        hue="shared",
+        absent="",
+        rank=1,
+        help="of RSS, frames that the parent maps too",
+    )
+    copied_pages: int | None = column(
+        "copied\nsince",
+        unit="pages",
+        absent="",
+        rank=1,
+        help="of RSS, where the parent has another page at the same address: one of the two "
+        "has written since the fork",
+    )
+    new_private_pages: int | None = column(
+        "new\nsince",
+        unit="pages",
+        absent="",
+        rank=1,
+        help="of RSS, private where the parent has none",
+    )
+    new_object_pages: int | None = column(
+        "mapped\nsince",
+        unit="pages",
+        absent="",
+        rank=2,
+        help="of RSS, of files and shared memory where the parent maps none: brought in since "
+        "the fork, not made by it",
+    )
+    name: str = column("name", unit="name", help="its title, or comm; raw")
+
+
+@record("sharing.mappings", help="One mapping; only those that have any page in RAM.")
 class MappingShare:
-    """
-    One mapping, in pages; only those that have any in RAM are told of.
+    """One mapping of a process; the figures are those of ``ProcessShare``."""
 
-    :param shared_with_parent_pages: of RSS, frames that the parent maps too; None if this
-        was not forked from a process of the scan.
-    :param copied_pages: of RSS, where the parent has another page at the same address: one
-        of the two has written since the fork.
-    :param new_pages: of RSS, where the parent has none.
-    :param new_object_pages: of these, pages of files and shared memory: mapped since the fork,
-        not made by it.
-    """
-
-    start: int
-    stop: int
-    permissions: str
-    path: str
-    rss_pages: int
-    pss_pages: float
-    uss_pages: int
-    shared_with_parent_pages: int | None
-    copied_pages: int | None
-    new_pages: int | None
-    new_object_pages: int | None
+    pid: int = column("PID", key=True)
+    start_address: int = column("address", unit="address", key=True, help="its first, signed")
+    stop_address: int = column("end", unit="address", rank=4, help="the first after it, signed")
+    permissions: str = column("perm", rank=1, help="as maps has them")
+    rss_pages: int = column("RSS", unit="pages", hue="ram")
+    pss_pages: float = column("PSS", unit="pages", hue="ram")
+    uss_pages: int = column("USS", unit="pages", hue="ram")
+    shared_with_parent_pages: int | None = column(
+        "with\nparent", unit="pages", hue="shared", absent="", rank=1
+    )
+    copied_pages: int | None = column("copied\nsince", unit="pages", absent="", rank=1)
+    new_private_pages: int | None = column("new\nsince", unit="pages", absent="", rank=1)
+    new_object_pages: int | None = column("mapped\nsince", unit="pages", absent="", rank=2)
+    path: str = column("mapping", unit="name", help="as maps names it, raw; empty: anonymous")
 
     @classmethod
     def of(
-        cls, mapping: Mapping, counts: "ShareCounts", number: int, is_fork: bool
+        cls, pid: int, mapping: Mapping, counts: "ShareCounts", number: int, is_fork: bool
     ) -> "MappingShare":
         """Return the row of a mapping."""
         return cls(
-            start=mapping.start,
-            stop=mapping.stop,
+            pid=pid,
+            start_address=signed(mapping.start),
+            stop_address=signed(mapping.stop),
             permissions=mapping.permissions,
-            path=mapping.path,
             rss_pages=int(counts.rss[number]),
             pss_pages=float(counts.pss[number]),
             uss_pages=int(counts.uss[number]),
             shared_with_parent_pages=int(counts.shared[number]) if is_fork else None,
             copied_pages=int(counts.copied[number]) if is_fork else None,
-            new_pages=int(counts.fresh[number]) if is_fork else None,
-            new_object_pages=int(counts.fresh_objects[number]) if is_fork else None,
+            new_private_pages=int(counts.new_private[number]) if is_fork else None,
+            new_object_pages=int(counts.new_objects[number]) if is_fork else None,
+            path=mapping.path,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessShare:
-    """
-    One process, in pages.
-
-    :param parent: PID of the process of the scan that it was forked from, None if there is
-        none or it has executed another program since.
-    :param rss_pages: mapped, as the kernel counts them; without those that moved.
-    :param pss_pages: each divided by how often it is mapped, by whomever.
-    :param uss_pages: those that nobody else maps.
-    :param freed_on_exit_pages: free once it has ended: private ones that nobody else maps,
-        and those of shared-memory objects that go with it.  Pages of files stay cached.
-    :param moved_pages: changed while they were read; in no other number.
-    :param swapped_pages: private pages on swap.
-    """
-
-    pid: int
-    name: str
-    parent: int | None
-    rss_pages: int
-    pss_pages: float
-    uss_pages: int
-    freed_on_exit_pages: int | None
-    moved_pages: int
-    swapped_pages: int
-    shared_with_parent_pages: int | None
-    copied_pages: int | None
-    new_pages: int | None
-    new_object_pages: int | None
-    mappings: tuple[MappingShare, ...]
-
-
-@dataclass(frozen=True, slots=True)
+@record("sharing.pairs", help="Two processes of the scan; every pair once.")
 class PairShare:
     """Two processes and the distinct frames that both map."""
 
-    a: int
-    b: int
-    shared_pages: int
+    a: int = column("PID", key=True)
+    b: int = column("and PID", key=True)
+    shared_pages: int = column(
+        "shared", unit="pages", hue="shared", metric="gauge", help="distinct frames of both"
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """
-    What processes use and share.
+@record("sharing.total", help="All processes of the scan together.")
+class SharingTotal:
+    """All processes of the scan together."""
 
-    :param processes: parents before their children.
-    :param pairs: every pair once.
-    :param distinct_pages: frames that any of them maps; None if frames are hidden.
-    :param is_hidden: whether this reader may not see frames: then there are no pairs, and
-        the rest is what smaps says.
-    """
+    distinct_pages: int | None = column(
+        "distinct", unit="pages", metric="gauge", help="frames that any of them maps"
+    )
+    is_hidden: bool = column(
+        "hidden",
+        help="whether this reader may not see frames: then there are no pairs, and the rest is "
+        "what smaps says",
+    )
 
-    page_size_bytes: int
-    processes: tuple[ProcessShare, ...]
-    pairs: tuple[PairShare, ...]
-    distinct_pages: int | None
-    is_hidden: bool
-    is_complete: bool
-    missed: tuple[Missed, ...]
-    notes: tuple[str, ...]
-    cost: Cost
+
+class Sharing(Report, schema="memlens.sharing/2"):
+    """What processes use and share."""
+
+    processes = table(ProcessShare)
+    pairs = table(PairShare)
+    mappings = table(MappingShare)
+    total = section(SharingTotal)
+
+    @property
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed or hidden, and no page moved."""
+        is_hidden = self.total is not None and self.total.is_hidden
+        has_moved = bool(self.processes.column("moved_pages").any())
+        return super().is_all_known and not is_hidden and not has_moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +184,8 @@ class ShareCounts:
     uss: NDArray[np.int64]
     shared: NDArray[np.int64]
     copied: NDArray[np.int64]
-    fresh: NDArray[np.int64]
-    fresh_objects: NDArray[np.int64]
+    new_private: NDArray[np.int64]
+    new_objects: NDArray[np.int64]
 
     @classmethod
     def zeros(cls, mappings: int) -> "ShareCounts":
@@ -162,71 +218,103 @@ class ShareCounts:
         many = len(self.rss)
         self.shared[:] += np.bincount(place[is_shared], minlength=many)
         self.copied[:] += np.bincount(place[has_own], minlength=many)
-        is_fresh = ~is_shared & ~has_own
-        self.fresh[:] += np.bincount(place[is_fresh], minlength=many)
-        self.fresh_objects[:] += np.bincount(place[is_fresh & is_file], minlength=many)
+        is_new = ~is_shared & ~has_own
+        self.new_private[:] += np.bincount(place[is_new & ~is_file], minlength=many)
+        self.new_objects[:] += np.bincount(place[is_new & is_file], minlength=many)
 
 
-@dataclass(frozen=True, slots=True)
+@record("ps.processes", help="What one process uses.")
 class ProcessMemory:
-    """
-    One process.
+    """One process."""
 
-    :param rss_pages: pages that its page table maps, as the kernel counts them.
-    :param pss_pages: each page divided by how often it is mapped.
-    :param uss_pages: pages that nobody else maps.
-    :param freed_on_exit_pages: pages that are free once it has ended: private ones mapped
-        by it alone, and those of shared-memory objects that go with it.  Pages of files
-        stay in the page cache.  0 of what it maps if another process runs in the same
-        memory.  None if the reader may not see page frames, or not tell that.
-    :param swap_own_pages: private pages on swap, each slot once.
-    :param swap_share_pages: its even part of swapped pages of objects that it maps; None if
-        processes that were not looked at may map these, too.
-    :param shared_memory_pages: pages of shared-memory objects that it maps now.
-    """
+    pid: int = column("PID", key=True)
+    user: str = column("user", rank=2, help="name of its effective user, the number if none")
+    uid: int = column("uid", rank=4, help="its effective user")
+    rss_pages: int = column(
+        "RSS",
+        unit="pages",
+        metric="gauge",
+        hue="ram",
+        help="pages that its page table maps, as the kernel counts them",
+    )
+    pss_pages: float = column("PSS", unit="pages", metric="gauge", hue="ram", help=_PSS)
+    uss_pages: int = column(
+        "USS", unit="pages", metric="gauge", hue="ram", help="pages that nobody else maps"
+    )
+    swap_entries_pages: int = column(
+        "swap", unit="pages", metric="gauge", hue="swap", help=_ENTRIES
+    )
+    swap_share_bytes: float | None = column(
+        "swap\nshare",
+        unit="bytes",
+        metric="gauge",
+        hue="swap",
+        help=f"{_SHARE}; null if processes that were not looked at may have these, too",
+    )
+    freed_on_exit_pages: int | None = column(
+        "freed\non exit",
+        unit="pages",
+        metric="gauge",
+        help="free once it has ended: private pages mapped by it alone, and those of "
+        "shared-memory objects that go with it, not those of files; 0 of what it maps if "
+        "another process runs in the same memory; null if frames are hidden, or not known",
+    )
+    shared_memory_pages: int = column(
+        "shared\nmemory",
+        unit="pages",
+        metric="gauge",
+        hue="shared",
+        rank=1,
+        help="pages of shared-memory objects that it maps now",
+    )
+    cgroup: str = column("cgroup", rank=3, help="of its memory, as /proc/PID/cgroup has it")
+    name: str = column("name", unit="name", help="its comm, raw")
 
-    pid: int
-    name: str
-    uid: int
-    cgroup: str
-    rss_pages: int
-    pss_pages: float
-    uss_pages: int
-    swap_own_pages: int
-    swap_share_pages: float | None
-    freed_on_exit_pages: int | None
-    shared_memory_pages: int
 
-
-@dataclass(frozen=True, slots=True)
+@record(
+    "ps.groups", help="Processes of one name, user or cgroup; a page of several counts once."
+)
 class ProcessGroup:
-    """
-    Processes with the same name, user or cgroup; a page that many map counts once.
+    """Processes of the same name, user or cgroup; a page that many map counts once."""
 
-    :param distinct_rss_pages: number of distinct page frames; None if they are hidden.
-    :param pss_pages: sum of the PSS of its processes; one memory of several counts once.
-    :param uss_pages: sum of the USS of its processes, the same.
-    :param swap_own_pages: distinct private slots; None if they are hidden.
-    :param swap_share_pages: sum of the shares of its processes, None if any is not known.
-    """
+    by: str = column("by", key=True, help="the column of its processes that is ``key``")
+    processes: int = column("processes", metric="gauge", help="how many these are")
+    distinct_rss_pages: int | None = column(
+        "distinct\nRSS",
+        unit="pages",
+        metric="gauge",
+        hue="ram",
+        help="number of distinct page frames; null if they are hidden",
+    )
+    pss_pages: float = column(
+        "PSS",
+        unit="pages",
+        metric="gauge",
+        hue="ram",
+        help="sum of its processes; one memory of several counts once",
+    )
+    uss_pages: int = column(
+        "USS", unit="pages", metric="gauge", hue="ram", help="sum of its processes, the same"
+    )
+    swap_slots_pages: int | None = column(
+        "swap",
+        unit="pages",
+        metric="gauge",
+        hue="swap",
+        help="distinct private slots; null if they are hidden",
+    )
+    swap_share_bytes: float | None = column(
+        "swap\nshare",
+        unit="bytes",
+        metric="gauge",
+        hue="swap",
+        help="sum of its processes, the same; null if any is not known",
+    )
+    key: str = column("group", unit="name", key=True, help="the name, user or cgroup, raw")
 
-    key: str
-    pids: tuple[int, ...]
-    distinct_rss_pages: int | None
-    pss_pages: float
-    uss_pages: int
-    swap_own_pages: int | None
-    swap_share_pages: float | None
 
+class ProcessList(Report, schema="memlens.ps/2"):
+    """Processes, and their groups if they were asked for, those with the most PSS first."""
 
-@dataclass(frozen=True, slots=True)
-class ProcessList:
-    """Processes, their groups, and what could not be looked at."""
-
-    page_size_bytes: int
-    processes: tuple[ProcessMemory, ...]
-    groups: tuple[ProcessGroup, ...]
-    missed: tuple[Missed, ...]
-    notes: tuple[str, ...]
-    cost: Cost
-    is_complete: bool = True
+    processes = table(ProcessMemory)
+    groups = table(ProcessGroup)

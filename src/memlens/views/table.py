@@ -225,7 +225,7 @@ def _cell(column: TableColumn[T], row: T, page_size_bytes: int) -> str:
 
 def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
     """
-    Return a value as text shows it: no pages are nothing to see, what is not known is ``?``.
+    Return a value as text shows it: no pages or bytes are nothing to see.
 
     >>> [format_cell("pages", value, 4096) for value in (4, 0.5, 0, None)]
     ['16K', '2K', '', '?']
@@ -239,7 +239,7 @@ def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
     if unit == "pages":
         return format_size(value * page_size_bytes) if value else ""
     if unit == "bytes":
-        return format_size(value)
+        return format_size(value) if value else ""
     if unit == "seconds":
         return format_seconds(value)
     if unit == "ratio":

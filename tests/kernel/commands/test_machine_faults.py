@@ -29,7 +29,7 @@ from tests.kernel.workloads.shm_builder import fill
 from tests.kernel.workloads.shm_mix import IPC_RMID, mixed
 
 COMMANDS = ("swap", "shm", "ps")
-SCHEMAS = {name: f"memlens.{name}/1" for name in COMMANDS}
+SCHEMAS = {name: f"memlens.{name}/{2 if name == 'ps' else 1}" for name in COMMANDS}
 
 
 # Each round forks a crowd, which ends at once, and now and then maps shared memory.
@@ -76,7 +76,7 @@ def test_processes_that_end_meanwhile(swap: str) -> None:
             ledger = read_swap_ledger()
             assert [row.own_pages for row in ledger.processes if row.pid == driven.pid] == [41]
             rows = [row for row in list_processes().processes if row.pid == driven.pid]
-            assert [row.swap_own_pages for row in rows] == [41]
+            assert [row.swap_entries_pages for row in rows] == [41]
             # What cannot be read because it ended is no refusal.
             assert not [m for m in ledger.missed if "No such process" in m.reason]
 
@@ -182,9 +182,9 @@ def test_json_as_documented_and_as_the_library(
     for item in documents["shm"]["objects"]:
         assert set(item) >= {"kind", "name", "device", "inode", "size_bytes", "pages"}
         assert set(item) >= {"holders", "marks"}
-    for row in documents["ps"]["processes"]:
+    for row in documents["ps"]["tables"]["processes"]:
         assert set(row) >= {"pid", "name", "rss_pages", "pss_pages", "uss_pages"}
-        assert set(row) >= {"swap_own_pages", "swap_share_pages", "freed_on_exit_pages"}
+        assert set(row) >= {"swap_entries_pages", "swap_share_bytes", "freed_on_exit_pages"}
 
 
 def test_one_object_page_by_page(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def _shares(command: str, name: str, *, is_nobody: bool) -> tuple[dict[int, floa
     done = run(command, "--json", is_nobody=is_nobody)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    return {row["pid"]: row[name] for row in found["processes"]}, " ".join(found["notes"])
+    rows = found.get("tables", found)["processes"]
+    return {row["pid"]: row[name] for row in rows}, " ".join(found["notes"])
 
 
 @ON_ZRAM
@@ -46,9 +47,12 @@ def test_a_share_is_not_known_where_others_may_map_it(
     fill(users, start, range(PAGES))
     page_out(users, start, range(PAGES))
     roots.mmap(PAGES, flags=MAP_SHARED, fd=fd)
-    for command, name in (("swap", "share_pages"), ("ps", "swap_share_pages")):
+    for command, name, half in (
+        ("swap", "share_pages", PAGES / 2),
+        ("ps", "swap_share_bytes", PAGES * PAGE / 2),
+    ):
         shares, notes = _shares(command, name, is_nobody=False)
-        assert (shares[users.pid], shares[roots.pid]) == (PAGES / 2, PAGES / 2)
+        assert (shares[users.pid], shares[roots.pid]) == (half, half)
         assert "share is not known" not in notes
         shares, notes = _shares(command, name, is_nobody=True)
         assert shares[users.pid] is None
@@ -71,8 +75,8 @@ def test_a_group_has_no_share_if_a_member_has_none(
     fill(users, start, range(PAGES))
     page_out(users, start, range(PAGES))
     done = run("ps", "--group-by", "user", "--json", is_nobody=True)
-    (group,) = json.loads(done.stdout)["groups"]
-    assert group["swap_share_pages"] is None
+    (group,) = json.loads(done.stdout)["tables"]["groups"]
+    assert group["swap_share_bytes"] is None
     ledger = json.loads(run("swap", "--json", is_nobody=True).stdout)
     cgroups = {row["path"]: row["share_pages"] for row in ledger["cgroups"]}
     (process,) = [row for row in ledger["processes"] if row["pid"] == users.pid]
@@ -94,3 +98,27 @@ def test_what_only_others_map_is_not_said_to_be_mapped_by_none(
         assert (note in found["notes"]) == is_nobody
         text = " ".join(run("shm", name, is_nobody=is_nobody).stdout.split())
         assert ("mapped by no process that could be looked at" in text) == is_nobody
+
+
+@ON_ZRAM
+def test_swap_of_sharing_is_the_same_figure_to_all(
+    swap: str, both: tuple[Target, Target, int]
+) -> None:
+    users, _, _ = both
+    start = users.mmap(PAGES)
+    fill(users, start, range(PAGES))
+    page_out(users, start, range(PAGES))
+    pids = [str(pid) for pid in (users.pid, users.fork().pid)]
+    entries, shares = {}, {}
+    for is_nobody in (False, True):
+        done = run("sharing", *pids, "--json", is_nobody=is_nobody)
+        rows = json.loads(done.stdout)["tables"]["processes"]
+        entries[is_nobody] = [row["swap_entries_pages"] for row in rows]
+        shares[is_nobody] = [row["swap_share_bytes"] for row in rows]
+    assert entries[True] == entries[False]
+    assert min(entries[True]) >= PAGES
+    # The kernel has divided them between the two.
+    assert shares[True] == [
+        pytest.approx(pages * PAGE / 2, rel=0.01) for pages in entries[True]
+    ]
+    assert shares[False] == [None, None]

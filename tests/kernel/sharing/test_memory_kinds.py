@@ -88,7 +88,8 @@ def test_a_merged_page_has_one_slot(swap: str, squeeze: Squeeze) -> None:
         assert row.own_pages == others + 1
         assert row.freed_on_exit_pages == others + 1
         (row_of_ps,) = list_processes([driven.pid]).processes
-        assert row_of_ps.swap_own_pages == others + 1
+        assert row_of_ps.swap_entries_pages == others + MERGED
+        assert row_of_ps.swap_share_bytes == (others + 1) * PAGE
 
 
 def test_hugetlb_is_in_no_rss() -> None:

@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -155,20 +156,33 @@ def test_zero_pages_cost_nothing(disabled: str, monkeypatch: pytest.MonkeyPatch)
 def test_swap_of_each(family: Family) -> None:
     rows = _rows(list_processes(family.pids))
     slots = read_private(family.pids).slots
-    assert {pid: row.swap_own_pages for pid, row in rows.items()} == {
+    assert {pid: row.swap_entries_pages for pid, row in rows.items()} == {
         pid: len(slots[pid]) for pid in family.pids
     }
-    assert rows[family.pids[0]].swap_own_pages >= 499
+    assert rows[family.pids[0]].swap_entries_pages >= 499
+    for pid in family.pids:
+        share = sum(
+            1 / sum(slot in slots[other] for other in family.pids) for slot in slots[pid]
+        )
+        assert rows[pid].swap_share_bytes == pytest.approx(share * PAGE)
+        # As the kernel divides; it rounds each mapping down to KiB.
+        kernel = read_rollup(pid)["SwapPss"] * 1024
+        assert 0 <= rows[pid].swap_share_bytes - kernel < 1024 * len(oracle.read_smaps(pid))
+    # Others have the same part, whoever is shown.
+    (alone,) = list_processes(family.pids[:1]).processes
+    assert alone.swap_share_bytes == rows[family.pids[0]].swap_share_bytes
 
 
 @ON_ZRAM
 def test_a_group_counts_a_page_once(family: Family) -> None:
     found = list_processes(group_by="name")
     (group,) = [group for group in found.groups if group.key == NAME]
-    assert sorted(group.pids) == sorted(family.pids)
+    assert (group.by, group.processes) == ("name", len(family.pids))
     assert group.distinct_rss_pages == len(_frames(family.pids))
     private = read_private(family.pids)
-    assert group.swap_own_pages == private.distinct_slots
+    assert group.swap_slots_pages == private.distinct_slots
+    # No others have these slots.
+    assert group.swap_share_bytes == pytest.approx(private.distinct_slots * PAGE)
     rows = _rows(found)
     assert group.pss_pages == pytest.approx(sum(rows[pid].pss_pages for pid in family.pids))
     assert group.distinct_rss_pages < sum(rows[pid].rss_pages for pid in family.pids) / 2
@@ -203,9 +217,10 @@ def _anonymous_frames(pid: int) -> set[int]:
 def test_groups_by_user_and_cgroup(family: Family) -> None:
     for key in ("user", "cgroup"):
         found = list_processes(group_by=key)
-        grouped = [pid for group in found.groups for pid in group.pids]
-        assert sorted(grouped) == sorted(row.pid for row in found.processes)
-        assert set(family.pids) <= set(grouped)
+        members = Counter(getattr(row, key) for row in found.processes)
+        assert {group.key: group.processes for group in found.groups} == members
+        assert {group.by for group in found.groups} == {key}
+        assert set(family.pids) <= set(_rows(found))
 
 
 @ON_ZRAM
@@ -287,7 +302,7 @@ def test_two_processes_in_one_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for row in (rows[forked.pid], survivor):
         assert row.freed_on_exit_pages is not None
         assert row.freed_on_exit_pages >= 31
-    assert sorted(group.pids) == sorted(pids)
+    assert group.processes == len(pids)
     assert group.distinct_rss_pages is not None
     assert group.uss_pages == rows[made.pid].uss_pages + rows[forked.pid].uss_pages
     assert group.uss_pages <= group.pss_pages <= group.distinct_rss_pages

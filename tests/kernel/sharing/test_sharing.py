@@ -11,14 +11,18 @@ from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 
+import jsonschema
 import psutil
 import pytest
 
+from memlens.schema import json_schema
 from memlens.sharing.frames import read_sharing
-from memlens.sharing.records import ProcessShare, Sharing
+from memlens.sharing.records import MappingShare, ProcessShare, Sharing
+from memlens.views.sharing import render
+from memlens.views.table import TableOptions
 from tests.kernel.support import driver, oracle
 from tests.kernel.support.cgroups import Squeeze
-from tests.kernel.support.commands import run_json, unless_others_begin
+from tests.kernel.support.commands import run, run_json, unless_others_begin
 from tests.kernel.support.driver import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
@@ -92,7 +96,7 @@ def hold_against_rollup(pids: Sequence[int]) -> None:
     """
     with unless_others_begin():
         before = [rollup(pid) for pid in pids]
-        found = {row["pid"]: row for row in run_json("sharing", *pids)["processes"]}
+        found = {row["pid"]: row for row in run_json("sharing", *pids)["tables"]["processes"]}
         if [rollup(pid) for pid in pids] != before:
             raise StateMoved("smaps_rollup changed")
         for pid, figures in zip(pids, before, strict=True):
@@ -111,7 +115,8 @@ def assert_true(result: Sharing, pids: Sequence[int]) -> None:
         assert process.moved_pages == 0
         assert process.rss_pages == rollup(process.pid)["Rss"]
         for name in ("rss_pages", "uss_pages"):
-            assert sum(getattr(m, name) for m in process.mappings) == getattr(process, name)
+            mapped = sum(getattr(row, name) for row in mappings_of(result, process.pid))
+            assert mapped == getattr(process, name)
     zeros = zero_frames()
     frames = {pid: slow_frames(pid, zeros) for pid in pids}
     pairs = {frozenset((pair.a, pair.b)): pair.shared_pages for pair in result.pairs}
@@ -119,12 +124,16 @@ def assert_true(result: Sharing, pids: Sequence[int]) -> None:
         frozenset(pair): len(frames[pair[0]] & frames[pair[1]])
         for pair in combinations(pids, 2)
     }
-    assert result.distinct_pages == len(set().union(*frames.values()))
+    assert result.total.distinct_pages == len(set().union(*frames.values()))
 
 
 def of(result: Sharing, pid: int) -> ProcessShare:
     (process,) = (process for process in result.processes if process.pid == pid)
     return process
+
+
+def mappings_of(result: Sharing, pid: int) -> list[MappingShare]:
+    return [row for row in result.mappings if row.pid == pid]
 
 
 def test_what_was_copied_since_the_fork(target: Target) -> None:
@@ -138,11 +147,11 @@ def test_what_was_copied_since_the_fork(target: Target) -> None:
     with standing(target, one, other) as pids:
         result = read_sharing(pids)
         assert_true(result, pids)
-    rows = {m.start: m for m in of(result, one.pid).mappings}
+    rows = {m.start_address: m for m in mappings_of(result, one.pid)}
     copied = rows[start]
     assert (copied.shared_with_parent_pages, copied.copied_pages) == (101 - 18, 18)
-    assert rows[fresh].new_pages == 5
-    (kept,) = (m for m in of(result, other.pid).mappings if m.start == start)
+    assert (rows[fresh].new_private_pages, rows[fresh].new_object_pages) == (5, 0)
+    (kept,) = (m for m in mappings_of(result, other.pid) if m.start_address == start)
     assert (kept.shared_with_parent_pages, kept.copied_pages, kept.uss_pages) == (100, 1, 0)
     assert of(result, target.pid).parent is None
     assert of(result, one.pid).parent == target.pid
@@ -155,7 +164,7 @@ def test_alone_everything_is_exact(target: Target) -> None:
     with standing(target) as pids:
         result = read_sharing(pids)
         assert_true(result, pids)
-    (mapping,) = (m for m in result.processes[0].mappings if m.start == start)
+    (mapping,) = (m for m in result.mappings if m.start_address == start)
     assert mapping.rss_pages == mapping.pss_pages == mapping.uss_pages == 34
 
 
@@ -209,8 +218,8 @@ def test_what_changes_between_the_looks_has_moved(target: Target) -> None:
 
     before = read_sharing([target.pid, other.pid])
     result = read_sharing([target.pid, other.pid], on_progress=between)
-    assert start in {m.start for m in of(before, target.pid).mappings}
-    assert start not in {m.start for m in of(result, target.pid).mappings}
+    assert start in {m.start_address for m in mappings_of(before, target.pid)}
+    assert start not in {m.start_address for m in mappings_of(result, target.pid)}
     assert 211 <= of(result, target.pid).moved_pages < 311
     assert of(before, other.pid).moved_pages < 50
     (was,), (now,) = before.pairs, result.pairs
@@ -232,12 +241,46 @@ def test_the_reader_counts_for_itself_alone(target: Target, tmp_path: Path) -> N
         assert mapped[:] == b"x" * 7 * PAGE
         result = read_sharing([os.getpid(), target.pid])
     rows = {
-        pid: [m for m in of(result, pid).mappings if m.path == str(tmp_path / "file")]
+        pid: [m for m in mappings_of(result, pid) if m.path == str(tmp_path / "file")]
         for pid in (os.getpid(), target.pid)
     }
     (own,), (other,) = rows.values()
     assert (own.rss_pages, own.pss_pages, own.uss_pages) == (7, 3.5, 0)
     assert (other.rss_pages, other.pss_pages, other.uss_pages) == (7, 7.0, 7)
+
+
+@pytest.mark.parametrize("words", [(), ("--strict",)])
+def test_a_budget_that_is_too_small_is_said(target: Target, words: tuple[str, ...]) -> None:
+    done = run("sharing", str(target.pid), "--budget", "0.000001", "--json", *words)
+    assert done.returncode == (3 if words else 0)
+    assert json.loads(done.stdout)["is_complete"] is False
+    assert "incomplete" in done.stderr
+
+
+def test_what_exit_frees_is_not_known_if_the_scan_ends_before(target: Target) -> None:
+    """The page tables are read by then, but not who else holds what they map."""
+    done = []
+    result = read_sharing(
+        [target.pid],
+        on_progress=lambda *progress: done.append(progress),
+        should_stop=lambda: (2, 2) in done,
+    )
+    (process,) = result.processes
+    assert process.rss_pages > 0
+    assert process.freed_on_exit_pages is None
+    assert not result.is_complete
+    assert any("the scan ended early" in note for note in result.notes)
+
+
+def test_a_file_shows_what_the_scan_did(target: Target, tmp_path: Path) -> None:
+    path = tmp_path / "sharing.json"
+    path.write_text(run("sharing", str(target.pid), "--tree", "--json").stdout)
+    report = Sharing.from_json(path.read_text())
+    lines = render(report, TableOptions(80, is_unicode=True))
+    text = "".join("".join(part.text for part in line) + "\n" for line in lines)
+    shown = run("sharing", "--from", str(path))
+    assert (shown.returncode, shown.stdout) == (0, text)
+    jsonschema.validate(json.loads(path.read_text()), json_schema(Sharing))
 
 
 def test_an_executed_program_is_no_fork(target: Target) -> None:
@@ -334,19 +377,18 @@ def test_an_ordinary_user_gets_what_smaps_says() -> None:
     code = """
 import json, os
 import memlens.sharing.frames as module, memlens.sharing.smaps
-from memlens.views.sharing import render_json
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 import ctypes
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: changed users hide from themselves
-print(render_json(module.read_sharing([os.getpid()])))
+print("".join(module.read_sharing([os.getpid()]).to_json()))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     found = json.loads(done.stdout)
-    assert found["is_hidden"] is True
-    assert found["pairs"] == []
-    (process,) = found["processes"]
+    assert found["sections"]["total"] == {"distinct_pages": None, "is_hidden": True}
+    assert found["tables"]["pairs"] == []
+    (process,) = found["tables"]["processes"]
     assert process["rss_pages"] > 1000
     assert 0 < process["uss_pages"] <= process["pss_pages"] <= process["rss_pages"]
     assert process["freed_on_exit_pages"] is None

@@ -15,7 +15,7 @@ def hold_against_rollup(pids: list[int]) -> None:
     """
     with unless_others_begin():
         before = [read_rollup(pid) for pid in pids]
-        rows = {row["pid"]: row for row in run_json("ps", *pids)["processes"]}
+        rows = {row["pid"]: row for row in run_json("ps", *pids)["tables"]["processes"]}
         if [read_rollup(pid) for pid in pids] != before:
             raise StateMoved("smaps_rollup changed")
         assert set(rows) == set(pids)

@@ -1,4 +1,4 @@
-"""Ledger, inventory and process list: text that closes and fits, JSON as documented, CSV."""
+"""Ledger and inventory: text that closes and fits, JSON as documented, CSV."""
 
 import csv
 import io
@@ -13,10 +13,8 @@ import pytest
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
 from memlens.report import Cost, Missed
-from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
 from memlens.shm.records import Holder, Inventory, SharedObject
 from memlens.swap.records import AreaSwap, CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
-from memlens.views import sharing as ps
 from memlens.views import shm, swap
 from memlens.views.lines import Line, cell_len
 from memlens.views.shm import render_objects
@@ -84,20 +82,6 @@ LEDGER = SwapLedger(
     cost=COST,
 )
 INVENTORY = Inventory(4096, 10, (OBJECT, LONE, BLIND), MISSED, ("a note",), COST)
-PROCESSES = ProcessList(
-    page_size_bytes=4096,
-    processes=(
-        ProcessMemory(7, "postgres", 0, "/a", 100, 60.5, 50, 9, 1.5, 40, 2),
-        ProcessMemory(42, EVIL, 0, "/b", 90, 45.0, 40, 3, 1.5, None, 1),
-    ),
-    groups=(
-        ProcessGroup("0", (7, 42), 120, 105.5, 90, 11, 3.0),
-        ProcessGroup("4294967294", (), None, 0.0, 0, None, 0.0),
-    ),
-    missed=MISSED,
-    notes=(),
-    cost=COST,
-)
 
 
 def render_everything(options: TableOptions) -> Iterator[tuple[str, Iterator[Line]]]:
@@ -106,8 +90,6 @@ def render_everything(options: TableOptions) -> Iterator[tuple[str, Iterator[Lin
         yield f"swap by {part}", swap.render_text(LEDGER, options, part)
     yield "shm", shm.render_text(INVENTORY, options)
     yield "object", render_objects(INVENTORY, options, has_runs=True)
-    yield "ps", ps.render_processes(PROCESSES, options)
-    yield "groups", ps.render_processes(PROCESSES, options, "user")
 
 
 def plain(lines: Iterator[Line]) -> list[str]:
@@ -157,7 +139,6 @@ def test_an_incomplete_answer_says_so_first(width: int) -> None:
     for lines in (
         swap.render_text(replace(LEDGER, is_complete=False), options),
         shm.render_text(replace(INVENTORY, is_complete=False), options),
-        ps.render_processes(replace(PROCESSES, is_complete=False), options),
     ):
         assert plain(lines)[0].startswith("INCOMPLETE")
 
@@ -204,28 +185,6 @@ def test_shm_json_is_as_fixed() -> None:
     assert sum(pages for _, pages, _ in found["objects"][0]["runs"]) == 9
 
 
-def test_ps_json_is_as_fixed() -> None:
-    found = json.loads("".join(ps.render_processes_json(PROCESSES, "user")))
-    assert found["schema"] == "memlens.ps/1"
-    assert found["processes"][0] == {
-        "pid": 7,
-        "user": "root",
-        "uid": 0,
-        "name": "postgres",
-        "cgroup": "/a",
-        "rss_pages": 100,
-        "pss_pages": 60.5,
-        "uss_pages": 50,
-        "swap_own_pages": 9,
-        "swap_share_pages": 1.5,
-        "freed_on_exit_pages": 40,
-        "shared_memory_pages": 2,
-    }
-    assert found["processes"][1]["freed_on_exit_pages"] is None
-    group = found["groups"][0]
-    assert (group["key"], group["pids"], group["distinct_rss_pages"]) == ("root", [7, 42], 120)
-
-
 def test_top_and_sort_hold_for_every_format() -> None:
     found = json.loads("".join(swap.render_json(LEDGER, "object", "swapped", 1)))
     assert [item["inode"] for item in found["objects"]] == [6]
@@ -259,9 +218,7 @@ def test_csv_has_no_raw_control(part: str) -> None:
     text = "".join(swap.render_ledger_csv(LEDGER, part))
     assert "\x1b" not in text
     assert len(list(csv.reader(io.StringIO(text)))) == 3
-    text = "".join(shm.render_inventory_csv(INVENTORY)) + "".join(
-        ps.render_processes_csv(PROCESSES)
-    )
+    text = "".join(shm.render_inventory_csv(INVENTORY))
     assert "\x1b" not in text
     text.encode()
 
