@@ -1,6 +1,8 @@
-"""Pages, bytes, addresses and ranges, to text and back."""
+"""Pages, bytes, addresses, ranges and users, to text and back."""
 
+import pwd
 import re
+from functools import lru_cache
 
 ADDRESS_LIMIT = 1 << 64
 _SUFFIXES = ("K", "M", "G", "T", "P", "E")
@@ -76,6 +78,20 @@ def format_size(size_bytes: float) -> str:
         suffix = suffix_next
     text = f"{value:.1f}" if suffix and abs(value) < 9.95 else f"{value:.0f}"
     return text.removesuffix(".0") + suffix
+
+
+@lru_cache(maxsize=1024)
+def user_name(uid: int) -> str:
+    """
+    Return the name of a user of this machine, the number if it has none.
+
+    >>> user_name(0), user_name(4294967294)
+    ('root', '4294967294')
+    """
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
 
 
 def signed(number: int) -> int:

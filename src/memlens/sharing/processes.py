@@ -18,15 +18,15 @@ from memlens.scan.mapcounts import FrameSums, MapCounts
 from memlens.scan.sweep import Sweep
 from memlens.sharing.exits import Memories, find_memories
 from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
-from memlens.shm.inventory import read_objects
-from memlens.shm.records import (
-    SharedObject,
+from memlens.shm.facts import (
+    ObjectFacts,
     holder_notes,
     kept_pages,
     share_notes,
     split_objects,
     sum_shares,
 )
+from memlens.shm.inventory import read_objects
 
 GROUP_KEYS = ("name", "user", "cgroup")
 
@@ -136,7 +136,7 @@ class _Found(NamedTuple):
     chosen: Sequence[ProcessFacts]
     sums: dict[int, FrameSums]
     memories: Memories
-    objects: Sequence[SharedObject]
+    objects: Sequence[ObjectFacts]
     machine: Machine
 
 

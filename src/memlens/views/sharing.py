@@ -13,8 +13,8 @@ from memlens.sharing.records import (
     ProcessShare,
     Sharing,
 )
-from memlens.units import count_of, escape_text, format_size
-from memlens.views.lines import ALARM, DIM, Line, Segment, user_name
+from memlens.units import count_of, escape_text, format_size, user_name
+from memlens.views.lines import ALARM, DIM, Line, Segment
 from memlens.views.table import (
     TableColumn,
     TableOptions,
