@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from rich.console import Console
@@ -42,7 +42,12 @@ _Report = TypeVar("_Report", bound=Report)
 
 
 def write_record(name: str, item: Any) -> None:
-    """Write a result of the library to docs/examples."""
+    """Write a result of the library to docs/examples; of reports, not where they were made."""
+    if isinstance(item, Report):
+        kernel = item.kernel.partition("-")[0]
+        report = replace(item, host="host", boot_id="", kernel=kernel)
+        (EXAMPLES / f"{name}.json").write_text("".join(report.to_json()))
+        return
     if isinstance(item, ProcessMap):
         item = replace(item, mappings=tuple(item.mappings))
     text = json.dumps(asdict(item), default=_plain, indent=1)
@@ -53,8 +58,11 @@ def write_record(name: str, item: Any) -> None:
 
 def read_record(name: str, kind: type[_T]) -> _T:
     """Return a result that ``write_record`` wrote."""
-    found: _T = rebuild(kind, json.loads((EXAMPLES / f"{name}.json").read_text()))
-    return found
+    text = (EXAMPLES / f"{name}.json").read_text()
+    found = (
+        kind.from_json(text) if issubclass(kind, Report) else rebuild(kind, json.loads(text))
+    )
+    return cast(_T, found)
 
 
 def write_report(name: str, report: Report) -> None:
@@ -136,13 +144,13 @@ def render_demo_text(first: str = "") -> str:
 def render_swap_text() -> str:
     """Return what `memlens swap` prints."""
     found = read_record("swap", SwapLedger)
-    return block("memlens swap", join_segments(swap.render_text(found, TABLE)))
+    return block("memlens swap", join_segments(swap.render(found, TABLE)))
 
 
 def render_shm_text() -> str:
     """Return what `memlens shm` prints."""
     found = read_record("shm", Inventory)
-    return block("memlens shm", join_segments(shm.render_text(found, TABLE)))
+    return block("memlens shm", join_segments(shm.render(found, TABLE)))
 
 
 def render_ps_text() -> str:

@@ -53,14 +53,16 @@ def prove(ctx: Context, size: int) -> None:
     ledger = json.loads(
         subprocess.run(find_memlens("swap", "--json"), capture_output=True).stdout
     )
-    objects = {item["name"]: item for item in ledger["objects"]}
-    crowd = objects.get("memfd:crowd", {"swapped_pages": 0, "holders": []})
+    tables, swap = ledger["tables"], ledger["sums"]["swap"]
+    objects = {item["name"]: item for item in tables["objects"]}
+    crowd = objects.get("memfd:crowd", {"swapped_pages": 0, "object": None})
     if crowd["swapped_pages"] != size // 4 // PAGE:
         raise BenchError(f"{crowd['swapped_pages']} pages of the object on swap")
-    if len(crowd["holders"]) != ctx.scale(MAPPERS) + 1:
-        raise BenchError(f"{len(crowd['holders'])} holders of the object")
-    if abs(ledger["remainder_pages"]) > ledger["used_pages"] // 100:
-        raise BenchError(f"a remainder of {ledger['remainder_pages']} pages")
+    holders = sum(row["object"] == crowd["object"] for row in tables["holders"])
+    if holders != ctx.scale(MAPPERS) + 1:
+        raise BenchError(f"{holders} holders of the object")
+    if abs(swap["remainder_pages"]) > swap["total_pages"] // 100:
+        raise BenchError(f"a remainder of {swap['remainder_pages']} pages")
 
 
 def read_every_smaps() -> None:

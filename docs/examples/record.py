@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -26,7 +25,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 from memlens.kernel.cgroups import find_hierarchy, parse_cgroup  # noqa: E402
 from memlens.kernel.procfs import Host  # noqa: E402
 from memlens.physical.flagreport import count_flags  # noqa: E402
-from memlens.report import Report  # noqa: E402
 from memlens.residency.capture import map_process  # noqa: E402
 from memlens.residency.records import Kernel  # noqa: E402
 from memlens.residency.steps import explain_page  # noqa: E402
@@ -40,7 +38,6 @@ from recorded import write_record, write_report  # noqa: E402
 from tests.kernel.support.machine import machine_lock  # noqa: E402
 from tests.kernel.support.swap import swap_area  # noqa: E402
 
-R = TypeVar("R", bound=Report)
 MIB = 1 << 20
 NOBODY = 65534
 

@@ -1,23 +1,18 @@
 """``memlens shm``: every shared-memory object of the machine, or one page by page."""
 
-from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
-from memlens.commands import old
-
-if TYPE_CHECKING:
-    from memlens.views.lines import Line
-    from memlens.views.table import TableOptions
+from memlens.commands import run
 
 
 @click.command("shm")
 @click.argument("name", metavar="[OBJECT]", required=False)
 @click.option("--pages", is_flag=True, help="Add the runs: consecutive pages of one class.")
-@old.scan_options
-def command(asked: old.TableRequest, name: str | None, pages: bool) -> None:
+@run.report_options
+def command(request: run.Request, name: str | None, pages: bool) -> None:
     """
     List every shared-memory object of the machine once: memfds, tmpfs files, System V
     segments, shared anonymous memory, also those that no process holds; and set their sum
@@ -26,31 +21,23 @@ def command(asked: old.TableRequest, name: str | None, pages: bool) -> None:
     With OBJECT, show that one page by page, and who maps which part: a path, PID:FD,
     sysv:ID, or inode:DEV:INO with the device as in /proc/PID/maps (inode:00:01:5).
     """
-    if pages and name is None and not asked.as_json:
+    if request.source is not None and name is not None:
+        raise click.UsageError("--from shows what is in the file: leave out OBJECT")
+    is_list = request.source is None and name is None
+    runs = pages or request.table == "runs"
+    if pages and is_list and not (request.as_json or request.table == "runs"):
         raise click.UsageError("--pages is for one OBJECT, or for --json")
-    from memlens.views import shm as view
-
-    sort = old.check_sort(asked.sort, view.list_sorts())
-    from memlens.shm.inventory import list_shared_memory
     from memlens.shm.records import Inventory
+    from memlens.views.shm import render
 
-    top = asked.top
+    def read(**scan: Any) -> Inventory:
+        from memlens.shm.inventory import list_shared_memory
 
-    def render(found: Inventory, options: "TableOptions") -> Iterator["Line"]:
-        if name is None:
-            return view.render_text(found, options, sort, top)
-        from memlens.views.shm import render_objects
+        return list_shared_memory(name, runs=runs, **scan)
 
-        return render_objects(found, options, pages)
-
-    old.run_scan(
-        asked,
-        "reading shared memory",
-        partial(list_shared_memory, name),
-        old.Rendering(
-            json=lambda found: view.render_json(found, sort, top, pages),
-            csv=lambda found: view.render_inventory_csv(found, sort, top),
-            text=render,
+    run.give(
+        request,
+        run.Answer(
+            (Inventory,), read, partial(render, has_runs=pages), "reading shared memory"
         ),
-        lambda found: bool(found.missed) or (name is None and found.remainder_pages != 0),
     )

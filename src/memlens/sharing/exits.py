@@ -10,9 +10,9 @@ from memlens.report import Missed
 from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
+from memlens.shm.facts import holder_notes, kept_pages
 from memlens.shm.found import FoundObject
 from memlens.shm.inventory import read_objects
-from memlens.shm.records import holder_notes, kept_pages
 from memlens.units import count_of
 
 

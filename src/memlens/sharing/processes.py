@@ -19,14 +19,14 @@ from memlens.scan.mapcounts import FrameSums, MapCounts
 from memlens.scan.sweep import Sweep
 from memlens.sharing.exits import Memories, find_memories
 from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
-from memlens.shm.inventory import read_objects
-from memlens.shm.records import (
+from memlens.shm.facts import (
     holder_notes,
     kept_pages,
     share_notes,
     split_objects,
     sum_shares,
 )
+from memlens.shm.inventory import read_objects
 from memlens.units import user_name
 
 GROUP_KEYS = ("name", "user", "cgroup")

@@ -1,24 +1,36 @@
 """Every shared-memory object of the machine, once, with its holders."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
 from memlens.objects.references import list_deleted_backing_files
+from memlens.pages.classes import PageClass
+from memlens.pages.runs import EMPTY
+from memlens.record import Table
+from memlens.report import make_sum
 from memlens.residency.walk import Walking
 from memlens.scan.facts import Want
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.objectnames import no_such_object, resolve_name
 from memlens.scan.sweep import Sweep
+from memlens.shm.facts import ObjectFacts, mapper_notes, remainder_note
 from memlens.shm.found import FoundObject
 from memlens.shm.keepers import Keepers
 from memlens.shm.objects import Inspector
-from memlens.shm.records import Inventory, SharedObject, mapper_notes
+from memlens.shm.records import HeldRange, Holder, Inventory, ObjectRun, SharedObject
 from memlens.shm.sources import Finder
+from memlens.units import signed, user_name
 
 # Progress is told after so many objects.
 _STEP = 64
+
+_HOLDER_NAME = 10
+_RANGES_TOLD = 2
+_LABELS = np.array([kind.label for kind in PageClass], object)
 
 # Unit of st_blocks.
 _BLOCK_BYTES = 512
@@ -40,6 +52,7 @@ _NO_CACHESTAT = (
 def list_shared_memory(
     name: str | None = None,
     *,
+    runs: bool = False,
     proc: str = "/proc",
     budget_s: float | None = None,
     on_progress: Progress | None = None,
@@ -48,8 +61,8 @@ def list_shared_memory(
     """
     Return every shared-memory object of the machine, once.
 
-    :param name: the only object wanted, as ``resolve_name`` reads it; with it
-        ``remainder_pages`` says nothing.
+    :param name: the only object wanted, as ``resolve_name`` reads it.
+    :param runs: whether to tell the runs of pages of all objects; those of one always are.
     :param proc: root of the /proc to read.
     :param budget_s: seconds after which the scan ends, with the rest in ``missed``.
     :param on_progress: called with what is done and what there is in all: processes,
@@ -59,6 +72,8 @@ def list_shared_memory(
     :raises MemlensError: if no object has this name.
     """
     machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    origin = machine.origin()
+    shmem = read_meminfo_pages("Shmem", machine)
     wanted = None if name is None else resolve_name(name, machine)
     want = Want(objects=True, present=name is not None, identity=False)
     sweep = Sweep(machine, want)
@@ -67,20 +82,115 @@ def list_shared_memory(
     scan = read_objects(sweep, only=only, tells_freed=wanted is not None)
     if wanted is not None and not scan.objects and sweep.is_complete:
         raise no_such_object(wanted)
-    notes = [*scan.notes]
+    notes, sums = [*scan.notes], {}
     if sweep.may_miss_holders():
         notes += mapper_notes(scan.objects)
     notes += sweep.notes()
-    if name is None:
+    if wanted is None:
+        total = read_meminfo_pages("Shmem", machine)
+        found = sum(item.resident_pages for item in scan.objects)
+        sums["shmem"] = make_sum(total, found, total - shmem)
+        notes += [remainder_note(sweep.missed)] if total > found else []
         notes += loop_notes(machine)
-    return Inventory(
-        page_size_bytes=machine.page_size_bytes,
-        shmem_pages=read_meminfo_pages("Shmem", machine),
-        objects=scan.objects,
-        missed=tuple(sweep.missed),
-        notes=tuple(notes),
+    return Inventory.at(
+        origin,
+        tables=make_tables(scan.objects, runs or wanted is not None),
+        sums=sums,
+        missed=sweep.missed,
+        notes=notes,
         cost=machine.cost(),
         is_complete=sweep.is_complete,
+    )
+
+
+def make_tables(objects: Sequence[ObjectFacts], has_runs: bool) -> dict[str, Table[Any]]:
+    """
+    Return the tables of a report.
+
+    :param has_runs: whether the runs of all pages are among them.
+    """
+    rows = [_object_row(*pair) for pair in enumerate(objects)]
+    tables = {"objects": Table.of(SharedObject, rows), **holder_tables(objects)}
+    return tables | {"runs": _run_table(objects)} if has_runs else tables
+
+
+def _object_row(number: int, item: ObjectFacts) -> SharedObject:
+    counts = item.counts().tolist()
+    return SharedObject(
+        object=number,
+        kind=item.kind,
+        size_bytes=item.size_bytes,
+        resident_pages=item.resident_pages,
+        present_pages=counts[PageClass.PRESENT],
+        cached_pages=counts[PageClass.CACHED],
+        swap_pages=item.swap_pages,
+        swapped_pages=counts[PageClass.SWAPPED],
+        swap_cached_pages=counts[PageClass.SWAP_CACHED],
+        preallocated_pages=counts[PageClass.PREALLOCATED],
+        none_pages=counts[PageClass.NONE],
+        unknown_pages=counts[PageClass.UNKNOWN],
+        beyond_end_resident_pages=item.beyond_end_resident_pages,
+        beyond_end_swapped_pages=item.beyond_end_swap_pages,
+        holders=name_holders(item),
+        sole_keeper=item.sole_keeper,
+        may_have_more_holders=item.may_have_more_holders,
+        owner=None if item.uid is None else user_name(item.uid),
+        uid=item.uid,
+        age_s=item.age_s,
+        device=item.device,
+        inode=signed(item.inode),
+        cgroup=item.cgroup,
+        marks=", ".join(item.marks),
+        reason="; ".join(item.reasons),
+        name=item.name,
+    )
+
+
+def name_holders(item: ObjectFacts) -> str | None:
+    """Return the holders in short, None if not known: who maps most of it is named."""
+    if not item.holders:
+        return "none" if "no_holder" in item.marks else None
+    first = max(item.holders, key=lambda holder: holder.mapped_pages)
+    more = f" +{len(item.holders) - 1}" if len(item.holders) > 1 else ""
+    return f"{first.pid} {first.name[:_HOLDER_NAME]}{more}"
+
+
+def holder_tables(objects: Iterable[ObjectFacts]) -> dict[str, Table[Any]]:
+    """Return who holds objects, by their place in a list, and which part."""
+    holders, ranges = [], []
+    for number, item in enumerate(objects):
+        for row in item.holders:
+            parts = [f"{first}-{stop}" for first, stop in row.ranges[:_RANGES_TOLD]]
+            if len(row.ranges) > _RANGES_TOLD:
+                parts.append(f"+{len(row.ranges) - _RANGES_TOLD}")
+            holders.append(
+                Holder(
+                    object=number,
+                    pid=row.pid,
+                    mapped_pages=row.mapped_pages,
+                    present_pages=row.present_pages,
+                    is_open=row.is_open,
+                    parts=", ".join(parts),
+                    name=row.name,
+                )
+            )
+            ranges += [(number, row.pid, first, stop - first) for first, stop in row.ranges]
+    columns = np.array(ranges, np.int64).reshape(-1, 4).T
+    names = ("object", "pid", "first", "pages")
+    return {
+        "holders": Table.of(Holder, holders),
+        "ranges": Table.of_columns(HeldRange, **dict(zip(names, columns, strict=True))),
+    }
+
+
+def _run_table(objects: Sequence[ObjectFacts]) -> Table[ObjectRun]:
+    parts = [EMPTY, *[item.runs for item in objects]]
+    return Table.of_columns(
+        ObjectRun,
+        object=np.repeat(np.arange(-1, len(objects)), [len(part) for part in parts]),
+        first=np.concatenate([part.first for part in parts]),
+        pages=np.concatenate([part.pages for part in parts]),
+        page_class=_LABELS[np.concatenate([part.value for part in parts])],
     )
 
 
@@ -91,7 +201,7 @@ class ObjectScan(NamedTuple):
     :param is_walked: whether the page-cache walk could be used, for slots.
     """
 
-    objects: tuple[SharedObject, ...]
+    objects: tuple[ObjectFacts, ...]
     notes: tuple[str, ...]
     is_walked: bool = False
 
@@ -138,7 +248,7 @@ def read_objects(
 
 def _read_items(
     reader: Inspector, items: list[FoundObject], keepers: Keepers | None
-) -> list[SharedObject]:
+) -> list[ObjectFacts]:
     """Look at objects until the scan is to end; the largest come first."""
     sweep, found = reader.sweep, []
     for number, item in enumerate(items):

@@ -11,8 +11,8 @@ from memlens.objects.references import (
     read_message_descriptors,
 )
 from memlens.scan.machine import Machine
+from memlens.shm.facts import ObjectFacts
 from memlens.shm.found import FoundObject
-from memlens.shm.records import SharedObject
 from memlens.shm.sources import Finder
 
 # The file of a loop device may be on a file system that does not answer.
@@ -38,7 +38,7 @@ class Keepers:
     _loops: "_Loops | None" = field(default=None, init=False)
     _in_message: str | None = field(default=None, init=False)
 
-    def settle(self, item: FoundObject, shared: SharedObject) -> SharedObject:
+    def settle(self, item: FoundObject, shared: ObjectFacts) -> ObjectFacts:
         """
         Return an object with what may keep it once its only holder has ended.
 

@@ -37,9 +37,9 @@ from memlens.residency.walk import Walking
 from memlens.scan.facts import ObjectUse, ProcessFacts
 from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
+from memlens.shm.facts import HolderFacts, ObjectFacts
 from memlens.shm.found import FoundObject
 from memlens.shm.mapped import Charges, PageTables
-from memlens.shm.records import Holder, SharedObject
 from memlens.shm.sources import GONE, NOT_SHMEM, Finder
 
 _LABELS_NAMED = 3
@@ -84,7 +84,7 @@ class Inspector:
         if self._tables.charges is not None:
             self._tables.charges.file.close()
 
-    def read(self, item: FoundObject) -> SharedObject | None:
+    def read(self, item: FoundObject) -> ObjectFacts | None:
         """
         Return an object; what cannot be opened is all ``unknown``.
 
@@ -120,7 +120,7 @@ class Inspector:
             count = f"{len(labels)} objects ({named}{more})" if len(labels) > 1 else named
             yield Missed(count, reason)
 
-    def _refuse(self, item: FoundObject, reason: str) -> SharedObject | None:
+    def _refuse(self, item: FoundObject, reason: str) -> ObjectFacts | None:
         self._refused.setdefault(reason, []).append(item.label)
         if self.only_swapped:
             return None
@@ -128,7 +128,7 @@ class Inspector:
         runs = one_run(0, pages, PageClass.UNKNOWN) if pages else EMPTY
         return self._object(item, runs, (reason,), None)
 
-    def _ask(self, item: FoundObject, backing: Backing) -> SharedObject | None:
+    def _ask(self, item: FoundObject, backing: Backing) -> ObjectFacts | None:
         sweep = self.sweep
         reader = ObjectReader(backing, sweep.machine, self.walking)
         pages = backing.size_pages()
@@ -199,8 +199,8 @@ class Inspector:
 
     def _object(
         self, item: FoundObject, runs: Runs, reasons: tuple[str, ...], backing: Backing | None
-    ) -> SharedObject:
-        return SharedObject(
+    ) -> ObjectFacts:
+        return ObjectFacts(
             kind=item.kind,
             name=item.name,
             device=device_text(item.key[0]),
@@ -277,14 +277,16 @@ def _split_reasons(runs: Runs) -> tuple[Runs, tuple[str, ...]]:
 
 def _holders(
     uses: Iterable[tuple[ProcessFacts, ObjectUse]], pages: int, machine: Machine
-) -> tuple[Holder, ...]:
+) -> tuple[HolderFacts, ...]:
     by_process: dict[int, list[tuple[ProcessFacts, ObjectUse]]] = {}
     for facts, use in uses:
         by_process.setdefault(facts.pid, []).append((facts, use))
     return tuple(_holder(by_process[pid], pages, machine) for pid in sorted(by_process))
 
 
-def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int, machine: Machine) -> Holder:
+def _holder(
+    uses: list[tuple[ProcessFacts, ObjectUse]], pages: int, machine: Machine
+) -> HolderFacts:
     ranges = []
     for _, use in uses:
         if use.mapping is not None:
@@ -298,7 +300,7 @@ def _holder(uses: list[tuple[ProcessFacts, ObjectUse]], pages: int, machine: Mac
         mapped = parts[0] if len(parts) == 1 else union_runs(parts)
         present = int(mapped.pages.sum())
     facts = uses[0][0]
-    return Holder(
+    return HolderFacts(
         pid=facts.pid,
         name=facts.name,
         mapped_pages=int(clip_runs(covered, 0, pages).pages.sum()) if pages else 0,

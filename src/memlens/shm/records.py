@@ -1,247 +1,149 @@
-"""One shared-memory object, and who holds it."""
+"""Records of ``memlens shm``."""
 
-import math
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
-from memlens.pages.classes import PageClass
-from memlens.pages.runs import Runs, count_runs
-from memlens.pages.slotruns import NO_SLOTS, SlotRuns
-from memlens.report import Cost, Missed
-from memlens.units import count_of
-
-# Memory of these kinds is in the remainder: nothing that the kernel lists leads to it.
-UNREACHABLE = (
-    "what only the kernel holds (memfds in unread messages or registered with io_uring, "
-    "deleted tmpfs files under loop devices, memory of drivers), files on detached mounts or "
-    "below others, namespaces that no process is in, the root file system of the boot "
-    "(initramfs)"
-)
-_UNSEEN = "that processes not looked at may hold, too"
+from memlens.record import column, record
+from memlens.report import Report, table
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """
-    A process that maps an object or has it open.
-
-    :param mapped_pages: pages of the object that its mappings cover.
-    :param present_pages: pages of the object that its page table maps now; None if it has
-        mappings of it and the page tables were not read.
-    :param is_open: whether it has a descriptor of it.
-    :param ranges: half-open page ranges of the object that it maps.
-    """
-
-    pid: int
-    name: str
-    mapped_pages: int
-    present_pages: int | None
-    is_open: bool
-    ranges: tuple[tuple[int, int], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
+@record("shm.objects", help="One shared-memory object.")
 class SharedObject:
     """
     One shared-memory object.
 
-    :param kind: ``memfd``, ``tmpfs``, ``sysv`` or ``anonymous``.
-    :param name: raw: a path for tmpfs, ``memfd:NAME``, ``sysv:ID``.
-    :param device: ``major:minor`` in hexadecimal, as in maps.
-    :param runs: a ``PageClass`` for every page up to the end of the object; ``present``
-        means mapped by at least one process, ``cached`` in RAM and mapped by none that could
-        be looked at.
-    :param holders: processes, by PID.
-    :param marks: ``deleted``, ``no_holder`` (only if every process could be looked at),
-        ``detached`` (System V, no attachment), ``huge``, ``sealed``,
-        ``other_mount_namespace``, ``other_ipc_namespace``.
-    :param reasons: why pages are ``unknown``.
-    :param age_s: since it was made, when it was looked at; None if not known.
-    :param cgroup: what a page of it that is mapped is charged to; None if not known.
-    :param slots: where its swapped pages are, if that was asked for and can be known.
-    :param may_have_more_holders: whether processes that could not be looked at may hold it.
-    :param beyond_end_resident_pages: what it owns beyond its end, in RAM: fallocate(2) with
-        FALLOC_FL_KEEP_SIZE sets it aside, or a huge page of a small file reaches there.
-    :param beyond_end_swap_pages: the same, on swap.
-    :param is_kept: whether it stays without any process: it is named, mounted, or under a loop
-        device.
-    :param doubt: what else may keep it, as a note says it; "" if nothing may.
+    Its pages up to its end are each in one of seven classes: ``present`` is mapped by at least
+    one process, ``cached`` by none that could be looked at.
     """
 
-    kind: str
-    name: str
-    device: str
-    inode: int
-    size_bytes: int
-    uid: int | None
-    runs: Runs
-    holders: tuple[Holder, ...]
-    marks: tuple[str, ...]
-    reasons: tuple[str, ...] = ()
-    age_s: float | None = None
-    cgroup: str | None = None
-    slots: SlotRuns = NO_SLOTS
-    may_have_more_holders: bool = False
-    beyond_end_resident_pages: int = 0
-    beyond_end_swap_pages: int = 0
-    is_kept: bool = False
-    doubt: str = ""
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the pages in each class, ``(len(PageClass),)`` int64."""
-        return count_runs(self.runs, len(PageClass))
-
-    @property
-    def resident_pages(self) -> int:
-        """Return the pages that count in ``Shmem`` of /proc/meminfo."""
-        counts = self.counts()
-        kinds = (PageClass.PRESENT, PageClass.CACHED, PageClass.PREALLOCATED)
-        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end_resident_pages
-
-    @property
-    def swap_pages(self) -> int:
-        """Return the pages that hold a swap slot."""
-        counts = self.counts()
-        kinds = (PageClass.SWAPPED, PageClass.SWAP_CACHED)
-        return int(sum(counts[kind] for kind in kinds)) + self.beyond_end_swap_pages
-
-    @property
-    def swap_cached_pages(self) -> int:
-        """Return the pages that hold a swap slot and are in RAM again."""
-        return int(self.counts()[PageClass.SWAP_CACHED])
-
-    @property
-    def mappers(self) -> tuple[int, ...]:
-        """Return the PIDs that map it."""
-        return tuple(holder.pid for holder in self.holders if holder.mapped_pages)
-
-    @property
-    def swap_share(self) -> float | None:
-        """Return the part in its pages on swap of each that maps it, None if not known."""
-        mappers = self.mappers
-        if not (mappers and self.swap_pages):
-            return 0.0
-        return None if self.may_have_more_holders else self.swap_pages / len(mappers)
-
-    @property
-    def sole_keeper(self) -> int | None:
-        """
-        Return the PID with whose exit the object goes, None if it would or may stay.
-
-        In a list of all objects messages and loop devices are not asked whether they hold it.
-        """
-        return None if self.may_have_more_holders or self.doubt else self._only_holder
-
-    @property
-    def reason_to_doubt(self) -> str:
-        """Return why it may outlive its one holder, "" if it does not or surely does."""
-        if self._only_holder is None:
-            return ""
-        return _UNSEEN if self.may_have_more_holders else self.doubt
-
-    @property
-    def _only_holder(self) -> int | None:
-        """Return who alone is known to keep it, None if several do or anything else does."""
-        is_named = self.kind in ("tmpfs", "sysv") and "deleted" not in self.marks
-        is_shared = is_named or self.is_kept or len(self.holders) != 1
-        return None if is_shared else self.holders[0].pid
-
-
-def holder_notes(objects: Iterable[SharedObject]) -> list[str]:
-    """Return what to know of what exits free, one line each."""
-    reasons = Counter(item.reason_to_doubt for item in objects)
-    return [
-        f"freed on exit leaves out {count_of(count, 'object', 'objects')} {reason}"
-        for reason, count in sorted(reasons.items())
-        if reason
-    ]
-
-
-def kept_pages(objects: Iterable[SharedObject]) -> dict[int, int]:
-    """Return, by PID, the pages in RAM of objects that go with its exit."""
-    kept: dict[int, int] = {}
-    for item in objects:
-        keeper = item.sole_keeper
-        if keeper is not None:
-            kept[keeper] = kept.get(keeper, 0) + item.resident_pages
-    return kept
-
-
-def sum_shares(shares: Iterable[float | None]) -> float | None:
-    """
-    Return the sum of fair shares, None if any of them is not known.
-
-    >>> sum_shares([1.5, 2.0]), sum_shares([1.5, None])
-    (3.5, None)
-    """
-    found = list(shares)
-    return None if None in found else math.fsum(share or 0.0 for share in found)
-
-
-def share_notes(objects: Iterable[SharedObject]) -> list[str]:
-    """Return what to know of fair shares, one line each."""
-    unknown = sum(item.swap_share is None for item in objects)
-    if not unknown:
-        return []
-    count = count_of(unknown, "object", "objects")
-    return [f"share is not known of {count} on swap that processes not looked at may map, too"]
-
-
-def mapper_notes(objects: Iterable[SharedObject]) -> list[str]:
-    """Return what to know of pages that nobody who was seen maps, one line each."""
-    doubtful = sum(
-        item.may_have_more_holders and bool(item.counts()[PageClass.CACHED]) for item in objects
+    object: int = column("object", key=True, help="its number in this report")
+    kind: str = column("kind", help="memfd, tmpfs, sysv or anonymous")
+    size_bytes: int = column("size", unit="bytes", metric="gauge", help="up to its end")
+    resident_pages: int = column(
+        "in RAM", unit="pages", metric="gauge", help="what of it counts in Shmem of meminfo"
     )
-    if not doubtful:
-        return []
-    count = count_of(doubtful, "object", "objects")
-    return [f"cached pages of {count} may be mapped by processes not looked at"]
+    present_pages: int = column(
+        "present", unit="pages", metric="gauge", rank=1, hue="ram", help="in RAM and mapped"
+    )
+    cached_pages: int = column(
+        "cached",
+        unit="pages",
+        metric="gauge",
+        rank=1,
+        hue="cached",
+        help="in RAM, mapped by none that could be looked at",
+    )
+    swap_pages: int = column("on swap", unit="pages", metric="gauge", help="what has a slot")
+    swapped_pages: int = column(
+        "swapped", unit="pages", metric="gauge", rank=1, hue="swap", help="on swap only"
+    )
+    swap_cached_pages: int = column(
+        "swap\ncached",
+        unit="pages",
+        metric="gauge",
+        rank=1,
+        hue="swap",
+        help="on swap and in RAM again",
+    )
+    preallocated_pages: int = column(
+        "pre-\nalloc", unit="pages", metric="gauge", rank=1, help="in RAM, never written"
+    )
+    none_pages: int = column(
+        "none", unit="pages", metric="gauge", rank=5, hue="dim", help="never touched"
+    )
+    unknown_pages: int = column(
+        "unknown", unit="pages", metric="gauge", rank=1, help="not to be told, see reason"
+    )
+    beyond_end_resident_pages: int = column(
+        "in RAM\npast end",
+        unit="pages",
+        rank=4,
+        help="beyond its end, as fallocate(2) or a huge page leaves them; in no class",
+    )
+    beyond_end_swapped_pages: int = column(
+        "swapped\npast end", unit="pages", rank=4, help="the same, on swap"
+    )
+    holders: str | None = column(
+        "holders",
+        rank=2,
+        help="who maps most of it, and how many more hold it; none if surely nobody does",
+    )
+    sole_keeper: int | None = column(
+        "kept by",
+        absent="",
+        help="the PID with whose exit it goes; in a list of all objects, messages and loop "
+        "devices are not asked whether they hold it",
+    )
+    may_have_more_holders: bool = column(
+        "more\nholders", help="whether processes that could not be looked at may hold it"
+    )
+    owner: str | None = column("owner", rank=3, help="name of the user, or number")
+    uid: int | None = column("uid", help="of the owner")
+    age_s: float | None = column("age", unit="seconds", rank=4, help="since it was made")
+    device: str = column("device", rank=7, help="major:minor in hexadecimal, as in maps")
+    inode: int = column("inode", rank=6, help="bit pattern; of System V its number")
+    cgroup: str | None = column(
+        "cgroup", rank=8, absent="", help="what a page of it that is mapped is charged to"
+    )
+    marks: str = column(
+        "marks",
+        rank=3,
+        help="deleted, no_holder, detached (System V: nobody attached it), huge, sealed, "
+        "other_mount_namespace, other_ipc_namespace",
+    )
+    reason: str = column("reason", help="why pages are unknown")
+    name: str = column(
+        "name", unit="name", metric="label", help="raw: a path, memfd:NAME, sysv:ID"
+    )
 
 
-def split_objects(
-    objects: Iterable[SharedObject],
-) -> tuple[dict[int, float | None], dict[int, int]]:
+@record("shm.holders", help="A process that maps an object or has it open.")
+class Holder:
+    """A process that maps an object or has it open."""
+
+    object: int = column("object", key=True, help="its number in objects")
+    pid: int = column("PID", key=True)
+    mapped_pages: int = column("maps", unit="pages", help="what its mappings cover of it")
+    present_pages: int | None = column(
+        "present", unit="pages", help="what its page table maps now; known of one OBJECT"
+    )
+    is_open: bool = column("open", help="whether it has a descriptor of it")
+    parts: str = column("pages", rank=1, help="half-open page ranges that it maps, the first")
+    name: str = column("name", unit="name", help="comm, raw")
+
+
+@record("shm.ranges", help="Consecutive pages of an object that a process maps.", compact=True)
+class HeldRange:
+    """Consecutive pages of an object that a process maps."""
+
+    object: int = column("object", key=True, help="its number in objects")
+    pid: int = column("PID", key=True)
+    first: int = column("first", key=True, help="page of the object")
+    pages: int = column("pages", unit="pages")
+
+
+@record("shm.runs", help="Consecutive pages of an object of one class.", compact=True)
+class ObjectRun:
+    """Consecutive pages of an object of one class."""
+
+    object: int = column("object", key=True, help="its number in objects")
+    first: int = column("first", key=True, help="page of the object")
+    pages: int = column("pages", unit="pages")
+    page_class: str = column("class")
+
+
+class Inventory(Report, schema="memlens.shm/2"):
     """
-    Return, by PID, the fair share of swapped shared pages, and what goes with its exit.
+    Every shared-memory object, or one that was asked for, page by page.
 
-    An object is split evenly over the processes that map it; a share is None if it is not
-    known who these are.
-    """
-    shares: dict[int, float | None] = {}
-    kept: dict[int, int] = {}
-    for item in objects:
-        for pid in item.mappers:
-            shares[pid] = sum_shares([shares.get(pid, 0.0), item.swap_share])
-        keeper = item.sole_keeper
-        if keeper is not None:
-            kept[keeper] = kept.get(keeper, 0) + item.swap_pages
-    return shares, kept
-
-
-@dataclass(frozen=True, slots=True)
-class Inventory:
-    """
-    Every shared-memory object.
-
-    :param shmem_pages: ``Shmem`` of /proc/meminfo.
-    :param missed: what could not be looked at.
-    :param notes: what to know about the remainder.
-    :param is_complete: False if the scan was stopped, or its budget spent.
+    All of them have a sum, ``shmem``: what of Shmem of /proc/meminfo they explain.  ``runs``
+    is there if it was asked for, and always of one object.
     """
 
-    page_size_bytes: int
-    shmem_pages: int
-    objects: tuple[SharedObject, ...]
-    missed: tuple[Missed, ...]
-    notes: tuple[str, ...]
-    cost: Cost
-    is_complete: bool = True
+    objects = table(SharedObject)
+    holders = table(Holder)
+    ranges = table(HeldRange)
+    runs = table(ObjectRun)
 
     @property
-    def remainder_pages(self) -> int:
-        """Return what of ``Shmem`` belongs to none of the objects."""
-        return self.shmem_pages - sum(item.resident_pages for item in self.objects)
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, and nothing of Shmem left over."""
+        left = self.sums.get("shmem", {}).get("remainder_pages")
+        return super().is_all_known and not left

@@ -15,25 +15,39 @@ from memlens.errors import Unsupported
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
 from memlens.kernel.swaps import Swap, is_swap_cache_empty, read_swap
 from memlens.pages.arrays import distinct
+from memlens.record import Table
+from memlens.report import Origin, make_sum
 from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.sweep import Sweep
-from memlens.shm.inventory import ObjectScan, loop_notes, read_objects
-from memlens.shm.records import (
-    UNREACHABLE,
+from memlens.shm.facts import (
+    ObjectFacts,
     holder_notes,
+    remainder_note,
     share_notes,
     split_objects,
     sum_shares,
 )
+from memlens.shm.inventory import (
+    ObjectScan,
+    holder_tables,
+    loop_notes,
+    name_holders,
+    read_objects,
+)
 from memlens.swap.areas import area_rows
-from memlens.swap.records import CgroupSwap, ProcessSwap, SwapLedger, ZswapUse
-from memlens.swap.slotmap import confirm_claims, make_slot_map
+from memlens.swap.records import (
+    AreaSwap,
+    CgroupSwap,
+    ProcessSwap,
+    SwapLedger,
+    SwappedObject,
+    ZswapUse,
+)
+from memlens.swap.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.swap.slots import NO_SLOTS, PrivateSlots, count_slots
 from memlens.swap.swapcache import CachedSlots, add_unowned, find_cached_slots
-
-_UNREACHABLE = f"not in reach: {UNREACHABLE}"
-_MISSED = "the remainder is of what was missed, or "
+from memlens.units import signed, user_name
 
 # Slots that two claim are looked at again: most often one was freed and taken meanwhile.
 _MORE_LOOKS = 2
@@ -63,19 +77,26 @@ def read_swap_ledger(
     :raises Unsupported: if ``proc`` is none.
     """
     machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
-    found = _read_once(slots, machine)
+    ledger, found = _read_once(slots, machine)
     for _ in range(_MORE_LOOKS):
-        if found.slots is None or not found.slots.twice:
+        if found is None or not len(found.twice):
             break
-        again = _read_once(slots, machine)
-        if again.slots is None or not again.is_complete:
+        again, second = _read_once(slots, machine)
+        if second is None or not again.is_complete:
             break
-        confirmed = confirm_claims(found.slots, again.slots)
-        found = replace(again, slots=confirmed)
-    return found
+        found = confirm_claims(found, second)
+        ledger = again
+    if found is None:
+        return ledger
+    return replace(
+        ledger,
+        tables={**ledger.tables, **found.tables()},
+        sections={**ledger.sections, "slot_map": found.limits},
+    )
 
 
-def _read_once(slots: bool, machine: Machine) -> SwapLedger:
+def _read_once(slots: bool, machine: Machine) -> tuple[SwapLedger, SlotMap | None]:
+    origin = machine.origin()
     before = _read_swap(machine)
     # Pages in RAM that keep a slot cost a look at the flags of every private page, so look
     # only if there may be any.
@@ -88,17 +109,15 @@ def _read_once(slots: bool, machine: Machine) -> SwapLedger:
         if slots and has_cache:
             cached = _with_unowned(sweep, cached)
         scan = read_objects(sweep, only_swapped=True, keep_slots=slots, tells_present=False)
-    ledger = _ledger(sweep, cached, scan, before, read_swap(machine))
+    swapped = sorted((o for o in scan.objects if o.swap_pages), key=lambda o: -o.swap_pages)
+    objects = scan._replace(objects=tuple(swapped))
+    ledger = _ledger(origin, sweep, cached, objects, (before, read_swap(machine)))
     if not slots:
-        return ledger
+        return ledger, None
     found = make_slot_map(
-        sweep.processes,
-        ledger.objects,
-        cached=cached,
-        is_walked=scan.is_walked,
-        machine=machine,
+        sweep.processes, swapped, machine, cached=cached, is_walked=scan.is_walked
     )
-    return replace(ledger, slots=found)
+    return ledger, found
 
 
 def _with_unowned(sweep: Sweep, cached: CachedSlots) -> CachedSlots:
@@ -121,34 +140,58 @@ def _read_swap(machine: Machine) -> Swap:
 
 
 def _ledger(
-    sweep: Sweep, cached: CachedSlots, scan: ObjectScan, before: Swap, after: Swap
+    origin: Origin,
+    sweep: Sweep,
+    cached: CachedSlots,
+    scan: ObjectScan,
+    around: tuple[Swap, Swap],
 ) -> SwapLedger:
+    """
+    Return the ledger.
+
+    :param scan: of the objects that have pages on swap.
+    :param around: what is said of swap before and after the scan.
+    """
+    after = around[1]
     slots = count_slots(sweep.processes, cached, sweep.may_miss_holders())
-    swapped = [item for item in scan.objects if item.swap_pages]
-    objects = tuple(sorted(swapped, key=lambda item: -item.swap_pages))
-    used = sum(area.used_pages for area in after.areas)
+    objects = scan.objects
+    was, used = (sum(area.used_pages for area in swap.areas) for swap in around)
     shared = sum(item.swap_pages for item in objects)
-    remainder = used - len(slots.private) - shared - slots.count_cached()
+    found = len(slots.private) + shared + slots.count_cached()
     shares, kept = split_objects(objects)
+    processes = _process_rows(sweep.processes, slots, shares, kept, sweep.machine)
     areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.machine))
-    notes = [*_notes(before, used, remainder, cached, sweep)]
-    notes += [*slots.notes(), *holder_notes(objects), *share_notes(objects)]
+    notes = [*_notes(used - found, cached, sweep)]
+    if was != used:
+        notes.append(f"used changed from {was} to {used} pages during the scan")
+    notes += [*sweep.notes(), *slots.notes(), *holder_notes(objects), *share_notes(objects)]
     notes += [_NO_NUMBER.format(area.path) for area in areas if area.area is None]
-    if remainder > 0:
+    if used > found:
         notes += [*scan.notes, *loop_notes(sweep.machine)]
-    return SwapLedger(
-        page_size_bytes=sweep.machine.page_size_bytes,
-        used_pages=used,
-        private_pages=len(slots.private),
-        shared_pages=shared,
-        swap_cache_pages=slots.count_cached(),
-        remainder_pages=remainder,
-        areas=tuple(areas),
-        zswap=_zswap(after),
-        processes=tuple(_process_rows(sweep.processes, slots, shares, kept, sweep.machine)),
-        objects=objects,
-        cgroups=tuple(_cgroup_rows(sweep, shares)) if after.areas else (),
-        missed=tuple(sweep.missed),
+    return SwapLedger.at(
+        origin,
+        tables={
+            "processes": Table.of(ProcessSwap, processes),
+            "objects": Table.of(SwappedObject, [_object_row(*o) for o in enumerate(objects)]),
+            "cgroups": Table.of(
+                CgroupSwap, _cgroup_rows(sweep, processes) if after.areas else ()
+            ),
+            "areas": Table.of(AreaSwap, areas),
+            **holder_tables(objects),
+        },
+        sections={"zswap": _zswap(after)},
+        sums={
+            "swap": make_sum(
+                used,
+                found,
+                used - was,
+                private_pages=len(slots.private),
+                shared_pages=shared,
+                swap_cache_pages=slots.count_cached(),
+                shared_swap_cached_pages=sum(item.swap_cached_pages for item in objects),
+            )
+        },
+        missed=sweep.missed,
         notes=(*notes, *after.notes),
         cost=sweep.machine.cost(),
         is_complete=sweep.is_complete,
@@ -168,57 +211,96 @@ def _process_rows(
     shares: dict[int, float | None],
     kept: dict[int, int],
     machine: Machine,
-) -> Iterable[ProcessSwap]:
+) -> list[ProcessSwap]:
+    size = machine.page_size_bytes
     rows = [
-        ProcessSwap(
-            pid=facts.pid,
-            name=facts.name,
-            uid=facts.uid,
-            cgroup=facts.cgroup,
-            own_pages=facts.count_own(machine.page_size_bytes),
-            share_pages=shares.get(facts.pid, 0.0),
-            freed_on_exit_pages=_freed_pages(facts, slots, kept),
-            cache_pages=len(slots.cached.frames.get(facts.pid, ())),
-        )
+        _process_row(facts, slots, shares.get(facts.pid, 0.0), kept.get(facts.pid, 0), size)
         for facts in processes
     ]
-    rows = [row for row in rows if _has_any(row)]
-    return sorted(rows, key=lambda row: (-row.own_pages - (row.share_pages or 0), row.pid))
+
+    def weight(row: ProcessSwap) -> int:
+        share = row.swap_share_bytes
+        return row.swap_entries_pages * size if share is None else share
+
+    return sorted(filter(_has_any, rows), key=lambda row: (-weight(row), row.pid))
+
+
+def _process_row(
+    facts: ProcessFacts, slots: PrivateSlots, share: float | None, kept: int, size: int
+) -> ProcessSwap:
+    entries = facts.count_own(size)
+    only_mine = private = alone = None
+    if not (facts.is_swap_hidden and entries):
+        only_mine = slots.count_alone(facts.swap_words)
+        private = slots.share_pages(facts.swap_words)
+    if not facts.is_swap_hidden:
+        alone = slots.count_alone(slots.held[facts.pid])
+    share = sum_shares([private, share])
+    return ProcessSwap(
+        pid=facts.pid,
+        user=user_name(facts.uid),
+        uid=facts.uid,
+        swap_only_mine_pages=only_mine,
+        swap_share_bytes=None if share is None else round(share * size),
+        swap_entries_pages=entries,
+        freed_on_exit_pages=None if alone is None else alone + kept,
+        swap_cached_pages=len(slots.cached.frames.get(facts.pid, ())),
+        cgroup=facts.cgroup,
+        name=facts.name,
+    )
 
 
 def _has_any(row: ProcessSwap) -> bool:
     """Return whether anything on swap is a process's: it may keep what it does not map."""
-    pages = row.own_pages or row.freed_on_exit_pages or row.cache_pages
-    return bool(pages or row.share_pages is None or row.share_pages)
+    pages = row.swap_entries_pages or row.freed_on_exit_pages or row.swap_cached_pages
+    return bool(pages or row.swap_share_bytes != 0)
 
 
-def _freed_pages(facts: ProcessFacts, slots: PrivateSlots, kept: dict[int, int]) -> int | None:
-    alone = None if facts.is_swap_hidden else slots.count_alone(facts.pid)
-    return None if alone is None else alone + kept.get(facts.pid, 0)
+def _object_row(number: int, item: ObjectFacts) -> SwappedObject:
+    return SwappedObject(
+        object=number,
+        kind=item.kind,
+        swap_pages=item.swap_pages,
+        swapped_pages=item.swap_pages - item.swap_cached_pages,
+        swap_cached_pages=item.swap_cached_pages,
+        beyond_end_swapped_pages=item.beyond_end_swap_pages,
+        size_bytes=item.size_bytes,
+        device=item.device,
+        inode=signed(item.inode),
+        holders=name_holders(item),
+        marks=", ".join(item.marks),
+        name=item.name,
+    )
 
 
-def _cgroup_rows(sweep: Sweep, shares: dict[int, float | None]) -> Iterator[CgroupSwap]:
+def _cgroup_rows(sweep: Sweep, rows: Iterable[ProcessSwap]) -> Iterator[CgroupSwap]:
     hierarchy = find_hierarchy(sweep.machine)
     charged = charged_swap(hierarchy) if hierarchy.root else {}
     members: dict[str, list[ProcessFacts]] = {path: [] for path in charged}
     for facts in sweep.processes:
         members.setdefault(facts.cgroup, []).append(facts)
+    shares: dict[str, list[int | None]] = {}
+    for row in rows:
+        shares.setdefault(row.cgroup, []).append(row.swap_share_bytes)
     size = sweep.machine.page_size_bytes
     for path, processes in sorted(members.items()):
         is_hidden = any(facts.is_swap_hidden for facts in processes)
         every = np.concatenate([NO_SLOTS, *[facts.swap_words for facts in processes]])
         own = None if is_hidden else len(distinct(every))
-        share = sum_shares(shares.get(facts.pid, 0.0) for facts in processes)
+        share = sum_shares(shares.get(path, ()))
         known = charged.get(path)
         if own or is_hidden or share is None or share or known:
-            yield CgroupSwap(path, None if known is None else known // size, own, share)
+            yield CgroupSwap(
+                charged_pages=None if known is None else known // size,
+                private_pages=own,
+                swap_share_bytes=None if share is None else round(share),
+                path=path,
+            )
 
 
-def _notes(
-    before: Swap, used: int, remainder: int, cached: CachedSlots, sweep: Sweep
-) -> Iterable[str]:
+def _notes(remainder: int, cached: CachedSlots, sweep: Sweep) -> Iterator[str]:
     if remainder > 0:
-        yield (_MISSED if sweep.missed else "") + _UNREACHABLE
+        yield remainder_note(sweep.missed)
     if remainder < 0:
         yield "more was found than is used: swap was freed, or moved, during the scan"
     if cached.doubtful:
@@ -231,7 +313,3 @@ def _notes(
             f"swap cache: {len(cached.unowned)} pages are of no process that was read; the "
             "kernel takes back what nobody holds when it needs room"
         )
-    was = sum(area.used_pages for area in before.areas)
-    if was != used:
-        yield f"used changed from {was} to {used} pages during the scan"
-    yield from sweep.notes()

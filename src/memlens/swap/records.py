@@ -1,225 +1,238 @@
 """Records of ``memlens swap``."""
 
-from dataclasses import dataclass
+from memlens.record import column, record
+from memlens.report import Report, section, table
+from memlens.shm.records import HeldRange, Holder
 
-import numpy as np
-from numpy.typing import NDArray
-
-from memlens.report import Cost, Missed
-from memlens.shm.records import SharedObject
+# What stands for owners of slots: the first ones have a letter, the others share the last.
+SLOT_SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ+"
 
 
-@dataclass(frozen=True, slots=True)
+@record("swap.processes", help="One process in the ledger.")
 class ProcessSwap:
-    """
-    One process in the ledger.
+    """One process in the ledger."""
 
-    :param own_pages: private pages on swap, each slot once; one shared after fork counts
-        for every process that holds it.  VmSwap of its status where slots are hidden.
-    :param share_pages: its part of the objects' pages on swap, each object split evenly
-        over the processes that map it; None if not all of these may be known.
-    :param freed_on_exit_pages: slots that are free once it has ended: private ones that
-        no other process holds, those of its pages in RAM included where they are known, and
-        those of objects that go with it; None where slots are hidden, or processes that were
-        not looked at may hold them, too.
-    :param cache_pages: pages in RAM that keep a slot, which it maps.
-    """
+    pid: int = column("PID", key=True)
+    user: str = column("user", rank=2, metric="label", help="name, or number")
+    uid: int = column("uid", help="of the user")
+    swap_only_mine_pages: int | None = column(
+        "only\nmine",
+        unit="pages",
+        metric="gauge",
+        hue="swap",
+        help="slots in its page table that no other process has; not known where slots are "
+        "hidden, or where processes that were not looked at may have them",
+    )
+    swap_share_bytes: int | None = column(
+        "share",
+        unit="bytes",
+        metric="gauge",
+        hue="swap",
+        help="slots in its page table, each divided among the processes that have it there, "
+        "and its even part of each object on swap that it maps; the column adds up to private "
+        "pages and objects that are mapped",
+    )
+    swap_entries_pages: int = column(
+        "entries",
+        unit="pages",
+        metric="gauge",
+        hue="swap",
+        help="slots in its page table, each whole for every process that has it, as after "
+        "fork; VmSwap where slots are hidden",
+    )
+    freed_on_exit_pages: int | None = column(
+        "freed\non exit",
+        unit="pages",
+        metric="gauge",
+        help="slots that are free once it has ended: those that no other process has, in a "
+        "page table or by a page in RAM, and those of objects that go with it",
+    )
+    swap_cached_pages: int = column(
+        "also\nin RAM",
+        unit="pages",
+        metric="gauge",
+        rank=1,
+        hue="cached",
+        help="private pages in RAM that keep a slot, which it maps",
+    )
+    cgroup: str = column("cgroup", rank=3, metric="label", help="of its memory")
+    name: str = column("name", unit="name", metric="label", help="comm, raw")
 
-    pid: int
-    name: str
-    uid: int
-    cgroup: str
-    own_pages: int
-    share_pages: float | None
-    freed_on_exit_pages: int | None
-    cache_pages: int = 0
+
+@record("swap.objects", help="One shared-memory object on swap.")
+class SwappedObject:
+    """One shared-memory object on swap."""
+
+    object: int = column("object", key=True, help="its number in this report")
+    kind: str = column("kind", help="memfd, tmpfs, sysv or anonymous")
+    swap_pages: int = column(
+        "swap", unit="pages", metric="gauge", hue="swap", help="what has a slot"
+    )
+    swapped_pages: int = column(
+        "only\non swap", unit="pages", rank=4, help="what of these is not in RAM"
+    )
+    swap_cached_pages: int = column(
+        "also\nin RAM", unit="pages", rank=1, hue="cached", help="what of these is in RAM again"
+    )
+    beyond_end_swapped_pages: int = column(
+        "past\nend", unit="pages", rank=4, help="what of these is beyond its end"
+    )
+    size_bytes: int = column("size", unit="bytes", rank=1, help="up to its end")
+    device: str = column("device", rank=4, help="major:minor in hexadecimal, as in maps")
+    inode: int = column("inode", rank=4, help="bit pattern; of System V its number")
+    holders: str | None = column(
+        "holders", help="who maps most of it, and how many more hold it"
+    )
+    marks: str = column("marks", rank=2, help="as in shm")
+    name: str = column(
+        "name", unit="name", metric="label", help="raw: a path, memfd:NAME, sysv:ID"
+    )
 
 
-@dataclass(frozen=True, slots=True)
+@record("swap.cgroups", help="One cgroup in the ledger, without those below it.")
 class CgroupSwap:
-    """
-    One cgroup in the ledger, without those below it.
+    """One cgroup in the ledger, without those below it."""
 
-    :param charged_pages: what the kernel charges it; None if not known.
-    :param own_pages: private slots of its processes, each once; None where they are hidden.
-    :param share_pages: fair shares of its processes in swapped objects; None if that of any
-        is not known.
-    """
-
-    path: str
-    charged_pages: int | None
-    own_pages: int | None
-    share_pages: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class ZswapUse:
-    """
-    The compressed cache before swap; its pages count as swapped everywhere else.
-
-    :param stored_bytes: uncompressed size of what it holds, None if the kernel hides it.
-    :param compressed_bytes: RAM that this takes, None if the kernel hides it.
-    """
-
-    is_enabled: bool
-    stored_bytes: int | None
-    compressed_bytes: int | None
+    charged_pages: int | None = column(
+        "charged", unit="pages", metric="gauge", hue="swap", help="as the kernel says"
+    )
+    private_pages: int | None = column(
+        "private", unit="pages", metric="gauge", help="slots of its processes, each once"
+    )
+    swap_share_bytes: int | None = column(
+        "share", unit="bytes", metric="gauge", help="the sum over its processes"
+    )
+    path: str = column("cgroup", unit="name", key=True, help="as /proc/PID/cgroup has it")
 
 
-@dataclass(frozen=True, slots=True)
+@record("swap.areas", help="One swap area.")
 class AreaSwap:
-    """
-    One swap area.
+    """One swap area."""
 
-    :param area: its number in page-table entries; None if the kernel leaves it open.
-    :param path: of the device or file, raw.
-    :param kind: ``partition``, ``file`` or ``zram``.
-    :param private_pages: distinct slots of it in page tables; None if ``area`` is.
-    :param stored_bytes: zram: uncompressed size of what it holds; else None.
-    :param compressed_bytes: zram: RAM that this takes; else None.
-    """
-
-    area: int | None
-    path: str
-    kind: str
-    size_pages: int
-    used_pages: int
-    priority: int
-    private_pages: int | None
-    stored_bytes: int | None = None
-    compressed_bytes: int | None = None
-
-
-Ints = NDArray[np.int64]
+    area: int | None = column(
+        "area", help="its number in page tables, not known if the kernel leaves it open"
+    )
+    kind: str = column("kind", help="partition, file or zram")
+    used_pages: int = column("used", unit="pages", metric="gauge", hue="swap")
+    size_pages: int = column("size", unit="pages", metric="gauge")
+    private_pages: int | None = column(
+        "private", unit="pages", rank=1, help="distinct slots of it in page tables"
+    )
+    stored_bytes: int | None = column(
+        "stored", unit="bytes", rank=3, absent="", help="zram: size of what it holds"
+    )
+    compressed_bytes: int | None = column(
+        "in RAM", unit="bytes", rank=2, absent="", help="zram: RAM that this takes"
+    )
+    priority: int = column("prio", rank=4)
+    path: str = column("path", unit="name", key=True, help="of the device or file, raw")
 
 
-@dataclass(frozen=True, slots=True)
-class OwnedSlots:
-    """
-    Consecutive slots of one owner, in order.
+@record("swap.zswap", help="The compressed cache before swap; its pages count as swapped.")
+class ZswapUse:
+    """The compressed cache before swap; its pages count as swapped everywhere else."""
 
-    :param first: first slot of each run, ``(n,)`` int64.
-    :param pages: length of each run, ``(n,)`` int64.
-    :param owner: index into ``SlotMap.owners``, ``(n,)`` int64.
-    """
-
-    first: Ints
-    pages: Ints
-    owner: Ints
+    is_enabled: bool = column("enabled")
+    stored_bytes: int | None = column(
+        "stored", unit="bytes", help="size of what it holds, not known if the kernel hides it"
+    )
+    compressed_bytes: int | None = column("in RAM", unit="bytes", help="RAM that this takes")
 
 
-@dataclass(frozen=True, slots=True)
-class AreaSlots:
-    """
-    The slots of one swap area.
-
-    :param area: its number.
-    :param path: its device or file, "" if the kernel does not say for certain.
-    :param slots: slots are numbered from 1 and below this.
-    :param used_pages: slots that are taken, as /proc/swaps says; None if not known.
-    :param runs: slots with their owners; where two claim a slot, both are there.
-    """
-
-    area: int
-    path: str
-    slots: int
-    used_pages: int | None
-    runs: OwnedSlots
-
-    @property
-    def named_pages(self) -> int:
-        """Return the slots with an owner."""
-        return int(self.runs.pages.sum())
-
-
-@dataclass(frozen=True, slots=True)
-class DoubleClaim:
-    """Slots that two owners claim, by their index."""
-
-    area: int
-    slot: int
-    pages: int
-    owners: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
+@record("swap.slot_owners", help="What keeps slots.")
 class SlotOwner:
-    """
-    What keeps slots.
+    """What keeps slots: a process, a shared-memory object, or pages of nobody in RAM."""
 
-    :param kind: ``process`` for private pages, ``none`` for those in RAM of no process that was
-        read, or the kind of a shared-memory object.
-    :param name: of the process or object, raw.
-    :param pid: of the process, None for an object.
-    :param pages: slots that are its own; a private slot that several processes hold after
-        fork is the first one's.
-    :param extents: stretches of consecutive slots that these are in.
-    :param also_held_pages: of these, slots that other processes hold as well.
-    """
-
-    kind: str
-    name: str
-    pid: int | None
-    pages: int = 0
-    extents: int = 0
-    also_held_pages: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SlotMap:
-    """
-    Who has which slot.
-
-    :param owners: those with most slots first.
-    :param areas: by their number.
-    :param twice: slots that were claimed twice, on two looks; there should be none.
-    :param is_walked: whether slots of shared memory could be told.
-    :param cache_reason: why slots of private pages in RAM could not be told, "" if they could.
-    """
-
-    owners: tuple[SlotOwner, ...]
-    areas: tuple[AreaSlots, ...]
-    twice: tuple[DoubleClaim, ...]
-    is_walked: bool
-    cache_reason: str = ""
+    owner: int = column("owner", key=True, help="its number in this report: most slots first")
+    sign: str = column("sign", help="what stands for it in the map")
+    pid: int | None = column("PID", absent="", help="of a process")
+    object: int | None = column("object", absent="", help="its number in objects")
+    pages: int = column(
+        "slots",
+        unit="pages",
+        metric="gauge",
+        help="its own; one that several processes have after fork is the first one's",
+    )
+    extents: int = column("extents", help="stretches of consecutive slots that these are in")
+    slots_per_extent: float = column("slots per\nextent", help="the mean")
+    also_held_pages: int = column(
+        "held by\nothers too", unit="pages", rank=1, help="of these, by other processes"
+    )
+    kind: str = column(
+        "kind",
+        help="process for private pages, that of the object, or none: pages in RAM of "
+        "no process that was read",
+    )
+    name: str = column("name", unit="name", help="of the process or object, raw")
 
 
-@dataclass(frozen=True, slots=True)
-class SwapLedger:
+@record("swap.slot_areas", help="The slots of one swap area.")
+class SlotArea:
+    """The slots of one swap area."""
+
+    area: int = column("area", key=True, help="its number in page tables")
+    slots: int = column("slots", help="they are numbered from 1 and below this")
+    used_pages: int | None = column("used", unit="pages", help="as /proc/swaps says")
+    named_pages: int = column("named", unit="pages", help="slots with an owner")
+    path: str = column("path", unit="name", help='"" if the kernel does not say for certain')
+
+
+@record("swap.slot_runs", help="Consecutive slots of one owner.", compact=True)
+class SlotRun:
+    """Consecutive slots of one owner; where two claim a slot, both are there."""
+
+    area: int = column("area", key=True)
+    slot: int = column("slot", key=True, help="the first")
+    pages: int = column("slots", unit="pages")
+    owner: int = column("owner", key=True, help="its number in slot_owners")
+
+
+@record("swap.slots_claimed_twice", help="Slots that two owners claim.")
+class DoubleClaim:
+    """Slots that two owners claimed, on two looks; there should be none."""
+
+    area: int = column("area", key=True)
+    slot: int = column("slot", key=True, help="the first")
+    pages: int = column("slots", unit="pages")
+    owner: int = column("owner", key=True, help="its number in slot_owners")
+    other_owner: int = column("other", key=True)
+
+
+@record("swap.slot_map", help="What the map of slots can tell.")
+class SlotMapLimits:
+    """What the map of slots can tell."""
+
+    is_walked: bool = column("walked", help="whether slots of shared memory could be told")
+    cache_reason: str = column(
+        "reason", help='why slots of private pages in RAM could not be told, "" if they could'
+    )
+
+
+class SwapLedger(Report, schema="memlens.swap/2"):
     """
     Where swap is.
 
-    :param used_pages: used slots as /proc/swaps says, all areas.
-    :param private_pages: distinct slots in page tables.
-    :param shared_pages: pages of shared-memory objects on swap, ``swap_cached`` included.
-    :param swap_cache_pages: distinct slots of private pages in RAM that no page table holds
-        as well.
-    :param remainder_pages: used pages that none of the three explains; negative if swap
-        was freed while it was counted.
-    :param zswap: None if this kernel has none.
-    :param notes: what to know about the remainder.
-    :param is_complete: False if the scan was stopped, or its budget spent.
-    :param slots: who has which slot, None unless that was asked for.
+    Its sum ``swap`` is of used slots, all areas: ``private_pages`` in page tables, each once;
+    ``shared_pages`` of objects, each once, ``shared_swap_cached_pages`` of them in RAM again;
+    ``swap_cache_pages``: slots of private pages in RAM that no page table holds as well.
+    What begins with ``slot`` is there if it was asked for.
     """
 
-    page_size_bytes: int
-    used_pages: int
-    private_pages: int
-    shared_pages: int
-    swap_cache_pages: int
-    remainder_pages: int
-    areas: tuple[AreaSwap, ...]
-    zswap: ZswapUse | None
-    processes: tuple[ProcessSwap, ...]
-    objects: tuple[SharedObject, ...]
-    cgroups: tuple[CgroupSwap, ...]
-    missed: tuple[Missed, ...]
-    notes: tuple[str, ...]
-    cost: Cost
-    is_complete: bool = True
-    slots: SlotMap | None = None
+    processes = table(ProcessSwap)
+    objects = table(SwappedObject)
+    cgroups = table(CgroupSwap)
+    areas = table(AreaSwap)
+    holders = table(Holder)
+    ranges = table(HeldRange)
+    slot_owners = table(SlotOwner)
+    slot_areas = table(SlotArea)
+    slot_runs = table(SlotRun)
+    slots_claimed_twice = table(DoubleClaim)
+    zswap = section(ZswapUse)
+    slot_map = section(SlotMapLimits)
 
     @property
-    def swap_cached_shared_pages(self) -> int:
-        """Return the pages of objects that are in RAM again as well."""
-        return sum(item.swap_cached_pages for item in self.objects)
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, and nothing of what is used left over."""
+        left = self.sums.get("swap", {}).get("remainder_pages")
+        return super().is_all_known and not left

@@ -8,24 +8,59 @@ owner; two that claim it are an error, or were told at two moments.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.swapareas import NumberedArea, number_areas
+from memlens.kernel.swapareas import number_areas
 from memlens.pages.arrays import distinct
 from memlens.pages.bits import PM_SWAP_AREA, PM_SWAP_SLOT_SHIFT
+from memlens.record import Table
 from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
-from memlens.shm.records import SharedObject
-from memlens.swap.records import AreaSlots, DoubleClaim, Ints, OwnedSlots, SlotMap, SlotOwner
+from memlens.shm.facts import ObjectFacts
+from memlens.swap.records import (
+    SLOT_SIGNS,
+    DoubleClaim,
+    SlotArea,
+    SlotMapLimits,
+    SlotOwner,
+    SlotRun,
+)
 from memlens.swap.swapcache import CachedSlots
 
 # Slots of all areas in one line: the area above, the slot below.
 _AREA_SHIFT = 50
 _SLOT = (1 << _AREA_SHIFT) - 1
-_NOBODY = SlotOwner("none", "pages in RAM of no process that was read", None)
+_NOBODY = "none", "pages in RAM of no process that was read"
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMap:
+    """
+    Who has which slot.
+
+    :param owners: those with most slots first.
+    :param areas: by their number.
+    """
+
+    owners: Table[SlotOwner]
+    areas: Table[SlotArea]
+    runs: Table[SlotRun]
+    twice: Table[DoubleClaim]
+    limits: SlotMapLimits
+
+    def tables(self) -> dict[str, Table[Any]]:
+        """Return its tables by their names in the ledger."""
+        return {
+            "slot_owners": self.owners,
+            "slot_areas": self.areas,
+            "slot_runs": self.runs,
+            "slots_claimed_twice": self.twice,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +74,7 @@ class _Claims:
 
 def make_slot_map(
     processes: Sequence[ProcessFacts],
-    objects: Sequence[SharedObject],
+    objects: Sequence[ObjectFacts],
     machine: Machine,
     *,
     cached: CachedSlots | None = None,
@@ -56,31 +91,44 @@ def make_slot_map(
     """
     cached = cached or CachedSlots()
     private, shared_by = _private_claims(processes, cached)
-    owners = [SlotOwner("process", facts.name, facts.pid) for facts in processes]
-    owners += [SlotOwner(item.kind, item.name, None) for item in objects]
+    kinds = [*["process"] * len(processes), *[item.kind for item in objects]]
+    names = [*[facts.name for facts in processes], *[item.name for item in objects]]
     parts = [private, *_object_claims(objects, len(processes))]
-    parts.append(_unowned_claims(cached.unowned, len(owners)))
-    owners.append(_NOBODY)
+    parts.append(_unowned_claims(cached.unowned, len(names)))
     claims = _joined(parts)
-    pages, extents = _sums(claims, len(owners))
+    pages, extents = _sums(claims, len(names) + 1)
     rank = np.argsort(-pages, kind="stable")
     rank = rank[pages[rank] > 0]
-    place = np.full(len(owners), -1, np.int64)
+    place = np.full(len(pages), -1, np.int64)
     place[rank] = np.arange(len(rank))
     claims = _Claims(claims.key, claims.pages, place[claims.owner])
-    ranked = tuple(
-        SlotOwner(
-            kind=owners[index].kind,
-            name=owners[index].name,
-            pid=owners[index].pid,
-            pages=int(pages[index]),
-            extents=int(extents[index]),
-            also_held_pages=shared_by.get(index, 0),
-        )
-        for index in rank.tolist()
+    number = np.ma.masked_outside(rank - len(processes), 0, len(objects) - 1)
+    pids = [facts.pid for facts in processes]
+    owners = Table.of_columns(
+        SlotOwner,
+        owner=np.arange(len(rank)),
+        sign=[SLOT_SIGNS[min(index, len(SLOT_SIGNS) - 1)] for index in range(len(rank))],
+        pid=[pids[index] if index < len(pids) else None for index in rank],
+        object=number if objects else [None] * len(rank),
+        pages=pages[rank],
+        extents=extents[rank],
+        slots_per_extent=np.round(pages[rank] / extents[rank], 1),
+        also_held_pages=[shared_by.get(index, 0) for index in rank.tolist()],
+        kind=[[*kinds, _NOBODY[0]][index] for index in rank],
+        name=[[*names, _NOBODY[1]][index] for index in rank],
     )
     return SlotMap(
-        ranked, _areas(claims, machine), tuple(_twice(claims)), is_walked, cached.reason
+        owners=owners,
+        areas=Table.of(SlotArea, _areas(claims, machine)),
+        runs=Table.of_columns(
+            SlotRun,
+            area=claims.key >> _AREA_SHIFT,
+            slot=claims.key & _SLOT,
+            pages=claims.pages,
+            owner=claims.owner,
+        ),
+        twice=Table.of(DoubleClaim, _twice(claims)),
+        limits=SlotMapLimits(is_walked, cached.reason),
     )
 
 
@@ -91,13 +139,13 @@ def confirm_claims(first: SlotMap, second: SlotMap) -> SlotMap:
     A slot that was freed and taken while a map was made is in it twice, but not in both.
     """
     known = {claim for twice in first.twice for claim in _claimed(first, twice)}
-    kept = tuple(twice for twice in second.twice if known.intersection(_claimed(second, twice)))
-    return replace(second, twice=kept)
+    kept = [twice for twice in second.twice if known.intersection(_claimed(second, twice))]
+    return replace(second, twice=Table.of(DoubleClaim, kept))
 
 
 def _claimed(slots: SlotMap, twice: DoubleClaim) -> Iterator[tuple[object, ...]]:
     """Yield what tells a claim of each slot from others, in whatever map."""
-    owners = [slots.owners[index] for index in twice.owners]
+    owners = [slots.owners[index] for index in (twice.owner, twice.other_owner)]
     names = sorted((owner.kind, owner.name, owner.pid or 0) for owner in owners)
     for slot in range(twice.slot, twice.slot + twice.pages):
         yield twice.area, slot, *names
@@ -138,7 +186,7 @@ def _keys(words: NDArray[np.uint64]) -> Ints:
     return area << _AREA_SHIFT | (words >> PM_SWAP_SLOT_SHIFT).astype(np.int64)
 
 
-def _object_claims(objects: Sequence[SharedObject], first_owner: int) -> list[_Claims]:
+def _object_claims(objects: Sequence[ObjectFacts], first_owner: int) -> list[_Claims]:
     found = []
     for index, item in enumerate(objects, first_owner):
         key = item.slots.area.astype(np.int64) << _AREA_SHIFT | item.slots.slot
@@ -175,7 +223,7 @@ def _sums(claims: _Claims, owners: int) -> tuple[Ints, Ints]:
     return pages.astype(np.int64), np.bincount(claims.owner, minlength=owners)
 
 
-def _areas(claims: _Claims, machine: Machine) -> tuple[AreaSlots, ...]:
+def _areas(claims: _Claims, machine: Machine) -> Iterator[SlotArea]:
     numbers = claims.key >> _AREA_SHIFT
     seen = np.flatnonzero(np.bincount(numbers, minlength=1)).tolist()
     try:
@@ -183,21 +231,17 @@ def _areas(claims: _Claims, machine: Machine) -> tuple[AreaSlots, ...]:
     except (MemlensError, OSError):
         listed = []
     known = {row.number: row for row in listed if row.number is not None}
-    found = []
     for number in sorted({*seen, *known}):
         low, high = np.searchsorted(numbers, [number, number + 1])
-        runs = OwnedSlots(
-            claims.key[low:high] & _SLOT, claims.pages[low:high], claims.owner[low:high]
+        stop = (claims.key[low:high] & _SLOT) + claims.pages[low:high]
+        row = known.get(number)
+        yield SlotArea(
+            area=number,
+            slots=row.slots if row is not None else int(stop.max(initial=1)),
+            used_pages=row.area.used_pages if row is not None else None,
+            named_pages=int(claims.pages[low:high].sum()),
+            path=row.area.path if row is not None else "",
         )
-        found.append(_area(number, known.get(number), runs))
-    return tuple(found)
-
-
-def _area(number: int, row: NumberedArea | None, runs: OwnedSlots) -> AreaSlots:
-    if row is not None:
-        return AreaSlots(number, row.area.path, row.slots, row.area.used_pages, runs)
-    end = int((runs.first + runs.pages).max()) if len(runs.first) else 1
-    return AreaSlots(number, "", end, None, runs)
 
 
 def _twice(claims: _Claims) -> list[DoubleClaim]:
@@ -212,7 +256,7 @@ def _twice(claims: _Claims) -> list[DoubleClaim]:
         key = int(claims.key[index])
         pages = min(int(stop[index]), int(furthest[index - 1])) - key
         owners = int(claims.owner[before]), int(claims.owner[index])
-        found.append(DoubleClaim(key >> _AREA_SHIFT, key & _SLOT, pages, owners))
+        found.append(DoubleClaim(key >> _AREA_SHIFT, key & _SLOT, pages, *owners))
     return found
 
 

@@ -4,10 +4,8 @@ What the views of text are made of: pieces of text with a style, and how wide th
 A style is spelled as rich spells it; rich itself is needed only where lines are coloured.
 """
 
-import pwd
 import textwrap
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import NamedTuple
 
 from memlens.report import Cost
@@ -66,13 +64,16 @@ def format_cost(cost: Cost) -> str:
 
 def format_seconds(seconds: float) -> str:
     """
-    Return a duration in three digits.
+    Return a duration in three digits, a long one in hours or days.
 
-    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 130)]
-    ['0.04 ms', '12.3 ms', '2.5 s', '130 s']
+    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 130, 7300, 200000)]
+    ['0.04 ms', '12.3 ms', '2.5 s', '130 s', '2 h', '2 d']
     """
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
+    for unit, suffix in ((86400, "d"), (3600, "h")):
+        if seconds >= 2 * unit:
+            return f"{int(seconds) // unit} {suffix}"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
 
 
@@ -101,17 +102,3 @@ def percent(pages: float, total: float) -> str:
     if pages < total and share >= 99.5:
         return ">99%"
     return f"{share:.0f}%" if share >= 0.5 or not pages else "<1%"
-
-
-@lru_cache(maxsize=1024)
-def user_name(uid: int) -> str:
-    """
-    Return the name of a user of this machine, the number if it has none.
-
-    >>> user_name(0), user_name(4294967294)
-    ('root', '4294967294')
-    """
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)

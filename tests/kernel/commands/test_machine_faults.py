@@ -12,14 +12,23 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
-from memlens import SwapLedger, list_processes, list_shared_memory, read_swap_ledger
+from memlens import (
+    Inventory,
+    SwapLedger,
+    list_processes,
+    list_shared_memory,
+    read_swap_ledger,
+)
+from memlens.schema import json_schema
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.commands import DEADLINE_S, NOBODY, run
 from tests.kernel.support.driver import CLONE_NEWNS, CLONE_NEWPID, MAP_SHARED, PAGE, target
 from tests.kernel.support.fuse import hung_fuse
 from tests.kernel.support.namespaces import mount_tmpfs
+from tests.kernel.support.shared_memory import holders_of
 from tests.kernel.support.standstill import again_if_moved, standing_still
 from tests.kernel.support.swap import ON_ZRAM, used_pages
 from tests.kernel.support.swapped_objects import swap_on, zram_devices
@@ -29,7 +38,7 @@ from tests.kernel.workloads.shm_builder import fill
 from tests.kernel.workloads.shm_mix import IPC_RMID, mixed
 
 COMMANDS = ("swap", "shm", "ps")
-SCHEMAS = {name: f"memlens.{name}/{2 if name == 'ps' else 1}" for name in COMMANDS}
+SCHEMAS = {name: f"memlens.{name}/2" for name in COMMANDS}
 
 
 # Each round forks a crowd, which ends at once, and now and then maps shared memory.
@@ -71,10 +80,12 @@ def test_processes_that_end_meanwhile(swap: str) -> None:
         fill(driven, private, range(47))
         page_out(driven, private, range(41))
         for _ in range(5):
-            (item,) = [o for o in list_shared_memory().objects if o.name == "memfd:stays"]
-            assert [holder.pid for holder in item.holders] == [driven.pid]
+            found = list_shared_memory()
+            (item,) = [o for o in found.objects if o.name == "memfd:stays"]
+            assert [holder.pid for holder in holders_of(found, item)] == [driven.pid]
             ledger = read_swap_ledger()
-            assert [row.own_pages for row in ledger.processes if row.pid == driven.pid] == [41]
+            entries = [r.swap_entries_pages for r in ledger.processes if r.pid == driven.pid]
+            assert entries == [41]
             rows = [row for row in list_processes().processes if row.pid == driven.pid]
             assert [row.swap_entries_pages for row in rows] == [41]
             # What cannot be read because it ended is no refusal.
@@ -110,10 +121,11 @@ def test_an_area_that_goes_meanwhile(swap: str) -> None:
 
         ledger = read_swap_ledger(on_progress=take_away)
         assert gone
-    assert ledger.areas == ()
-    assert ledger.used_pages == 0
-    sums = ledger.private_pages, ledger.shared_pages, ledger.swap_cache_pages
-    assert sum(sums) + ledger.remainder_pages == 0
+    assert not len(ledger.areas)
+    swap = ledger.sums["swap"]
+    assert swap["total_pages"] == 0
+    assert swap["explained_pages"] + swap["remainder_pages"] == 0
+    assert swap["drift_pages"] <= -1009
     assert any("changed from" in note for note in ledger.notes), ledger.notes
 
 
@@ -121,18 +133,19 @@ def test_an_area_that_goes_meanwhile(swap: str) -> None:
 def test_nobody_sees_less_and_says_so(swap: str, squeeze: Squeeze, tmp_path: Path) -> None:
     with mixed(squeeze, swap, tmp_path) as mix:
         used = used_pages()
-        ours = json.loads(run("swap", "--json").stdout)
+        ours = json.loads(run("swap", "--json").stdout)["sums"]["swap"]
         done = run("swap", "--json", is_nobody=True)
         assert done.returncode == 0, done.stderr
-        theirs = json.loads(done.stdout)
-        assert theirs["used_pages"] == pytest.approx(used, abs=64)
+        found = json.loads(done.stdout)
+        theirs, missed = found["sums"]["swap"], found["missed"]
+        assert theirs["total_pages"] == pytest.approx(used, abs=64)
         for name in ("private_pages", "shared_pages", "swap_cache_pages"):
             assert 0 <= theirs[name] <= ours[name]
         assert theirs["remainder_pages"] >= mix.objects_out
         assert theirs["remainder_pages"] > ours["remainder_pages"]
-        assert any(
-            "of other users" in m["what"] + m["reason"] for m in theirs["missed"]
-        ) or any("Permission denied" in m["reason"] for m in theirs["missed"])
+        assert any("of other users" in m["what"] + m["reason"] for m in missed) or any(
+            "Permission denied" in m["reason"] for m in missed
+        )
         text = run("swap", is_nobody=True)
         assert "remainder is of what was missed" in " ".join(text.stdout.split())
         assert run("swap", "--strict", is_nobody=True).returncode == 3
@@ -145,7 +158,9 @@ def test_a_tmpfs_that_may_not_be_read(tmp_path: Path) -> None:
         done = run("shm", "--json", is_nobody=True)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
-        assert str(tmp_path) not in " ".join(item["name"] for item in found["objects"])
+        assert str(tmp_path) not in " ".join(
+            item["name"] for item in found["tables"]["objects"]
+        )
         assert any(str(tmp_path) in missed["what"] for missed in found["missed"])
 
 
@@ -166,22 +181,23 @@ def test_json_as_documented_and_as_the_library(
 
         documents, ledger = again_if_moved(attempt)
     assert {name: found["schema"] for name, found in documents.items()} == SCHEMAS
-    swapped = documents["swap"]
+    sums, swapped = documents["swap"]["sums"]["swap"], documents["swap"]["tables"]
     four = ("private_pages", "shared_pages", "swap_cache_pages", "remainder_pages")
-    assert sum(swapped[name] for name in four) == swapped["used_pages"]
+    assert sum(sums[name] for name in four) == sums["total_pages"]
     assert set(swapped["areas"][0]) >= {"area", "path", "kind", "size_pages", "used_pages"}
     objects = {(o["kind"], o["device"], o["inode"]): o for o in swapped["objects"]}
     for made in mix.objects:
         item = objects[made.kind, made.device, made.inode]
         if "other_ipc_namespace" not in made.marks:
             assert item["swapped_pages"] + item["swap_cached_pages"] == made.out
-        assert sorted(item["holders"]) == sorted(made.holders)
-    own = {row["pid"]: row["own_pages"] for row in swapped["processes"]}
-    wanted = {row.pid: row.own_pages for row in ledger.processes if row.pid in mix.family}
+        holders = [h["pid"] for h in swapped["holders"] if h["object"] == item["object"]]
+        assert sorted(holders) == sorted(made.holders)
+    own = {row["pid"]: row["swap_entries_pages"] for row in swapped["processes"]}
+    rows = [row for row in ledger.processes if row.pid in mix.family]
+    wanted = {row.pid: row.swap_entries_pages for row in rows}
     assert {pid: own[pid] for pid in wanted} == wanted
-    for item in documents["shm"]["objects"]:
-        assert set(item) >= {"kind", "name", "device", "inode", "size_bytes", "pages"}
-        assert set(item) >= {"holders", "marks"}
+    for name, kind in (("swap", SwapLedger), ("shm", Inventory)):
+        jsonschema.validate(documents[name], json_schema(kind))
     for row in documents["ps"]["tables"]["processes"]:
         assert set(row) >= {"pid", "name", "rss_pages", "pss_pages", "uss_pages"}
         assert set(row) >= {"swap_entries_pages", "swap_share_bytes", "freed_on_exit_pages"}
@@ -203,10 +219,10 @@ def test_one_object_page_by_page(tmp_path: Path) -> None:
             done = run("shm", name, "--json")
             assert done.returncode == 0, done.stderr
             found = json.loads(done.stdout)
-            item = found["objects"][0] if "objects" in found else found["object"]
-            assert item["pages"]["present"] == 4
-            assert item["pages"]["cached"] == 2
-            assert [h["pid"] for h in item["holders"]] == [driven.pid]
+            (item,) = found["tables"]["objects"]
+            assert item["present_pages"] == 4
+            assert item["cached_pages"] == 2
+            assert [h["pid"] for h in found["tables"]["holders"]] == [driven.pid]
         assert run("shm", str(tmp_path / "none")).returncode in (1, 2)
 
 
@@ -223,7 +239,8 @@ def test_names_never_reach_the_terminal_raw(tmp_path: Path) -> None:
             done = run(*command, "--no-color")
             assert done.returncode == 0, done.stderr
             assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", done.stdout), command
-        names = [item["name"] for item in json.loads(run("shm", "--json").stdout)["objects"]]
+        found = json.loads(run("shm", "--json").stdout)
+        names = [item["name"] for item in found["tables"]["objects"]]
         assert str(tmp_path / name) in names
         assert "memfd:\x1b[31m\nfd" in names
 
@@ -252,10 +269,11 @@ def test_a_pid_namespace_with_its_own_proc(swap: str, tmp_path: Path) -> None:
 
         used, ledger = again_if_moved(attempt)
     assert [row.pid for row in ledger.processes] == [1]
-    assert ledger.processes[0].own_pages == 89
-    assert ledger.used_pages == used
-    assert ledger.private_pages == 89
-    assert ledger.remainder_pages >= 59
+    assert ledger.processes[0].swap_entries_pages == 89
+    swap = ledger.sums["swap"]
+    assert swap["total_pages"] == used
+    assert swap["private_pages"] == 89
+    assert swap["remainder_pages"] >= 59
     assert "processes that this /proc does not show" in {m.what for m in ledger.missed}
     assert any(note.startswith("the remainder is of what was missed") for note in ledger.notes)
 
@@ -283,7 +301,7 @@ def test_nobody_is_not_said_to_hold_what_others_may(tmp_path: Path) -> None:
         done = run("shm", "--json", is_nobody=True)
         assert done.returncode == 0, done.stderr
         names = {str(held), f"sysv:{shmid}"}
-        theirs = {o["name"]: o["marks"] for o in json.loads(done.stdout)["objects"]}
+        theirs = {o["name"]: o["marks"] for o in json.loads(done.stdout)["tables"]["objects"]}
         ours = {o.name: o.marks for o in list_shared_memory().objects}
         driven.libc("shmctl", shmid, IPC_RMID, None)
     assert names <= set(theirs)
@@ -305,11 +323,12 @@ def test_an_ordinary_user_sees_how_much_of_his_own_is_on_swap(swap: str) -> None
         done = run("swap", "--json", is_nobody=True)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
-        (row,) = [row for row in found["processes"] if row["pid"] == driven.pid]
+        (row,) = [row for row in found["tables"]["processes"] if row["pid"] == driven.pid]
         swapped = _vm_swap_pages(driven.pid)
-    assert row["own_pages"] == swapped >= 89
-    assert row["freed_on_exit_pages"] is None
-    assert found["private_pages"] == 0
+    assert row["swap_entries_pages"] == swapped >= 89
+    for name in ("swap_only_mine_pages", "swap_share_bytes", "freed_on_exit_pages"):
+        assert row[name] is None
+    assert found["sums"]["swap"]["private_pages"] == 0
     assert any("slots are hidden" in missed["reason"] for missed in found["missed"])
 
 

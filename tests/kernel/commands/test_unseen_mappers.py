@@ -47,19 +47,17 @@ def test_a_share_is_not_known_where_others_may_map_it(
     fill(users, start, range(PAGES))
     page_out(users, start, range(PAGES))
     roots.mmap(PAGES, flags=MAP_SHARED, fd=fd)
-    for command, name, half in (
-        ("swap", "share_pages", PAGES / 2),
-        ("ps", "swap_share_bytes", PAGES * PAGE / 2),
-    ):
-        shares, notes = _shares(command, name, is_nobody=False)
+    for command in ("swap", "ps"):
+        shares, notes = _shares(command, "swap_share_bytes", is_nobody=False)
+        half = PAGES * PAGE / 2
         assert (shares[users.pid], shares[roots.pid]) == (half, half)
         assert "share is not known" not in notes
-        shares, notes = _shares(command, name, is_nobody=True)
+        shares, notes = _shares(command, "swap_share_bytes", is_nobody=True)
         assert shares[users.pid] is None
         assert "share is not known of 1 object on swap that processes not looked at" in notes
         done = run(command, "--csv", is_nobody=True)
         (row,) = [r for r in csv.DictReader(done.stdout.splitlines()) if _is(r, users)]
-        assert row[name] == ""
+        assert row["swap_share_bytes"] == ""
 
 
 def _is(row: dict[str, str], users: Target) -> bool:
@@ -78,8 +76,9 @@ def test_a_group_has_no_share_if_a_member_has_none(
     (group,) = json.loads(done.stdout)["tables"]["groups"]
     assert group["swap_share_bytes"] is None
     ledger = json.loads(run("swap", "--json", is_nobody=True).stdout)
-    cgroups = {row["path"]: row["share_pages"] for row in ledger["cgroups"]}
-    (process,) = [row for row in ledger["processes"] if row["pid"] == users.pid]
+    tables = ledger["tables"]
+    cgroups = {row["path"]: row["swap_share_bytes"] for row in tables["cgroups"]}
+    (process,) = [row for row in tables["processes"] if row["pid"] == users.pid]
     assert cgroups[process["cgroup"]] is None
 
 
@@ -92,8 +91,8 @@ def test_what_only_others_map_is_not_said_to_be_mapped_by_none(
     for is_nobody, seen in ((False, "present"), (True, "cached")):
         done = run("shm", name, "--json", is_nobody=is_nobody)
         found = json.loads(done.stdout)
-        (item,) = found["objects"]
-        assert item["pages"] == {seen: PAGES}
+        (item,) = found["tables"]["objects"]
+        assert item[f"{seen}_pages"] * PAGE == PAGES * PAGE == item["size_bytes"]
         note = "cached pages of 1 object may be mapped by processes not looked at"
         assert (note in found["notes"]) == is_nobody
         text = " ".join(run("shm", name, is_nobody=is_nobody).stdout.split())

@@ -19,6 +19,7 @@ from memlens.errors import MemlensError, ProcessGone, Unsupported
 from memlens.scan.facts import Want
 from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
+from tests.kernel.support.shared_memory import holders_of, marks_of, runs_of
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 IS_ROOT = os.geteuid() == 0
@@ -40,9 +41,9 @@ def memfd() -> Iterator[int]:
     os.close(fd)
 
 
-def find(fd: int, **options: object) -> memlens.SharedObject:
+def find(fd: int) -> tuple[memlens.Inventory, memlens.SharedObject]:
     status = os.fstat(fd)
-    found = memlens.list_shared_memory(**options)
+    found = memlens.list_shared_memory(runs=True)
     (item,) = (
         item
         for item in found.objects
@@ -52,20 +53,16 @@ def find(fd: int, **options: object) -> memlens.SharedObject:
             f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}",
         )
     )
-    return item
+    return found, item
 
 
 def test_a_memfd_that_is_only_open(memfd: int) -> None:
-    item = find(memfd)
+    found, item = find(memfd)
     assert (item.kind, item.name) == ("memfd", "memfd:line\n\x1b[31m feed")
     assert item.size_bytes == PAGES * PAGE
-    assert list(item.runs) == [
-        (0, 7, memlens.PageClass.CACHED),
-        (7, PAGES - 7, memlens.PageClass.NONE),
-    ]
-    (holder,) = item.holders
+    assert runs_of(found, item) == [(0, 7, "cached"), (7, PAGES - 7, "none")]
+    (holder,) = holders_of(found, item)
     assert (holder.pid, holder.mapped_pages, holder.is_open) == (os.getpid(), 0, True)
-    assert item.mappers == ()
     # An ordinary user does not see who else may hold it.
     assert item.may_have_more_holders == (os.geteuid() != 0)
     assert item.sole_keeper == (os.getpid() if os.geteuid() == 0 else None)
@@ -74,14 +71,15 @@ def test_a_memfd_that_is_only_open(memfd: int) -> None:
 def test_mapped_pages_are_present_and_the_holder_says_which_part(memfd: int) -> None:
     with mmap.mmap(memfd, 5 * PAGE, offset=2 * PAGE) as mapped:
         mapped[0], mapped[3 * PAGE]
-        item = find(memfd)
-        by_name = memlens.list_shared_memory(f"{os.getpid()}:{memfd}").objects[0]
-    for found in (item, by_name):
-        present = [run for run in found.runs if run[2] == memlens.PageClass.PRESENT]
+        found, item = find(memfd)
+        by_name = memlens.list_shared_memory(f"{os.getpid()}:{memfd}")
+    for report, row in ((found, item), (by_name, by_name.objects[0])):
+        present = [run for run in runs_of(report, row) if run[2] == "present"]
         pages = {page for first, count, _ in present for page in range(first, first + count)}
         assert {2, 5} <= pages <= set(range(2, 7))
-        (holder,) = found.holders
-        assert (holder.mapped_pages, holder.ranges) == (5, ((2, 7),))
+        (holder,) = holders_of(report, row)
+        assert (holder.mapped_pages, holder.parts) == (5, "2-7")
+        assert [(r.first, r.pages) for r in report.ranges if r.object == row.object] == [(2, 5)]
         assert holder.is_open
     # Asked for by name, every holder's own page table is read.
     assert by_name.holders[0].present_pages == len(pages)
@@ -131,13 +129,10 @@ def _stat(path: str) -> os.stat_result | None:
 
 def test_the_ledger_closes() -> None:
     found = memlens.read_swap_ledger()
-    parts = (
-        found.private_pages,
-        found.shared_pages,
-        found.swap_cache_pages,
-        found.remainder_pages,
-    )
-    assert sum(parts) == found.used_pages == sum(area.used_pages for area in found.areas)
+    swap = found.sums["swap"]
+    names = ("private_pages", "shared_pages", "swap_cache_pages", "remainder_pages")
+    parts = [swap[name] for name in names]
+    assert sum(parts) == swap["total_pages"] == sum(area.used_pages for area in found.areas)
 
 
 @pytest.mark.parametrize("after", [0, 1])
@@ -159,7 +154,7 @@ def test_a_spent_budget_says_what_is_left_out() -> None:
     found = memlens.list_shared_memory(budget_s=1e-9)
     assert not found.is_complete
     assert any(missed.reason == "the budget was spent" for missed in found.missed)
-    assert found.objects == ()
+    assert not len(found.objects)
 
 
 def test_progress_ends_where_it_said_it_would(memfd: int) -> None:
@@ -272,18 +267,16 @@ def sysv_line(shmid: int) -> list[str]:
 @root_only
 def test_a_detached_segment_is_looked_at_without_touching_a_page(segment: int) -> None:
     before = sysv_line(segment)
-    (item,) = memlens.list_shared_memory(f"sysv:{segment}").objects
+    found = memlens.list_shared_memory(f"sysv:{segment}")
+    (item,) = found.objects
     after = sysv_line(segment)
     # Size, attachments, and what is in RAM and on swap: none of them moved.
     assert [before[column] for column in (3, 6, 14, 15)] == [
         after[column] for column in (3, 6, 14, 15)
     ]
-    assert list(item.runs) == [
-        (0, 5, memlens.PageClass.CACHED),
-        (5, PAGES - 5, memlens.PageClass.NONE),
-    ]
-    assert item.holders == ()
-    assert set(item.marks) == {"no_holder", "detached"}
+    assert runs_of(found, item) == [(0, 5, "cached"), (5, PAGES - 5, "none")]
+    assert not len(found.holders)
+    assert marks_of(item) == {"no_holder", "detached"}
     assert item.sole_keeper is None
 
 
@@ -297,7 +290,7 @@ def test_a_mapping_cut_to_pieces_is_one_part(memfd: int) -> None:
         for page in range(0, PAGES, 2):
             assert libc.mprotect(address + page * PAGE, PAGE, mmap.PROT_READ) == 0
         assert len(Path("/proc/self/maps").read_text().splitlines()) >= before + PAGES - 1
-        item = find(memfd)
+        found, item = find(memfd)
         del view
-    (holder,) = item.holders
-    assert (holder.mapped_pages, holder.ranges) == (PAGES, ((0, PAGES),))
+    (holder,) = holders_of(found, item)
+    assert (holder.mapped_pages, holder.parts) == (PAGES, f"0-{PAGES}")

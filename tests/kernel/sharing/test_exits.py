@@ -187,11 +187,11 @@ def test_private_swap_that_a_process_unseen_may_hold(swap: str, tmp_path: Path) 
         outside = read_swap_ledger()
     (row,) = inside.processes
     assert (row.pid, row.freed_on_exit_pages) == (1, None)
-    assert row.own_pages >= 307
+    assert row.swap_entries_pages >= 307
     assert any("freed on exit is not known of 1 process" in note for note in inside.notes)
     (row,) = [row for row in outside.processes if row.pid == child.pid]
     assert row.freed_on_exit_pages is not None
-    assert row.freed_on_exit_pages <= row.own_pages - 307
+    assert row.freed_on_exit_pages <= row.swap_entries_pages - 307
     assert not any("freed on exit is not known" in note for note in outside.notes)
 
 

@@ -173,9 +173,9 @@ def test_a_file_that_is_mounted_has_a_place(driven: Target, tmp_path: Path) -> N
         status = os.stat(_point(where))
         assert status.st_nlink == 0
         item = _item(status)
-        assert (item.name, item.marks) == (str(_point(where)), ())
+        assert (item.name, item.marks) == (str(_point(where)), "")
         let_go()
-        assert _item(status).marks == ("deleted",)
+        assert _item(status).marks == "deleted"
 
 
 def test_a_loop_device_is_asked_and_not_changed(driven: Target, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Kinds of memory that sums get wrong: what KSM merged, hugetlb, segments by their number."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -9,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from memlens import SharedObject, list_processes, list_shared_memory, read_swap_ledger
+from memlens import (
+    Holder,
+    Inventory,
+    SharedObject,
+    list_processes,
+    list_shared_memory,
+    read_swap_ledger,
+)
 from tests.kernel.support import oracle
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.commands import run
@@ -30,6 +36,7 @@ from tests.kernel.support.driver import (
 from tests.kernel.support.machine import setting, wait_until
 from tests.kernel.support.private_pages import read_private
 from tests.kernel.support.rollup import hold_against_rollup
+from tests.kernel.support.shared_memory import counts_of, holders_of, marks_of, runs_of
 from tests.kernel.support.standstill import again_if_moved
 from tests.kernel.support.swap import ON_ZRAM
 from tests.kernel.workloads.shm_builder import Builder, Mix, fill, segment_columns
@@ -85,7 +92,7 @@ def test_a_merged_page_has_one_slot(swap: str, squeeze: Squeeze) -> None:
         private = read_private([driven.pid])
         others = len(private.slots[driven.pid]) - 1
         (row,) = [row for row in read_swap_ledger().processes if row.pid == driven.pid]
-        assert row.own_pages == others + 1
+        assert row.swap_entries_pages == others + 1
         assert row.freed_on_exit_pages == others + 1
         (row_of_ps,) = list_processes([driven.pid]).processes
         assert row_of_ps.swap_entries_pages == others + MERGED
@@ -103,7 +110,7 @@ def test_hugetlb_is_in_no_rss() -> None:
         os.kill(driven.pid, signal.SIGSTOP)
         again_if_moved(lambda: hold_against_rollup([driven.pid]))
         # Shared hugetlb memory is no tmpfs, so that Shmem does not count it either.
-        holders = {h.pid for item in list_shared_memory().objects for h in item.holders}
+        holders = set(list_shared_memory().holders.column("pid").tolist())
         assert driven.pid not in holders
 
 
@@ -118,11 +125,11 @@ def test_exit_frees_only_what_nobody_unseen_may_hold(tmp_path: Path) -> None:
         proc = tmp_path / "proc"
         child.mount("proc", proc)
         inside = f"/proc/{child.pid}/root{proc}"
-        (within,) = _named("memfd:perhaps passed on", inside)
-        (without,) = _named("memfd:perhaps passed on", "/proc")
+        within, holders = _named("memfd:perhaps passed on", inside)
+        without, _ = _named("memfd:perhaps passed on", "/proc")
         freed = list_processes(proc=inside)
         (from_outside,) = list_processes([child.pid]).processes
-    assert [holder.pid for holder in within.holders] == [1]
+    assert [holder.pid for holder in holders] == [1]
     assert (within.sole_keeper, without.sole_keeper) == (None, child.pid)
     (from_inside,) = freed.processes
     assert from_inside.freed_on_exit_pages is not None
@@ -130,8 +137,10 @@ def test_exit_frees_only_what_nobody_unseen_may_hold(tmp_path: Path) -> None:
     assert any("leaves out 1 object that" in note for note in freed.notes)
 
 
-def _named(name: str, proc: str) -> list[SharedObject]:
-    return [item for item in list_shared_memory(proc=proc).objects if item.name == name]
+def _named(name: str, proc: str) -> tuple[SharedObject, list[Holder]]:
+    found = list_shared_memory(proc=proc)
+    (item,) = [item for item in found.objects if item.name == name]
+    return item, holders_of(found, item)
 
 
 @ON_ZRAM
@@ -142,11 +151,13 @@ def test_a_segment_by_its_number(swap: str, squeeze: Squeeze, tmp_path: Path) ->
         (made,) = mix.objects
         done = run("shm", f"sysv:{made.inode}", "--json", "--pages")
         assert done.returncode == 0, done.stderr
-        (item,) = json.loads(done.stdout)["objects"]
-        assert item["pages"] == {"cached": 3, "swapped": 31, "none": 3}
-        assert item["runs"] == [[0, 31, "swapped"], [31, 3, "cached"], [34, 3, "none"]]
-        assert item["holders"] == []
-        assert set(item["marks"]) == {"no_holder", "detached"}
+        found = Inventory.from_json(done.stdout)
+        (item,) = found.objects
+        pages = {kind.label: pages for kind, pages in counts_of(item).items() if pages}
+        assert pages == {"cached": 3, "swapped": 31, "none": 3}
+        assert runs_of(found, item) == [(0, 31, "swapped"), (31, 3, "cached"), (34, 3, "none")]
+        assert not len(found.holders)
+        assert marks_of(item) == {"no_holder", "detached"}
         assert segment_columns(None, made.inode) == (0, 3, 31)
         text = run("shm", f"sysv:{made.inode}")
         assert f"sysv:{made.inode}" in text.stdout

@@ -4,15 +4,18 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from memlens import SharedObject, list_processes, list_shared_memory, read_swap_ledger
+from memlens.record import Table
 from tests.kernel.support import oracle
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import FALLOC_FL_KEEP_SIZE, PAGE, Target, target
 from tests.kernel.support.machine import wait_until
 from tests.kernel.support.namespaces import mount_tmpfs
+from tests.kernel.support.shared_memory import counts_of, slots_of
 from tests.kernel.support.standstill import again_if_moved, hold_rise, read_still_ledger
 from tests.kernel.support.verdicts import can_walk
 from tests.kernel.workloads.shm_builder import count_evicted
@@ -34,13 +37,13 @@ def tmpfs(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
 
 
-def _named(name: Path, objects: tuple[SharedObject, ...]) -> SharedObject:
+def _named(name: Path, objects: Table[Any]) -> Any:
     (item,) = [item for item in objects if item.name == str(name)]
     return item
 
 
 def _beyond_end(item: SharedObject) -> tuple[int, int]:
-    return item.beyond_end_resident_pages, item.beyond_end_swap_pages
+    return item.beyond_end_resident_pages, item.beyond_end_swapped_pages
 
 
 def _set_aside(driven: Target, path: Path, pages_inside: int) -> None:
@@ -68,7 +71,7 @@ def test_what_is_set_aside_beyond_the_end_is_in_ram(
     for name in (None, str(path)):
         item = _named(path, list_shared_memory(name).objects)
         assert item.size_bytes == pages_inside * PAGE
-        assert int(item.counts().sum()) == pages_inside
+        assert sum(counts_of(item).values()) == pages_inside
         assert _beyond_end(item) == (PAGES - pages_inside, 0)
         assert item.resident_pages == path.stat().st_blocks * 512 // PAGE == PAGES
 
@@ -101,11 +104,12 @@ def test_what_is_set_aside_beyond_the_end_is_on_swap(
 
         wait_until(is_out, "a file on swap")
         for slots in (False, True):
-            item = _named(path, read_swap_ledger(slots=slots).objects)
+            ledger = read_swap_ledger(slots=slots)
+            item = _named(path, ledger.objects)
             assert item.swap_pages == PAGES
-            assert _beyond_end(item) == (0, PAGES - pages_inside)
+            assert item.beyond_end_swapped_pages == PAGES - pages_inside
             if slots and can_walk():
-                assert int(item.slots.pages.sum()) == PAGES
+                assert slots_of(ledger, item) == PAGES
 
 
 def _link(driven: Target, where: Path) -> None:

@@ -15,9 +15,11 @@ from memlens import (
     list_shared_memory,
     read_swap_ledger,
 )
+from memlens.swap.records import SwappedObject
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import CLONE_NEWPID, MAP_SHARED, PAGE, Target, target
 from tests.kernel.support.namespaces import CLONE_FILES, CLONE_NEWIPC, start_thread
+from tests.kernel.support.shared_memory import counts_of, holders_of, marks_of
 from tests.kernel.support.standstill import (
     StillLedger,
     again_if_moved,
@@ -53,7 +55,7 @@ def looked(
         yield result
 
 
-def _is(item: SharedObject, made: Made) -> bool:
+def _is(item: SharedObject | SwappedObject, made: Made) -> bool:
     return (item.device, item.inode, item.size_bytes) == made.key[1:]
 
 
@@ -65,13 +67,13 @@ class TestOverlooked:
     ) -> None:
         made = looked[0][label]
         (item,) = [item for item in looked[1].objects if _is(item, made)]
-        holders = {h.pid: (h.mapped_pages, h.is_open) for h in item.holders}
+        holders = {h.pid: (h.mapped_pages, h.is_open) for h in holders_of(looked[1], item)}
         assert (item.kind, holders) == (made.kind, made.holders)
-        assert set(item.marks) == made.marks
+        assert marks_of(item) == made.marks
         assert item.swap_pages == made.out
-        assert sum(item.counts()[kind] for kind in IN_RAM) == made.resident
+        assert sum(counts_of(item)[kind] for kind in IN_RAM) == made.resident
         assert made.name in ("", item.name)
-        assert not item.reasons
+        assert not item.reason
 
     def test_in_the_ledger_once(
         self, looked: tuple[dict[str, Made], Inventory, SwapLedger], label: str
@@ -91,7 +93,7 @@ def test_a_segment_that_goes_with_its_one_holder(
     (item,) = [item for item in looked[1].objects if _is(item, made)]
     assert (item.sole_keeper, item.may_have_more_holders) == (pid, False)
     (row,) = [row for row in looked[2].processes if row.pid == pid]
-    assert row.freed_on_exit_pages == row.own_pages + made.out
+    assert row.freed_on_exit_pages == row.swap_entries_pages + made.out
 
 
 @pytest.mark.parametrize("swap", ["zram"], indirect=True)
@@ -168,9 +170,10 @@ def test_a_thread_of_a_proc_that_numbers_otherwise(tmp_path: Path) -> None:
         proc = f"/proc/{child.pid}/root{tmp_path}"
         name = "memfd:of a thread in a namespace"
         for place, pid in ((proc, 1), ("/proc", child.pid)):
-            (item,) = [o for o in list_shared_memory(proc=place).objects if o.name == name]
-            assert [(h.pid, h.is_open) for h in item.holders] == [(pid, True)]
-            assert item.counts()[PageClass.CACHED] == 3
+            found = list_shared_memory(proc=place)
+            (item,) = [o for o in found.objects if o.name == name]
+            assert [(h.pid, h.is_open) for h in holders_of(found, item)] == [(pid, True)]
+            assert item.cached_pages == 3
 
 
 def _mount_own_proc(driven: Target, where: Path) -> None:

@@ -27,7 +27,7 @@ def _make(driven: Target, name: str) -> int:
 def _named(name: str) -> str:
     done = run("shm", name, "--json")
     assert done.returncode == 0, done.stderr
-    (item,) = json.loads(done.stdout)["objects"]
+    (item,) = json.loads(done.stdout)["tables"]["objects"]
     return str(item["name"])
 
 

@@ -16,6 +16,7 @@ from tests.kernel.support.commands import run
 from tests.kernel.support.driver import MAP_SHARED, MNT_DETACH, PAGE, Target, target
 from tests.kernel.support.machine import undone_at_exit
 from tests.kernel.support.namespaces import CLONE_NEWIPC, MS_BIND, mount_tmpfs, start_thread
+from tests.kernel.support.shared_memory import marks_of
 
 
 def _below(found: Inventory, where: Path) -> list[str]:
@@ -68,7 +69,7 @@ def test_a_detached_segment_of_a_thread_s_namespace(machine: None) -> None:
     with target() as driven:
         start_thread(driven, CLONE_NEWIPC, "libc.shmget(0, size, 0o1600)", size=401 * PAGE)
         (item,) = _sized(list_shared_memory(), 401)
-        assert set(item.marks) == {"no_holder", "detached", "other_ipc_namespace"}
+        assert marks_of(item) == {"no_holder", "detached", "other_ipc_namespace"}
 
 
 def test_a_segment_of_a_namespace_that_is_only_open_may_stay(machine: None) -> None:
@@ -98,7 +99,7 @@ def test_directories_that_may_not_be_read_are_named(mode: int) -> None:
         done = run("shm", "--json", is_nobody=True)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
-    names = [item["name"] for item in found["objects"]]
+    names = [item["name"] for item in found["tables"]["objects"]]
     assert str(where / "open") in names
     assert str(where / "closed" / "secret") not in names
     closed = str(where / "closed")

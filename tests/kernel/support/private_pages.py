@@ -67,6 +67,17 @@ class Private:
         """Return the number of slots that no other of the processes holds."""
         return len(self.held[pid].difference(*(s for p, s in self.held.items() if p != pid)))
 
+    def entries_alone(self, pid: int) -> int:
+        """Return the number of slots in its page table that no other of the processes holds."""
+        entries = {("entry", word) for word in self.slots[pid]}
+        return len(entries.difference(*(s for p, s in self.held.items() if p != pid)))
+
+    def share(self, pid: int) -> float:
+        """Return the slots in its page table, each divided among those that have it there."""
+        return sum(
+            1 / sum(slot in slots for slots in self.slots.values()) for slot in self.slots[pid]
+        )
+
 
 def read_private(pids: Iterable[int]) -> Private:
     """Read the page tables of these processes."""

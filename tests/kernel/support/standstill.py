@@ -70,7 +70,7 @@ class StillLedger:
     @property
     def reachable(self) -> int:
         """Pages of the remainder that are not of a process that refuses."""
-        return self.ledger.remainder_pages - self.unreadable
+        return self.ledger.sums["swap"]["remainder_pages"] - self.unreadable
 
 
 def read_still_ledger() -> StillLedger:

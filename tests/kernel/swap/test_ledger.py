@@ -10,8 +10,10 @@ import pytest
 
 from memlens import SwapLedger, read_swap_ledger
 from tests.kernel.support.cgroups import Squeeze
+from tests.kernel.support.driver import PAGE
 from tests.kernel.support.machine import StateMoved
 from tests.kernel.support.private_pages import Private, read_private
+from tests.kernel.support.shared_memory import holders_of, slots_of
 from tests.kernel.support.standstill import (
     StillLedger,
     again_if_moved,
@@ -72,11 +74,12 @@ class TestMix:
 
     def test_it_adds_up(self, seen: Seen) -> None:
         for ledger in (seen.before, seen.after):
-            sums = (
-                *(ledger.private_pages, ledger.shared_pages),
-                *(ledger.swap_cache_pages, ledger.remainder_pages),
+            swap = ledger.sums["swap"]
+            found = sum(
+                swap[name] for name in ("private_pages", "shared_pages", "swap_cache_pages")
             )
-            assert sum(sums) == ledger.used_pages
+            assert found == swap["explained_pages"]
+            assert found + swap["remainder_pages"] == swap["total_pages"]
 
     def test_what_was_built_is_attributed_exactly(self, seen: Seen) -> None:
         keys = {made.key for made in seen.mix.objects}
@@ -86,35 +89,35 @@ class TestMix:
             if (item.kind, item.device, item.inode, item.size_bytes) in keys
         ]
         assert sum(item.swap_pages for item in objects) == seen.mix.objects_out
-        assert seen.after.slots is not None
-        private = [o for o in seen.after.slots.owners if o.pid in seen.mix.pids]
+        private = [o for o in seen.after.slot_owners if o.pid in seen.mix.pids]
         assert sum(owner.pages for owner in private) == seen.private.distinct_held
 
     def test_every_slot_is_named_once(self, seen: Seen) -> None:
         for ledger in (seen.before, seen.after):
-            assert ledger.slots is not None
-            assert not ledger.slots.twice
-            named = sum(row.named_pages for row in ledger.slots.areas)
-            assert named + ledger.remainder_pages == ledger.used_pages
+            assert not len(ledger.slots_claimed_twice)
+            named = sum(row.named_pages for row in ledger.slot_areas)
+            swap = ledger.sums["swap"]
+            assert named + swap["remainder_pages"] == swap["total_pages"]
+            assert int(ledger.slot_runs.column("pages").sum()) == named
         for item in seen.after.objects:
-            assert int(item.slots.pages.sum()) == item.swap_pages, item
+            assert slots_of(seen.after, item) == item.swap_pages, item
 
     def test_nothing_is_in_doubt(self, seen: Seen) -> None:
         assert not [note for note in seen.after.notes if "may hold" in note]
-        assert seen.after.slots is not None
-        assert not seen.after.slots.cache_reason
+        assert seen.after.slot_map is not None
+        assert not seen.after.slot_map.cache_reason
 
     def test_the_remainder_is_what_it_was(self, seen: Seen) -> None:
         assert seen.last.reachable == seen.first.reachable
         assert seen.after.missed == seen.before.missed
 
     def test_pages_in_ram_that_keep_a_slot(self, seen: Seen) -> None:
-        cached = {row.pid: row.cache_pages for row in seen.after.processes}
+        cached = {row.pid: row.swap_cached_pages for row in seen.after.processes}
         for pid in seen.mix.pids:
             assert cached.get(pid, 0) == len(seen.private.kept[pid]), pid
 
     def test_processes_have_their_slots(self, seen: Seen) -> None:
-        own = {row.pid: row.own_pages for row in seen.after.processes}
+        own = {row.pid: row.swap_entries_pages for row in seen.after.processes}
         for pid in seen.mix.pids:
             assert own.get(pid, 0) == len(seen.private.slots[pid]), pid
         assert any(seen.private.slots[pid] for pid in seen.mix.family)
@@ -132,14 +135,31 @@ class TestMix:
             assert freed.get(pid, 0) == private + sum(kept), pid
 
     def test_shares_sum_to_what_is_mapped(self, seen: Seen) -> None:
-        shares = {row.pid: row.share_pages for row in seen.after.processes}
-        wanted = dict.fromkeys(seen.mix.pids, 0.0)
+        shares = {row.pid: row.swap_share_bytes for row in seen.after.processes}
+        wanted = {pid: seen.private.share(pid) for pid in seen.mix.pids}
         for made in seen.mix.objects:
             mappers = [pid for pid, (mapped, _) in made.holders.items() if mapped]
             for pid in mappers:
                 wanted[pid] += made.out / len(mappers)
         for pid, share in wanted.items():
-            assert shares.get(pid, 0.0) == pytest.approx(share), pid
+            # Rounded to a byte.
+            assert shares.get(pid, 0) == pytest.approx(share * PAGE, abs=1), pid
+
+    def test_shares_of_all_processes_add_up(self, seen: Seen) -> None:
+        """To private pages and the objects that anybody maps, each rounded to a byte."""
+        for ledger in (seen.before, seen.after):
+            mapped = {row.object for row in ledger.holders if row.mapped_pages}
+            wanted = ledger.sums["swap"]["private_pages"] + sum(
+                item.swap_pages for item in ledger.objects if item.object in mapped
+            )
+            shares = [row.swap_share_bytes for row in ledger.processes]
+            if None not in shares:
+                assert sum(shares) == pytest.approx(wanted * PAGE, abs=len(shares))
+
+    def test_what_only_one_process_has(self, seen: Seen) -> None:
+        mine = {row.pid: row.swap_only_mine_pages for row in seen.after.processes}
+        for pid in seen.mix.pids:
+            assert mine.get(pid, 0) == seen.private.entries_alone(pid), pid
 
     def test_objects_once_with_their_holders(self, seen: Seen) -> None:
         found = seen.after.objects
@@ -150,7 +170,7 @@ class TestMix:
             item = by_key.get(made.key)
             assert item is not None, f"missed: {made}"
             assert item.swap_pages == made.out, made
-            holders = {h.pid: (h.mapped_pages, h.is_open) for h in item.holders}
+            holders = {h.pid: (h.mapped_pages, h.is_open) for h in holders_of(seen.after, item)}
             assert holders == made.holders, made
 
 
@@ -187,6 +207,7 @@ def test_areas_as_the_kernel_lists_them(swap: str) -> None:
 @pytest.mark.parametrize("swap", ["none"], indirect=True)
 def test_no_swap_at_all(swap: str) -> None:
     ledger = read_swap_ledger()
-    assert ledger.areas == ()
-    assert (ledger.used_pages, ledger.remainder_pages) == (0, 0)
-    assert ledger.objects == ()
+    assert not len(ledger.areas)
+    swap = ledger.sums["swap"]
+    assert (swap["total_pages"], swap["remainder_pages"]) == (0, 0)
+    assert not len(ledger.objects)

@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from memlens import SwapLedger, list_shared_memory
+from memlens.swap.records import SwappedObject
 from tests.kernel.support import servers
 from tests.kernel.support.cgroups import Cgroup, Squeeze
 from tests.kernel.support.driver import PAGE
@@ -16,6 +17,7 @@ from tests.kernel.support.machine import Missing, StateMoved, wait_until
 from tests.kernel.support.private_pages import Private, read_private
 from tests.kernel.support.rollup import hold_against_rollup
 from tests.kernel.support.servers import Server
+from tests.kernel.support.shared_memory import holders_of
 from tests.kernel.support.standstill import StillLedger, again_if_moved, read_still_ledger
 from tests.kernel.workloads.shm_builder import count_evicted
 
@@ -50,17 +52,17 @@ def _look(pids: list[int]) -> Seen:
 def _hold_ledger(seen: Seen, pids: list[int]) -> None:
     """Hold what must be true whatever was built."""
     ledger = seen.ledger
-    found = ledger.private_pages + ledger.shared_pages + ledger.swap_cache_pages
-    assert ledger.used_pages == found + ledger.remainder_pages
-    assert abs(seen.still.reachable) <= ledger.used_pages / 100
-    assert ledger.slots is not None
-    assert not ledger.slots.twice
-    assert sum(row.named_pages for row in ledger.slots.areas) == found
+    swap = ledger.sums["swap"]
+    found = swap["private_pages"] + swap["shared_pages"] + swap["swap_cache_pages"]
+    assert swap["total_pages"] == found + swap["remainder_pages"]
+    assert abs(seen.still.reachable) <= swap["total_pages"] / 100
+    assert not len(ledger.slots_claimed_twice)
+    assert sum(row.named_pages for row in ledger.slot_areas) == found
     rows = {row.pid: row for row in ledger.processes}
     for pid in pids:
         row = rows.get(pid)
-        assert (row.own_pages if row else 0) == len(seen.private.slots[pid])
-        assert (row.cache_pages if row else 0) == len(seen.private.kept[pid])
+        assert (row.swap_entries_pages if row else 0) == len(seen.private.slots[pid])
+        assert (row.swap_cached_pages if row else 0) == len(seen.private.kept[pid])
 
 
 @contextmanager
@@ -97,7 +99,7 @@ def test_postgresql_with_shared_buffers_on_swap(swap: str, squeeze: Squeeze) -> 
                 (
                     item
                     for item in seen.ledger.objects
-                    if item.kind == "anonymous" and pids[0] in item.mappers
+                    if item.kind == "anonymous" and _maps(seen.ledger, item, pids[0])
                 ),
                 key=lambda item: item.size_bytes,
             )
@@ -105,11 +107,11 @@ def test_postgresql_with_shared_buffers_on_swap(swap: str, squeeze: Squeeze) -> 
             mappers = _mappers(pids, buffers.device, buffers.inode)
             path = _map_files(pids[0], buffers.device, buffers.inode)
             assert buffers.swap_pages == count_evicted(path) > 500
-            assert {h.pid: h.mapped_pages for h in buffers.holders} == mappers
+            assert {h.pid: h.mapped_pages for h in holders_of(seen.ledger, buffers)} == mappers
             assert len(mappers) >= 4
             rows = {row.pid: row for row in seen.ledger.processes}
-            shares = [rows[pid].share_pages for pid in mappers]
-            assert min(shares) >= buffers.swap_pages / len(mappers)
+            shares = [rows[pid].swap_share_bytes for pid in mappers]
+            assert min(shares) >= buffers.swap_pages * PAGE / len(mappers)
             listed = list_shared_memory()
             (same,) = [
                 o
@@ -118,6 +120,10 @@ def test_postgresql_with_shared_buffers_on_swap(swap: str, squeeze: Squeeze) -> 
             ]
             assert same.swap_pages == buffers.swap_pages
             again_if_moved(lambda: hold_against_rollup(pids))
+
+
+def _maps(ledger: SwapLedger, item: SwappedObject, pid: int) -> bool:
+    return any(h.pid == pid and h.mapped_pages for h in holders_of(ledger, item))
 
 
 def _map_files(pid: int, device: str, inode: int) -> str:
@@ -156,7 +162,7 @@ def test_redis_while_it_saves(swap: str, squeeze: Squeeze) -> None:
                 _hold_ledger(seen, pids)
                 ours, theirs = (seen.private.slots[pid] for pid in pids)
                 assert len(ours & theirs) > 1000
-                assert seen.ledger.private_pages >= len(ours | theirs)
+                assert seen.ledger.sums["swap"]["private_pages"] >= len(ours | theirs)
                 rows = {row.pid: row for row in seen.ledger.processes}
                 for pid in pids:
                     assert rows[pid].freed_on_exit_pages == seen.private.held_alone(pid)
@@ -177,7 +183,7 @@ def test_the_cgroup_is_charged_what_is_found(swap: str, squeeze: Squeeze) -> Non
         (row,) = [row for row in seen.ledger.cgroups if row.path == path]
         slots = len(seen.private.slots[server.process.pid])
         assert slots > 1000
-        assert row.own_pages == slots
+        assert row.private_pages == slots
         assert row.charged_pages == pytest.approx(charged, rel=0.01)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -20,6 +21,9 @@ from memlens.pages.slotruns import SlotRuns
 from memlens.residency.records import MappingPages
 from memlens.residency.walk import ObjectWalk, Walking
 from memlens.scan.machine import Machine
+from memlens.schema import json_schema
+from memlens.views.swap import render
+from memlens.views.table import TableOptions
 from tests.kernel.support import oracle
 from tests.kernel.support.driver import MADV_PAGEOUT
 from tests.kernel.support.machine import wait_until
@@ -165,10 +169,10 @@ def test_the_ledger_names_every_used_slot_once(area: str) -> None:
             with forked(lambda: private[:: 3 * PAGE]) as child:
                 drop(private, range(0, PAGES, 9))
                 ledger = read_exact_ledger(before, owners=3)
-        cached = {row.pid: row.cache_pages for row in ledger.processes}.get(child, 0)
+        cached = {row.pid: row.swap_cached_pages for row in ledger.processes}.get(child, 0)
         if not area.startswith("/dev/zram"):
             assert cached > PAGES // 4
-            assert ledger.swap_cache_pages > PAGES // 12
+            assert ledger.sums["swap"]["swap_cache_pages"] > PAGES // 12
 
     again_if_moved(look)
 
@@ -228,7 +232,8 @@ def test_exit_frees_what_the_ledger_says(area: str) -> None:
         # Others may have gone to swap or come back: they are named, so that they can be left
         # out.
         others = named_by_others(last.ledger, child) - named_by_others(before, child)
-        freed = before.used_pages - last.ledger.used_pages + others
+        used = [one.sums["swap"]["total_pages"] for one in (before, last.ledger)]
+        freed = used[0] - used[1] + others
         assert freed == row.freed_on_exit_pages
 
     again_if_moved(look)
@@ -243,24 +248,22 @@ def is_written_back(pid: int, start: int) -> bool:
 
 def named_by_others(ledger: SwapLedger, child: int) -> int:
     """Return the slots of everybody but the child and this process, its parent."""
-    assert ledger.slots is not None
     family = (child, os.getpid())
-    return sum(owner.pages for owner in ledger.slots.owners if owner.pid not in family)
+    return sum(owner.pages for owner in ledger.slot_owners if owner.pid not in family)
 
 
 def read_exact_ledger(before: StillLedger, *, owners: int) -> SwapLedger:
     """Read a ledger in which every slot that came into use since ``before`` has one owner."""
     after = read_still_ledger()
     ledger = after.ledger
-    assert ledger.slots is not None
-    assert ledger.slots.is_walked
-    assert not ledger.slots.twice
-    assert not ledger.slots.cache_reason
-    named = sum(row.named_pages for row in ledger.slots.areas)
-    found = ledger.private_pages + ledger.shared_pages + ledger.swap_cache_pages
-    assert named == found
-    assert all(row.named_pages <= (row.used_pages or 0) for row in ledger.slots.areas)
-    assert len(ledger.slots.owners) >= owners
+    assert ledger.slot_map is not None
+    assert ledger.slot_map.is_walked
+    assert not len(ledger.slots_claimed_twice)
+    assert not ledger.slot_map.cache_reason
+    named = sum(row.named_pages for row in ledger.slot_areas)
+    assert named == ledger.sums["swap"]["explained_pages"]
+    assert all(row.named_pages <= (row.used_pages or 0) for row in ledger.slot_areas)
+    assert len(ledger.slot_owners) >= owners
     hold_rise(before, after, 0)
     return ledger
 
@@ -272,6 +275,15 @@ def test_the_map_is_drawn(area: str, tmp_path: Path) -> None:
         text = subprocess.check_output(command, text=True)
         assert f"Area 0 ({area})" in text
         assert "memfd:memlens-cachewalk" in text
+        report = tmp_path / "report.json"
+        report.write_bytes(subprocess.check_output([*command, "--json"]))
+        again = SwapLedger.from_json(report.read_text())
+        jsonschema.validate(json.loads(report.read_text()), json_schema(SwapLedger))
+        lines = render(again, TableOptions(80), table="areas", has_map=True)
+        drawn = "".join("".join(part.text for part in line) + "\n" for line in lines)
+        environment = {**os.environ, "COLUMNS": "80", "PYTHONIOENCODING": "ascii"}
+        command_again = [*command, "--from", str(report)]
+        assert drawn == subprocess.check_output(command_again, text=True, env=environment)
         refused = subprocess.run([*command, "--csv"], capture_output=True, check=False)
         assert refused.returncode == 2
 

@@ -33,6 +33,9 @@ def run(*arguments: str) -> tuple[int, str, str]:
         *(([name, "--budget", text], "--budget") for name in COMMANDS for text in ("0", "nan")),
         (["swap", "--by", "colour"], "colour"),
         (["shm", "--pages"], "--pages is for one OBJECT"),
+        (["shm", "--from", "-", "sysv:1"], "leave out OBJECT"),
+        (["swap", "--map"], "--map goes with --by area"),
+        (["swap", "--by", "area", "--map", "--csv"], "--map goes with --by area"),
         (["ps", "x"], "not a PID"),
         (["ps", "--user", "no such user"], "no such user"),
         (["ps", "--group-by", "colour"], "colour"),
@@ -46,8 +49,10 @@ def test_what_makes_no_sense_is_wrong_usage(arguments: list[str], part: str) -> 
 
 
 def test_a_wrong_column_is_answered_with_the_right_ones() -> None:
-    assert "freed-on-exit" in run("swap", "--sort", "x")[2]
-    assert "charged" in run("swap", "--by", "cgroup", "--sort", "x")[2]
+    assert "freed_on_exit_pages" in run("swap", "--sort", "x")[2]
+    assert "charged_pages" in run("swap", "--by", "cgroup", "--sort", "x")[2]
+    assert "mapped_pages" in run("shm", "--table", "holders", "--sort", "-x")[2]
+    assert "slot_runs" in run("swap", "--table", "x")[2]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -4,17 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from memlens.kernel.swaps import Swap, SwapArea
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import encode_runs
 from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
-from memlens.shm.records import Holder, SharedObject, split_objects
+from memlens.shm.facts import HolderFacts, ObjectFacts, split_objects
 from memlens.swap.areas import area_rows
 from memlens.swap.ledger import _process_rows
 from memlens.swap.slots import count_slots
 from memlens.swap.swapcache import CachedSlots, _doubted
+
+PAGE = Machine().page_size_bytes
 
 
 def make_facts(pid: int, slots: list[int], **changes: Any) -> ProcessFacts:
@@ -33,9 +36,9 @@ def make_facts(pid: int, slots: list[int], **changes: Any) -> ProcessFacts:
     return ProcessFacts(**{**values, **changes})
 
 
-def make_object(kind: str, holders: dict[int, int], marks: tuple[str, ...]) -> SharedObject:
+def make_object(kind: str, holders: dict[int, int], marks: tuple[str, ...]) -> ObjectFacts:
     classes = np.array([PageClass.SWAPPED] * 4 + [PageClass.SWAP_CACHED] * 2, np.uint8)
-    return SharedObject(
+    return ObjectFacts(
         kind=kind,
         name=kind,
         device="00:01",
@@ -44,7 +47,7 @@ def make_object(kind: str, holders: dict[int, int], marks: tuple[str, ...]) -> S
         uid=0,
         runs=encode_runs(classes),
         holders=tuple(
-            Holder(pid, "x", mapped, None, not mapped) for pid, mapped in holders.items()
+            HolderFacts(pid, "x", mapped, None, not mapped) for pid, mapped in holders.items()
         ),
         marks=marks,
     )
@@ -64,9 +67,15 @@ def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
         13: 1,
     }
     rows = {row.pid: row for row in _process_rows(processes, slots, {}, {}, Machine())}
-    assert [(rows[pid].own_pages, rows[pid].freed_on_exit_pages) for pid in (1, 2)] == [
+    assert [
+        (rows[pid].swap_entries_pages, rows[pid].freed_on_exit_pages) for pid in (1, 2)
+    ] == [
         (3, 1),
         (3, 1),
+    ]
+    assert [(rows[pid].swap_only_mine_pages, rows[pid].swap_share_bytes) for pid in (1, 2)] == [
+        (1, 2 * PAGE),
+        (1, 2 * PAGE),
     ]
     assert 3 not in rows
 
@@ -77,8 +86,34 @@ def test_slots_that_a_process_unseen_may_hold_are_freed_by_nobody_known() -> Non
     slots = count_slots(processes, CachedSlots(), may_miss_holders=True)
     rows = {row.pid: row for row in _process_rows(processes, slots, {}, {}, Machine())}
     assert {pid: row.freed_on_exit_pages for pid, row in rows.items()} == {1: None, 2: 0}
-    (note,) = slots.notes()
-    assert "not known of 1 process:" in note
+    assert {pid: row.swap_only_mine_pages for pid, row in rows.items()} == {1: None, 2: 0}
+    assert {row.swap_share_bytes for row in rows.values()} == {None}
+    freed, share = slots.notes()
+    assert "freed on exit is not known of 1 process:" in freed
+    assert "share is not known of 2 processes:" in share
+
+
+def test_shares_add_up_to_private_pages_and_mapped_objects() -> None:
+    """Three in a family, one of which has a page back in RAM that keeps its slot."""
+    processes = [make_facts(1, [10, 11, 12]), make_facts(2, [11, 12]), make_facts(3, [12])]
+    slots = count_slots(processes, cached_slots(p3=[11]))
+    shares, kept = split_objects([make_object("memfd", {1: 6, 3: 1}, ())])
+    rows = _process_rows(processes, slots, shares, kept, Machine())
+    # Each share is rounded to a byte.
+    total = sum(row.swap_share_bytes or 0 for row in rows)
+    assert total == pytest.approx((len(slots.private) + 6) * PAGE, abs=len(rows))
+
+
+def test_where_slots_are_hidden_only_entries_are_known() -> None:
+    hidden = make_facts(1, [], is_swap_hidden=True, rollup={"VmSwap": 3 * PAGE})
+    nothing = make_facts(2, [], is_swap_hidden=True)
+    slots = count_slots([hidden, nothing], CachedSlots())
+    (row,) = _process_rows([hidden, nothing], slots, {}, {}, Machine())
+    assert (row.pid, row.swap_entries_pages) == (1, 3)
+    assert (row.swap_only_mine_pages, row.swap_share_bytes, row.freed_on_exit_pages) == (
+        *(None, None),
+        None,
+    )
 
 
 def test_an_object_is_split_evenly_over_those_who_map_it() -> None:
@@ -119,7 +154,10 @@ def test_a_slot_in_a_page_table_and_in_ram_counts_once_and_is_freed_by_neither()
     slots = count_slots(processes, cached_slots(p2=[10, 12]))
     assert (len(slots.private), slots.count_cached()) == (2, 1)
     rows = {row.pid: row for row in _process_rows(processes, slots, {}, {}, Machine())}
-    assert [(r.own_pages, r.cache_pages, r.freed_on_exit_pages) for r in rows.values()] == [
+    assert [
+        (r.swap_entries_pages, r.swap_cached_pages, r.freed_on_exit_pages)
+        for r in rows.values()
+    ] == [
         (2, 0, 1),
         (0, 2, 1),
     ]

@@ -7,12 +7,10 @@ from memlens.pages.runs import EMPTY
 from memlens.pages.slotruns import SlotRuns
 from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
-from memlens.shm.records import SharedObject
-from memlens.swap.records import SlotMap
-from memlens.swap.slotmap import confirm_claims, make_slot_map
+from memlens.shm.facts import ObjectFacts
+from memlens.swap.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.swap.swapcache import CachedSlots
-from memlens.views.slotmap import count_cells, json_slots, render_text
-from memlens.views.table import TableOptions
+from memlens.views.slotmap import count_cells
 
 NO_PROC = "/nowhere"
 
@@ -25,13 +23,13 @@ def process(pid: int, *slots: tuple[int, int]) -> ProcessFacts:
     return facts
 
 
-def shared(name: str, *runs: tuple[int, int, int, int]) -> SharedObject:
+def shared(name: str, *runs: tuple[int, int, int, int]) -> ObjectFacts:
     columns = [np.array(column, np.int64) for column in zip(*runs, strict=True)]
     slots = SlotRuns(columns[0], columns[1], columns[2].astype(np.uint8), columns[3])
-    return SharedObject("memfd", name, "00:01", 1, 0, 0, EMPTY, (), (), slots=slots)
+    return ObjectFacts("memfd", name, "00:01", 1, 0, 0, EMPTY, (), (), slots=slots)
 
 
-def slot_map(processes: list[ProcessFacts], objects: list[SharedObject]) -> SlotMap:
+def slot_map(processes: list[ProcessFacts], objects: list[ObjectFacts]) -> SlotMap:
     return make_slot_map(processes, objects, Machine(NO_PROC), is_walked=True)
 
 
@@ -45,11 +43,14 @@ def test_every_slot_has_its_owner_and_stretches_are_counted() -> None:
         ("p7", 3, 2, 1),
         ("p8", 1, 1, 0),
     ]
-    assert not found.twice
-    runs = found.areas[0].runs
-    assert list(
-        zip(runs.first.tolist(), runs.pages.tolist(), runs.owner.tolist(), strict=True)
-    ) == [*((1, 2, 1), (3, 3, 0), (7, 2, 0), (9, 1, 1))]
+    assert not len(found.twice)
+    assert [(o.pid, o.object, o.sign) for o in found.owners] == [
+        *((None, 0, "A"), (7, None, "B"), (8, None, "C")),
+    ]
+    assert [(run.area, run.slot, run.pages, run.owner) for run in found.runs] == [
+        *((0, 1, 2, 1), (0, 3, 3, 0), (0, 7, 2, 0), (0, 9, 1, 1)),
+        (1, 5, 1, 2),
+    ]
     assert [(area.area, area.named_pages) for area in found.areas] == [(0, 8), (1, 1)]
 
 
@@ -66,7 +67,7 @@ def test_every_slot_has_its_owner_and_stretches_are_counted() -> None:
 )
 def test_a_slot_that_two_claim_is_told(
     processes: list[ProcessFacts],
-    objects: list[SharedObject],
+    objects: list[ObjectFacts],
     claims: list[tuple[int, int, int]] | None,
 ) -> None:
     found = slot_map(processes, objects)
@@ -78,24 +79,17 @@ def test_cells_add_up_to_the_slots() -> None:
     found = slot_map([process(7, (0, 1), (0, 99))], [shared("a", (0, 50, 0, 20))])
     (area,) = found.areas
     for cells in (1, 7, 100, 5000):
-        table, per_cell = count_cells(area, cells)
+        table, per_cell = count_cells(found.runs, area.slots, cells)
         assert len(table) <= cells
         assert len(table) * per_cell >= area.slots
         assert table[:, 0].sum() == 50
         assert table[:, 1].sum() == 2
 
 
-def test_text_and_json_name_owners_and_claims() -> None:
-    found = slot_map([process(7, (0, 4))], [shared("evil\x1b[2J", (0, 3, 0, 3))])
-    options = TableOptions(width=80)
-    text = "".join(part.text for line in render_text(found, 4096, options) for part in line)
-    assert "\x1b" not in text
-    assert "area 0, slots 4 to 4 are claimed twice" in text
-    document = json_slots(found)
-    assert document["slots_claimed_twice"] == [
-        {"area": 0, "slot": 4, "pages": 1, "owners": [0, 1]}
-    ]
-    assert document["slot_areas"][0]["runs"] == [[3, 3, 0], [4, 1, 1]]
+def test_a_claim_names_both_owners() -> None:
+    (claim,) = slot_map([process(7, (0, 4))], [shared("a", (0, 3, 0, 3))]).twice
+    assert (claim.area, claim.slot, claim.pages) == (0, 4, 1)
+    assert (claim.owner, claim.other_owner) == (0, 1)
 
 
 def test_slots_of_pages_in_ram_are_named_as_those_of_their_process() -> None:
@@ -109,8 +103,8 @@ def test_slots_of_pages_in_ram_are_named_as_those_of_their_process() -> None:
     )
     rows = [(o.pid, o.pages, o.also_held_pages) for o in found.owners]
     assert rows == [(7, 2, 1), (8, 1, 0)]
-    assert not found.twice
-    assert not json_slots(found)["cache_reason"]
+    assert not len(found.twice)
+    assert not found.limits.cache_reason
 
 
 def test_a_claim_counts_if_two_looks_agree() -> None:
@@ -119,4 +113,4 @@ def test_a_claim_counts_if_two_looks_agree() -> None:
     assert [(claim.slot, claim.pages) for claim in first.twice] == [(4, 1), (9, 1)]
     assert [claim.slot for claim in second.twice] == [5, 9]
     assert [claim.slot for claim in confirm_claims(first, second).twice] == [9]
-    assert not confirm_claims(slot_map([], []), second).twice
+    assert not len(confirm_claims(slot_map([], []), second).twice)
