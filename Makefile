@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check unit property recorded kernel packages bench bench-long bpf docs clean
+.PHONY: help demo test check shape unit property recorded kernel packages bench bench-long bpf docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ check: $(STAMP) ## format, lint, types, layers, generated documentation
 	$(PYTEST) -q tests/test_layers.py
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python bpf/build.py --check
+
+shape: $(STAMP) ## size of the package and how its modules hang together, beside the limits
+	@$(BIN)/python scripts/shape.py
 
 unit: $(STAMP) ## tests of single modules, examples in docstrings and in the documentation
 	$(PYTEST) --doctest-modules src tests/unit tests/test_docs.py
@@ -57,8 +60,10 @@ bench-long: $(STAMP) ## the same with more turns and slower peers, however long 
 	@sh tests/install-packages vmtouch
 	$(BIN)/python -m bench --long
 
-docs: $(STAMP) ## write the generated parts of the documentation again
+docs: $(STAMP) ## write the generated parts of the documentation again; its site, if mkdocs is there
 	$(BIN)/python docs/generate.py
+	@if $(BIN)/python -c 'import mkdocs' 2>/dev/null; then $(BIN)/mkdocs build --strict --quiet;\
+	 else echo "no site: mkdocs is not installed (pip install '.[docs]')"; fi
 
 bpf: $(STAMP) ## build the BPF programs again (needs clang-14, libbpf-dev and bpftool)
 	$(BIN)/python bpf/build.py

@@ -46,7 +46,7 @@ class ProcessCharge:
     mapped_pages: int = column(
         "mapped", unit="pages", help="all that it maps of what is charged"
     )
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="as /proc has it")
     name: str = column("process (private memory)", unit="name", help="comm, raw")
     cgroup: str = column("cgroup", rank=1, help="of the process")
 
@@ -55,7 +55,7 @@ class ProcessCharge:
 class ElsewherePages:
     """Pages that are charged in one cgroup and mapped by processes of another."""
 
-    pages: int = column("size", unit="pages", metric="gauge")
+    pages: int = column("size", unit="pages", metric="gauge", help="distinct frames")
     cgroup: str = column("cgroup", unit="name", key=True, help="the other one")
 
 
@@ -63,9 +63,9 @@ class ElsewherePages:
 class StatLine:
     """A figure of memory.stat beside what was found."""
 
-    name: str = column("memory.stat", key=True)
-    stat_pages: int = column("says", unit="pages")
-    found_pages: int = column("found", unit="pages")
+    name: str = column("memory.stat", key=True, help="as memory.stat has it")
+    stat_pages: int = column("says", unit="pages", help="what memory.stat says")
+    found_pages: int = column("found", unit="pages", help="what the frames say")
     difference_pages: int = column(
         "difference", unit="pages", help="what memory.stat says more than was found"
     )
@@ -112,11 +112,21 @@ class CgroupRow:
     """One cgroup of the overview, without those below it."""
 
     charged_pages: int = column("charged", unit="pages", metric="gauge", help="frames in RAM")
-    anonymous_pages: int = column("anon", unit="pages", metric="gauge", rank=1)
-    shmem_pages: int = column("shmem", unit="pages", metric="gauge", rank=1)
-    file_pages: int = column("file", unit="pages", metric="gauge", rank=1)
-    hugetlb_pages: int = column("hugetlb", unit="pages", metric="gauge", rank=1)
-    kernel_pages: int = column("kernel", unit="pages", metric="gauge", rank=1)
+    anonymous_pages: int = column(
+        "anon", unit="pages", metric="gauge", rank=1, help="private memory"
+    )
+    shmem_pages: int = column(
+        "shmem", unit="pages", metric="gauge", rank=1, help="shared memory"
+    )
+    file_pages: int = column(
+        "file", unit="pages", metric="gauge", rank=1, help="page cache of files"
+    )
+    hugetlb_pages: int = column(
+        "hugetlb", unit="pages", metric="gauge", rank=1, help="of hugetlbfs"
+    )
+    kernel_pages: int = column(
+        "kernel", unit="pages", metric="gauge", rank=1, help="page tables, stacks and others"
+    )
     inode: int = column("inode", key=True, rank=2, help="what the kernel charges a page to")
     path: str | None = column(
         "cgroup", unit="name", help="not known if it is in no directory that this reader sees"
@@ -195,14 +205,26 @@ class FileTotal:
     other_names: int = column("other names", help="of files that count already")
     named_paths: int = column("named", help="files and directories that were asked for")
     denied_processes: int = column("denied", help="whose files this reader may not see")
-    size_bytes: int = column("size", unit="bytes")
+    size_bytes: int = column("size", unit="bytes", help="of the files")
     pages: int = column("pages", unit="pages", help="that the files have, cached or not")
-    cached_pages: int | None = column("cached", unit="pages", metric="gauge")
-    mapped_pages: int | None = column("mapped", unit="pages", metric="gauge")
-    dirty_pages: int | None = column("dirty", unit="pages", metric="gauge")
-    writeback_pages: int | None = column("wback", unit="pages", metric="gauge")
-    evicted_pages: int | None = column("evicted", unit="pages", metric="gauge")
-    recently_evicted_pages: int | None = column("lately", unit="pages")
+    cached_pages: int | None = column(
+        "cached", unit="pages", metric="gauge", help="in the page cache"
+    )
+    mapped_pages: int | None = column(
+        "mapped", unit="pages", metric="gauge", help="in page tables of processes"
+    )
+    dirty_pages: int | None = column(
+        "dirty", unit="pages", metric="gauge", help="newer than the disk"
+    )
+    writeback_pages: int | None = column(
+        "wback", unit="pages", metric="gauge", help="being written"
+    )
+    evicted_pages: int | None = column(
+        "evicted", unit="pages", metric="gauge", help="were in the page cache and left traces"
+    )
+    recently_evicted_pages: int | None = column(
+        "lately", unit="pages", help="evicted not long ago"
+    )
 
 
 class FileReport(Report, schema="memlens.files/2"):
@@ -226,7 +248,7 @@ class FileReport(Report, schema="memlens.files/2"):
 class FlagCombination:
     """Pages that have the same flags."""
 
-    pages: int = column("size", unit="pages", metric="gauge")
+    pages: int = column("size", unit="pages", metric="gauge", help="that have just these flags")
     word: int = column("word", unit="address", key=True, help="a bit for each flag")
     flags: str = column("flags", unit="name", help="their names, as page-types has them")
 
@@ -258,8 +280,8 @@ class FlagRange:
 class NodePages:
     """Pages on one NUMA node, whatever their flags."""
 
-    node: int = column("node", key=True)
-    pages: int = column("size", unit="pages", metric="gauge")
+    node: int = column("node", key=True, help="number of the NUMA node")
+    pages: int = column("size", unit="pages", metric="gauge", help="on it")
 
 
 @record("flags.total", help="All pages that were looked at.")
@@ -301,7 +323,7 @@ class FlagReport(Report, schema="memlens.flags/2"):
 class HugeProcess:
     """Huge, merged and zero pages of a process; what is hidden from this reader is None."""
 
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     thp_pages: int | None = column(
         "THP", unit="pages", metric="gauge", hue="ram", help="in transparent huge pages"
     )
@@ -337,18 +359,29 @@ class HugeProcess:
 class HugeMapping:
     """Huge, merged and zero pages of a mapping that has any."""
 
-    pid: int = column("PID", key=True)
-    start: int = column("start", unit="address", key=True)
-    stop: int = column("stop", unit="address")
-    permissions: str = column("permissions")
-    thp_pages: int | None = column("THP", unit="pages", hue="ram")
-    hugetlb_pages: int = column("hugetlb", unit="pages")
-    anonymous_pages: int = column("anon", unit="pages")
-    file_pages: int = column("file", unit="pages")
-    ksm_pages: int | None = column("merged", unit="pages", rank=1)
-    zero_pages: int = column("zero", unit="pages", rank=1)
-    huge_zero_pages: int = column("huge zero", unit="pages", rank=1)
-    moved_pages: int = column("moved", unit="pages", rank=1)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
+    start: int = column("start", unit="address", key=True, help="first address")
+    stop: int = column("stop", unit="address", help="address after the last")
+    permissions: str = column("permissions", help="as /proc/PID/maps has them")
+    thp_pages: int | None = column(
+        "THP", unit="pages", hue="ram", help="in transparent huge pages"
+    )
+    hugetlb_pages: int = column("hugetlb", unit="pages", help="of hugetlbfs")
+    anonymous_pages: int = column("anon", unit="pages", help="of private memory")
+    file_pages: int = column("file", unit="pages", help="of files and shared memory")
+    ksm_pages: int | None = column(
+        "merged", unit="pages", rank=1, help="merged with others of the same content"
+    )
+    zero_pages: int = column("zero", unit="pages", rank=1, help="the page of zeroes")
+    huge_zero_pages: int = column(
+        "huge zero", unit="pages", rank=1, help="the huge page of zeroes"
+    )
+    moved_pages: int = column(
+        "moved",
+        unit="pages",
+        rank=1,
+        help="changed hands while they were read; in no other number",
+    )
     path: str = column("mapping", unit="name", help="as maps gives it")
 
 
@@ -366,25 +399,29 @@ class HugeCounter:
         "mapping", unit="address", key=True, help="none for the sum of a process"
     )
     kind: str = column("kind", help="what it is a share of: anon, file; else hugetlb, node")
-    name: str = column("counter", key=True)
-    pages: int = column("size", unit="pages", metric="gauge")
+    name: str = column("counter", key=True, help="as thpmaps calls it")
+    pages: int = column("size", unit="pages", metric="gauge", help="what it counts")
 
 
 @record("huge.total", help="The processes together.")
 class HugeTotal:
     """The processes together: a page that two of them map counts twice."""
 
-    processes: int = column("processes")
-    thp_pages: int | None = column("THP", unit="pages")
-    hugetlb_pages: int = column("hugetlb", unit="pages")
-    anonymous_pages: int = column("anon", unit="pages")
-    file_pages: int = column("file", unit="pages")
-    ksm_pages: int | None = column("merged", unit="pages")
+    processes: int = column("processes", help="how many were read")
+    thp_pages: int | None = column("THP", unit="pages", help="in transparent huge pages")
+    hugetlb_pages: int = column("hugetlb", unit="pages", help="of hugetlbfs")
+    anonymous_pages: int = column("anon", unit="pages", help="of private memory")
+    file_pages: int = column("file", unit="pages", help="of files and shared memory")
+    ksm_pages: int | None = column(
+        "merged", unit="pages", help="merged with others of the same content"
+    )
     ksm_frames: int | None = column("frames", help="distinct ones behind the merged pages")
     ksm_saved_pages: int | None = column("saved", unit="pages", help="by merging, here")
-    zero_pages: int = column("zero", unit="pages")
-    huge_zero_pages: int = column("huge zero", unit="pages")
-    moved_pages: int = column("moved", unit="pages")
+    zero_pages: int = column("zero", unit="pages", help="the page of zeroes")
+    huge_zero_pages: int = column("huge zero", unit="pages", help="the huge page of zeroes")
+    moved_pages: int = column(
+        "moved", unit="pages", help="changed hands while they were read; in no other number"
+    )
 
 
 class HugeReport(Report, schema="memlens.huge/2"):

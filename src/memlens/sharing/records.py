@@ -22,7 +22,7 @@ _PSS = "each page divided by how often it is mapped, by whomever"
 class ProcessShare:
     """One process; the fork columns are of what was forked from a process of the scan."""
 
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     parent: int | None = column(
         "parent",
         absent="",
@@ -98,19 +98,36 @@ class ProcessShare:
 class MappingShare:
     """One mapping of a process; the figures are those of ``ProcessShare``."""
 
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     start_address: int = column("address", unit="address", key=True, help="its first, signed")
     stop_address: int = column("end", unit="address", rank=4, help="the first after it, signed")
     permissions: str = column("perm", rank=1, help="as maps has them")
-    rss_pages: int = column("RSS", unit="pages", hue="ram")
-    pss_pages: float = column("PSS", unit="pages", hue="ram")
-    uss_pages: int = column("USS", unit="pages", hue="ram")
-    shared_with_parent_pages: int | None = column(
-        "with\nparent", unit="pages", hue="shared", absent="", rank=1
+    rss_pages: int = column("RSS", unit="pages", hue="ram", help="in RAM")
+    pss_pages: float = column(
+        "PSS", unit="pages", hue="ram", help="in RAM, each page divided among those that map it"
     )
-    copied_pages: int | None = column("copied\nsince", unit="pages", absent="", rank=1)
-    new_private_pages: int | None = column("new\nsince", unit="pages", absent="", rank=1)
-    new_object_pages: int | None = column("mapped\nsince", unit="pages", absent="", rank=2)
+    uss_pages: int = column("USS", unit="pages", hue="ram", help="in RAM, of no other process")
+    shared_with_parent_pages: int | None = column(
+        "with\nparent",
+        unit="pages",
+        hue="shared",
+        absent="",
+        rank=1,
+        help="the same frames as the parent",
+    )
+    copied_pages: int | None = column(
+        "copied\nsince", unit="pages", absent="", rank=1, help="copied since the fork"
+    )
+    new_private_pages: int | None = column(
+        "new\nsince", unit="pages", absent="", rank=1, help="private, new since the fork"
+    )
+    new_object_pages: int | None = column(
+        "mapped\nsince",
+        unit="pages",
+        absent="",
+        rank=2,
+        help="of files and shared memory, mapped since the fork",
+    )
     path: str = column("mapping", unit="name", help="as maps names it, raw; empty: anonymous")
 
     @classmethod
@@ -138,8 +155,8 @@ class MappingShare:
 class PairShare:
     """Two processes and the distinct frames that both map."""
 
-    a: int = column("PID", key=True)
-    b: int = column("and PID", key=True)
+    a: int = column("PID", key=True, help="one process")
+    b: int = column("and PID", key=True, help="the other")
     shared_pages: int = column(
         "shared", unit="pages", hue="shared", metric="gauge", help="distinct frames of both"
     )
@@ -227,7 +244,7 @@ class ShareCounts:
 class ProcessMemory:
     """One process."""
 
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     user: str = column("user", rank=2, help="name of its effective user, the number if none")
     uid: int = column("uid", rank=4, help="its effective user")
     rss_pages: int = column(

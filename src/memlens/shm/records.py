@@ -99,7 +99,7 @@ class Holder:
     """A process that maps an object or has it open."""
 
     object: int = column("object", key=True, help="its number in objects")
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     mapped_pages: int = column("maps", unit="pages", help="what its mappings cover of it")
     present_pages: int | None = column(
         "present", unit="pages", help="what its page table maps now; known of one OBJECT"
@@ -114,9 +114,9 @@ class HeldRange:
     """Consecutive pages of an object that a process maps."""
 
     object: int = column("object", key=True, help="its number in objects")
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     first: int = column("first", key=True, help="page of the object")
-    pages: int = column("pages", unit="pages")
+    pages: int = column("pages", unit="pages", help="that the range has")
 
 
 @record("shm.runs", help="Consecutive pages of an object of one class.", compact=True)
@@ -125,8 +125,8 @@ class ObjectRun:
 
     object: int = column("object", key=True, help="its number in objects")
     first: int = column("first", key=True, help="page of the object")
-    pages: int = column("pages", unit="pages")
-    page_class: str = column("class")
+    pages: int = column("pages", unit="pages", help="that the run has")
+    page_class: str = column("class", help="name of the class")
 
 
 class Inventory(Report, schema="memlens.shm/2"):

@@ -12,7 +12,7 @@ SLOT_SIGNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ+"
 class ProcessSwap:
     """One process in the ledger."""
 
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     user: str = column("user", rank=2, metric="label", help="name, or number")
     uid: int = column("uid", help="of the user")
     swap_only_mine_pages: int | None = column(
@@ -113,8 +113,10 @@ class AreaSwap:
         "area", help="its number in page tables, not known if the kernel leaves it open"
     )
     kind: str = column("kind", help="partition, file or zram")
-    used_pages: int = column("used", unit="pages", metric="gauge", hue="swap")
-    size_pages: int = column("size", unit="pages", metric="gauge")
+    used_pages: int = column(
+        "used", unit="pages", metric="gauge", hue="swap", help="slots in use"
+    )
+    size_pages: int = column("size", unit="pages", metric="gauge", help="slots in all")
     private_pages: int | None = column(
         "private", unit="pages", rank=1, help="distinct slots of it in page tables"
     )
@@ -124,7 +126,7 @@ class AreaSwap:
     compressed_bytes: int | None = column(
         "in RAM", unit="bytes", rank=2, absent="", help="zram: RAM that this takes"
     )
-    priority: int = column("prio", rank=4)
+    priority: int = column("prio", rank=4, help="the higher, the sooner it is used")
     path: str = column("path", unit="name", key=True, help="of the device or file, raw")
 
 
@@ -132,7 +134,7 @@ class AreaSwap:
 class ZswapUse:
     """The compressed cache before swap; its pages count as swapped everywhere else."""
 
-    is_enabled: bool = column("enabled")
+    is_enabled: bool = column("enabled", help="whether new pages go there")
     stored_bytes: int | None = column(
         "stored", unit="bytes", help="size of what it holds, not known if the kernel hides it"
     )
@@ -181,9 +183,9 @@ class SlotArea:
 class SlotRun:
     """Consecutive slots of one owner; where two claim a slot, both are there."""
 
-    area: int = column("area", key=True)
+    area: int = column("area", key=True, help="number of the swap area")
     slot: int = column("slot", key=True, help="the first")
-    pages: int = column("slots", unit="pages")
+    pages: int = column("slots", unit="pages", help="slots in a row")
     owner: int = column("owner", key=True, help="its number in slot_owners")
 
 
@@ -191,11 +193,11 @@ class SlotRun:
 class DoubleClaim:
     """Slots that two owners claimed, on two looks; there should be none."""
 
-    area: int = column("area", key=True)
+    area: int = column("area", key=True, help="number of the swap area")
     slot: int = column("slot", key=True, help="the first")
-    pages: int = column("slots", unit="pages")
+    pages: int = column("slots", unit="pages", help="slots in a row")
     owner: int = column("owner", key=True, help="its number in slot_owners")
-    other_owner: int = column("other", key=True)
+    other_owner: int = column("other", key=True, help="number of the other owner")
 
 
 @record("swap.slot_map", help="What the map of slots can tell.")
