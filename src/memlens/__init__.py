@@ -43,7 +43,8 @@ if TYPE_CHECKING:
         Words,
     )
     from memlens.residency.steps import explain_page
-    from memlens.selftest.probes import Features, probe_features
+    from memlens.selftest.doctor import probe_features
+    from memlens.selftest.records import Features
     from memlens.sharing.frames import read_sharing
     from memlens.sharing.processes import ProcessFilter, list_processes
     from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory, Sharing
@@ -61,7 +62,7 @@ _HOMES = {
     "CgroupPages": "physical.records",
     "CgroupSwap": "swap.records",
     "Cost": "report",
-    "Features": "selftest.probes",
+    "Features": "selftest.records",
     "FileCache": "physical.records",
     "FileReport": "physical.records",
     "FlagReport": "physical.records",
@@ -102,7 +103,7 @@ _HOMES = {
     "map_huge": "physical.hugereport",
     "map_process": "residency.capture",
     "map_processes": "residency.capture",
-    "probe_features": "selftest.probes",
+    "probe_features": "selftest.doctor",
     "read_cgroup": "physical.cgroup",
     "read_files": "physical.pagecache",
     "read_sharing": "sharing.frames",

@@ -1,15 +1,16 @@
 """``memlens demo``: memory of every kind, what pagemap says of it, and what is true."""
 
+from typing import Any
+
 import click
 
-from memlens.commands import common
+from memlens.commands import run
 
 
 @click.command(name="demo")
-@common.json_option
-@common.no_color_option
 @click.option("--no-swap", is_flag=True, help="Use no swap, and make none.")
-def command(as_json: bool, no_color: bool, no_swap: bool) -> None:
+@run.report_options
+def command(request: run.Request, no_swap: bool) -> None:
     """
     Build memory of every kind, and check what memlens says of it.
 
@@ -17,14 +18,15 @@ def command(as_json: bool, no_color: bool, no_swap: bool) -> None:
     being: a zram device, or a swap file. Shown is what pagemap alone says of the pages
     beside what memlens says. Exits with 1 if memlens is wrong on any page.
     """
-    from memlens.selftest.demo import run_demo
-    from memlens.views import selftest as view
+    from memlens.selftest.records import DemoResult
+    from memlens.views.demo import render
 
-    result = run_demo(use_swap=not no_swap)
-    if as_json:
-        common.write_pieces((view.render_demo_json(result), "\n"))
-    else:
-        width = common.terminal_width()
-        common.print_lines(view.render_demo(result, width, common.is_unicode()), no_color)
-    if result.disagreeing_pages or result.leftovers:
-        raise click.exceptions.Exit(common.EXIT_ERROR)
+    def read(**scan: Any) -> DemoResult:
+        from memlens.selftest.demo import run_demo
+
+        return run_demo(use_swap=not no_swap, **scan)
+
+    answer = run.Answer(
+        (DemoResult,), read, render, "building memory", is_wrong=lambda found: found.is_wrong
+    )
+    run.give(request, answer)

@@ -66,6 +66,7 @@ class Answer(NamedTuple):
     :param render: yields the lines for a person.
     :param label: what is being done, for the progress bar.
     :param table: what ``--table`` is if it is not given, None for the first.
+    :param is_wrong: says of a report whether it shows a fault: exit code 1.
     """
 
     kinds: "Sequence[type[Report]]"
@@ -73,6 +74,7 @@ class Answer(NamedTuple):
     render: "Callable[[Any, TableOptions], Iterable[Line]]"
     label: str
     table: str | None = None
+    is_wrong: "Callable[[Any], bool]" = lambda _: False
 
 
 def _check_budget(
@@ -169,6 +171,8 @@ def give(request: Request, answer: Answer) -> None:
         common.complain("stopped early: the answer is incomplete")
     if watch.is_interrupted:
         raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
+    if answer.is_wrong(report):
+        raise click.exceptions.Exit(common.EXIT_ERROR)
     common.strict_exit(request.strict, not report.is_all_known)
 
 

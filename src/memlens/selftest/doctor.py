@@ -1,15 +1,30 @@
 """
 What this kernel and this user let memlens say, and what they keep back.
 
-The interfaces are proven in ``kernel.probes``; here stands what follows from each
+The interfaces are proven in ``selftest.probes``; here stands what follows from each
 that is missing, for whose processes, and what would mend it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple, dataclass
 
-from memlens.kernel.swaps import area_numbers
-from memlens.selftest.probes import Features, probe_features
-from memlens.selftest.records import Abilities, Gap, Outlook
+from memlens.errors import MemlensError
+from memlens.kernel.swaps import Swap, area_numbers, read_swap
+from memlens.record import Table
+from memlens.report import Missed
+from memlens.scan.machine import Machine, Stopped
+from memlens.selftest.probe_rows import PROBE_TABLE
+from memlens.selftest.probes import find_ground, run_row
+from memlens.selftest.records import (
+    Area,
+    Capability,
+    Features,
+    Gap,
+    Outlook,
+    Probe,
+    Zram,
+    Zswap,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,60 +73,133 @@ _FRAME_TABLE = (
 )
 
 
-def read_abilities(proc: str = "/proc") -> Abilities:
+# For each scope its title, and what it takes to say anything at all.
+_SCOPES = (
+    ("own", "processes of this user", ("pagemap",)),
+    ("other", "processes of other users", ("other_pagemap", "other_smaps")),
+    ("frames", "page frames of the machine", ("pfns",)),
+)
+
+
+def probe_features(
+    proc: str = "/proc",
+    *,
+    budget_s: float | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Features:
     """
-    Return what memlens can say here.
+    Return what this kernel lets this reader see.
+
+    >>> features = probe_features()
+    >>> features.has("pagemap"), features.probe("smaps").group
+    (True, 'own')
 
     :param proc: root of the /proc to ask.
-    :raises MemlensError: if there is no such /proc.
+    :param budget_s: seconds after which no further interface is asked.
+    :param on_progress: called with interfaces asked and interfaces in all.
+    :param should_stop: asked before each; True ends it, and the rest is ``missed``.
+    :raises Unsupported: if there is no /proc.
     :raises ValueError: if MEMLENS_DISABLE is malformed.
+
+    Takes some 60 ms, and makes short-lived child processes and mappings; nothing of
+    another process is touched.  An answer about other users' processes stands for one of
+    them: a security module may judge each differently.
     """
-    return derive_abilities(probe_features(proc))
-
-
-def derive_abilities(features: Features) -> Abilities:
-    """Return what follows from the interfaces that are there."""
-    areas = len(features.swap.areas)
-    numbers = [area_numbers(line, areas) for line in range(areas)]
-    return Abilities(
-        features=features,
-        outlooks=(
-            _process_outlook(features, "own", "processes of this user", ("pagemap",)),
-            _process_outlook(
-                features, "other", "processes of other users", ("other_pagemap", "other_smaps")
-            ),
-            _frame_outlook(features),
-        ),
-        area_numbers=tuple((found[0], found[-1]) for found in numbers),
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
+    origin = machine.origin()
+    ground, notes = find_ground(machine)
+    probes: list[Probe] = []
+    try:
+        for row in PROBE_TABLE:
+            machine.step(len(probes), len(PROBE_TABLE))
+            probes.append(run_row(row, ground))
+    except Stopped:
+        pass
+    swap, swap_notes = _read_swap(machine)
+    asked = Table.of(Probe, probes)
+    outlooks, gaps = derive_outlooks({probe.name: probe for probe in probes})
+    left = PROBE_TABLE[len(probes) :]
+    return Features.at(
+        origin,
+        tables={
+            "interfaces": asked,
+            "outlooks": outlooks,
+            "gaps": gaps,
+            "capabilities": Table.of(Capability, map(Capability, ground.capabilities)),
+            "areas": Table.of(Area, _areas(swap)),
+            "zram": Table.of(Zram, (Zram(*astuple(figures)) for figures in swap.zram)),
+        },
+        sections={"reader": ground.reader, "zswap": _zswap(swap)},
+        missed=[Missed(row.name, f"not asked: {machine.why_over()}") for row in left],
+        notes=(*notes, *swap_notes),
+        is_complete=not left,
+        cost=machine.cost(),
     )
 
 
-def _process_outlook(
-    features: Features, scope: str, title: str, required: tuple[str, ...]
-) -> Outlook:
-    missing = [name for name in required if not features.has(name)]
-    if missing:
-        gap = Gap("all of it: none of them could be read", _needs(features, missing[:1]))
-        return Outlook(scope, title, "nothing", (gap,))
-    rows = (_GapRow((_OPENING_ROWS[scope],), _OPENING_GAP), *_GAP_TABLE)
-    gaps = _gaps(features, rows)
-    return Outlook(scope, title, "part" if gaps else "everything", gaps)
+def _read_swap(machine: Machine) -> tuple[Swap, tuple[str, ...]]:
+    """Return the swap areas, and what could not be read of them."""
+    try:
+        swap = read_swap(machine)
+    except MemlensError as error:
+        return Swap(), (str(error),)
+    return swap, swap.notes
 
 
-def _frame_outlook(features: Features) -> Outlook:
-    gaps = _gaps(features, _FRAME_TABLE)
-    level = "nothing" if not features.has("pfns") else "part" if gaps else "everything"
-    return Outlook("frames", "page frames of the machine", level, gaps)
+def _areas(swap: Swap) -> Iterator[Area]:
+    for line, area in enumerate(swap.areas):
+        numbers = area_numbers(line, len(swap.areas))
+        yield Area(
+            area.path,
+            area.kind,
+            area.size_pages,
+            area.used_pages,
+            area.priority,
+            area.device,
+            numbers[0],
+            numbers[-1],
+        )
 
 
-def _gaps(features: Features, rows: tuple[_GapRow, ...]) -> tuple[Gap, ...]:
-    return tuple(
-        Gap(row.text, _needs(features, row.any_of))
-        for row in rows
-        if not any(features.has(name) for name in row.any_of)
-    )
+def _zswap(swap: Swap) -> Zswap | None:
+    return None if swap.zswap is None else Zswap(*astuple(swap.zswap))
 
 
-def _needs(features: Features, names: tuple[str, ...] | list[str]) -> str:
-    needs = dict.fromkeys(features.probe(name).needs for name in names)
-    return "; or ".join(filter(None, needs))
+def derive_outlooks(probes: Mapping[str, Probe]) -> tuple[Table[Outlook], Table[Gap]]:
+    """
+    Return what follows from the interfaces that are there, and what is left open.
+
+    :param probes: by name; of a scope some of whose interfaces were not asked nothing is said.
+    """
+    outlooks, gaps = [], []
+    for scope, title, required in _SCOPES:
+        rows = _rows_of(scope)
+        names = {*required, *(name for row in rows for name in row.any_of)}
+        if not names <= probes.keys():
+            continue
+        found = _gaps(scope, rows, probes)
+        missing = [name for name in required if not probes[name].is_available]
+        if missing and scope != "frames":
+            needs = probes[missing[0]].needs
+            found = [Gap(scope, "all of it: none of them could be read", needs)]
+        level = "nothing" if missing else "part" if found else "everything"
+        outlooks.append(Outlook(scope, title, level))
+        gaps += found
+    return Table.of(Outlook, outlooks), Table.of(Gap, gaps)
+
+
+def _rows_of(scope: str) -> tuple[_GapRow, ...]:
+    if scope == "frames":
+        return _FRAME_TABLE
+    return (_GapRow((_OPENING_ROWS[scope],), _OPENING_GAP), *_GAP_TABLE)
+
+
+def _gaps(scope: str, rows: tuple[_GapRow, ...], probes: Mapping[str, Probe]) -> list[Gap]:
+    found = []
+    for row in rows:
+        asked = [probes[name] for name in row.any_of]
+        if not any(probe.is_available for probe in asked):
+            needs = dict.fromkeys(probe.needs for probe in asked)
+            found.append(Gap(scope, row.text, "; or ".join(filter(None, needs))))
+    return found

@@ -16,30 +16,11 @@ from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import decode_bytes, raise_errno, read_file
 from memlens.objects.backing import Backing
 from memlens.scan.machine import Machine
+from memlens.selftest.records import Reader
 
 PM_PRESENT = 1 << 63
 PM_PFN = (1 << 55) - 1
 _MADV_NOHUGEPAGE = 15
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """
-    The user and the privileges that everything was asked with.
-
-    :param uid: effective user.
-    :param capabilities: names of the effective ones, in the kernel's order.
-    :param is_init_user_namespace: whether capabilities count outside of a container too;
-        None if that cannot be seen.
-    :param is_init_pid_namespace: whether every process of the machine is in its /proc.
-    :param is_filtered: whether seccomp may refuse system calls that the kernel has.
-    """
-
-    uid: int
-    capabilities: tuple[str, ...]
-    is_init_user_namespace: bool | None
-    is_init_pid_namespace: bool | None
-    is_filtered: bool
 
 
 @dataclass(slots=True)
@@ -50,11 +31,13 @@ class Ground:
     :param machine: what is asked.
     :param own: directory of this process in it.
     :param reader: who asks.
+    :param capabilities: names of the effective ones, in the kernel's order.
     """
 
     machine: Machine
     own: str
     reader: Reader
+    capabilities: tuple[str, ...] = ()
 
     def pages(self, pages: int, is_shared: bool = False) -> "OwnPages":
         """Return untouched anonymous memory."""
@@ -274,21 +257,31 @@ def parse_status(raw: bytes) -> dict[str, str]:
     return {name: rest.strip() for name, colon, rest in lines if colon}
 
 
-def read_reader(own: str = "/proc/self") -> Reader:
+def read_reader(own: str = "/proc/self", proc: str = "/proc") -> Reader:
     """
     Return who asks.
 
     :param own: directory of this process.
+    :param proc: root of the /proc that is asked.
     :raises OSError: as reading its status gives it.
     """
-    status = parse_status(read_file(f"{own}/status"))
     return Reader(
         uid=os.geteuid(),
-        capabilities=parse_capabilities(int(status.get("CapEff", "0"), 16)),
         is_init_user_namespace=_is_namespace(f"{own}/ns/user", _INIT_USER),
         is_init_pid_namespace=_is_namespace(f"{own}/ns/pid", _INIT_PID),
-        is_filtered=status.get("Seccomp", "0") == "2",
+        is_filtered=parse_status(read_file(f"{own}/status")).get("Seccomp", "0") == "2",
+        proc=proc,
     )
+
+
+def read_capabilities(own: str = "/proc/self") -> tuple[str, ...]:
+    """
+    Return the names of the effective capabilities, in the kernel's order.
+
+    :raises OSError: as reading the status gives it.
+    """
+    status = parse_status(read_file(f"{own}/status"))
+    return parse_capabilities(int(status.get("CapEff", "0"), 16))
 
 
 def _is_namespace(path: str, name: str) -> bool | None:

@@ -126,7 +126,7 @@ def _memfd_with_page_1(ground: Ground) -> Backing:
 
 
 def _trust_capabilities(ground: Ground) -> str:
-    if "CAP_FOWNER" in ground.reader.capabilities and ground.reader.is_init_user_namespace:
+    if "CAP_FOWNER" in ground.capabilities and ground.reader.is_init_user_namespace:
         return "CAP_FOWNER is effective; not tried, for lack of a file of another owner"
     raise MemlensError("no file of another owner was found to try with")
 

@@ -238,7 +238,7 @@ def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
 
     :raises MemlensError: if it is refused for all that were tried, or there is none.
     """
-    if "CAP_SETUID" in ground.reader.capabilities:
+    if "CAP_SETUID" in ground.capabilities:
         uid = next(uid for uid in _OTHER_UIDS if uid != ground.reader.uid)
         with (
             ground.pages(1, is_shared=True) as pages,

@@ -7,116 +7,28 @@ each probe makes memory whose state is known, asks, and compares.
 """
 
 import os
-from dataclasses import dataclass
 
 from memlens.errors import MemlensError, Unsupported
 from memlens.kernel.procfs import raise_errno
-from memlens.kernel.swaps import Swap, read_swap
 from memlens.kernel.syscalls import fstatfs_type
 from memlens.scan.machine import Machine
-from memlens.selftest.probe_ground import Ground, Reader, probed, read_reader
-from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
+from memlens.selftest.probe_ground import Ground, probed, read_capabilities, read_reader
+from memlens.selftest.probe_rows import ProbeRow
+from memlens.selftest.records import Probe, Reader
 
 _PROC_MAGIC = 0x9FA0
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+def find_ground(machine: Machine) -> tuple[Ground, tuple[str, ...]]:
     """
-    One interface of the kernel, and whether it is of use to this reader.
+    Return where probes are made, and what a reader of their answers must know.
 
-    :param name: of the interface; one of ``MEMLENS_DISABLE`` if it can be switched off.
-    :param is_available: whether the round trip gave what it must.
-    :param proof: what the round trip showed, "" if it failed.
-    :param reason: why it is missing, "" if it is not.
-    :param needs: the least privilege or kernel that would give it, "" if it is there.
-    :param group: ``own``, ``other``, ``frames``, ``tracking`` or ``swap``.
-    :param title: what it is, for a person.
-    :param is_switched_off: missing only because MEMLENS_DISABLE names it.
-    """
-
-    name: str
-    is_available: bool
-    proof: str
-    reason: str
-    needs: str
-    group: str
-    title: str
-    is_switched_off: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Features:
-    """
-    What this kernel lets this reader see, at the time it was asked.
-
-    :param kernel_release: as ``uname -r`` says.
-    :param page_size_bytes: size of a base page.
-    :param proc: root of the /proc that was asked.
-    :param reader: user, capabilities and namespaces.
-    :param probes: one for each interface.
-    :param swap: the swap areas, empty if they cannot be read.
-    :param notes: what else a reader of this must know.
-    """
-
-    kernel_release: str
-    page_size_bytes: int
-    proc: str
-    reader: Reader
-    probes: tuple[Probe, ...]
-    swap: Swap
-    notes: tuple[str, ...]
-
-    def probe(self, name: str) -> Probe:
-        """
-        Return the probe of one interface.
-
-        :raises KeyError: if there is none of that name.
-        """
-        for found in self.probes:
-            if found.name == name:
-                return found
-        raise KeyError(name)
-
-    def has(self, name: str) -> bool:
-        """Return whether an interface is available; KeyError for an unknown name."""
-        return self.probe(name).is_available
-
-    def missing(self) -> tuple[Probe, ...]:
-        """Return the interfaces that are not available."""
-        return tuple(probe for probe in self.probes if not probe.is_available)
-
-
-def probe_features(proc: str = "/proc") -> Features:
-    """
-    Return what this kernel lets this reader see.
-
-    >>> features = probe_features()
-    >>> features.has("pagemap"), features.probe("smaps").group
-    (True, 'own')
-
-    :param proc: root of the /proc to ask.
     :raises Unsupported: if there is no /proc.
-    :raises ValueError: if MEMLENS_DISABLE is malformed.
-
-    Takes some 60 ms, and makes short-lived child processes and mappings; nothing of
-    another process is touched.  An answer about other users' processes stands for one of
-    them: a security module may judge each differently.
     """
-    machine = Machine(proc)
     own, notes = _find_self(machine)
-    reader = read_reader(own)
-    ground = Ground(machine, own, reader)
-    probes = tuple(run_row(row, ground) for row in PROBE_TABLE)
-    return Features(
-        kernel_release=os.uname().release,
-        page_size_bytes=machine.page_size_bytes,
-        proc=machine.root,
-        reader=reader,
-        probes=probes,
-        swap=_read_swap(machine),
-        notes=(*notes, *_notes_on(reader)),
-    )
+    reader = read_reader(own, machine.root)
+    ground = Ground(machine, own, reader, read_capabilities(own))
+    return ground, (*notes, *_notes_on(reader))
 
 
 def run_row(row: ProbeRow, ground: Ground) -> Probe:
@@ -180,10 +92,3 @@ def _notes_on(reader: Reader) -> tuple[str, ...]:
     if reader.is_filtered:
         notes.append("under a seccomp filter, which may refuse what the kernel could do")
     return tuple(notes)
-
-
-def _read_swap(machine: Machine) -> Swap:
-    try:
-        return read_swap(machine)
-    except MemlensError as error:
-        return Swap(notes=(str(error),))

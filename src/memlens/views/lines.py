@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from memlens.report import Cost
-from memlens.units import format_size
+from memlens.units import escape_text, format_size
 
 BOLD, DIM, ALARM = "bold", "dim", "bold red"
 
@@ -87,6 +87,14 @@ def render_labelled(
         yield [Segment(head, style), Segment(parts[0])]
         for part in parts[1:]:
             yield [Segment(" " * len(head)), Segment(part)]
+
+
+def wrap(text: str, width: int, indent: str = "", style: str = "") -> Iterator[Line]:
+    """Yield the lines of a paragraph; words that are too long are cut, not lost."""
+    for line in textwrap.wrap(
+        escape_text(text), width, initial_indent=indent, subsequent_indent=indent
+    ):
+        yield [Segment(line, style)]
 
 
 def percent(pages: float, total: float) -> str:

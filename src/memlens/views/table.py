@@ -301,7 +301,7 @@ def _heading(
             line.append(
                 Segment((" " * gap if line else "") + text, f"bold {_style(column)}".strip())
             )
-        yield _stripped(line)
+        yield strip_line(line)
 
 
 def _row(
@@ -317,10 +317,10 @@ def _row(
         padding = " " * (width - cell_len(text))
         text = text + padding if _is_left(columns[index]) else padding + text
         line.append(Segment((" " * gap if line else "") + text, _style(columns[index])))
-    return _stripped(line)
+    return strip_line(line)
 
 
-def _stripped(line: Line) -> Line:
+def strip_line(line: Line) -> Line:
     """Return a line without blanks at its end."""
     while line:
         text = line[-1].text.rstrip(" ")
