@@ -19,13 +19,13 @@ from rich.text import Text
 
 from memlens.pages.classes import PageClass
 from memlens.physical.records import FlagReport
-from memlens.report import Report
 from memlens.residency.records import PageExplanation, ProcessMap
-from memlens.selftest.records import Abilities, DemoResult
+from memlens.report import Report
+from memlens.selftest.records import DemoResult, Features
 from memlens.sharing.records import ProcessList, Sharing
 from memlens.shm.records import Inventory
 from memlens.swap.records import SwapLedger
-from memlens.views import flags, page, ps, selftest, sharing, shm, swap
+from memlens.views import demo, doctor, flags, page, ps, sharing, shm, swap
 from memlens.views.lines import Line
 from memlens.views.map import TextOptions, render_map, select_classes
 from memlens.views.table import TableOptions
@@ -123,7 +123,7 @@ def render_page_text() -> str:
 
 def render_doctor_text(first: str = "") -> str:
     """Return what `memlens doctor` prints, all or from the section that begins so."""
-    lines = plain_lines(selftest.render_doctor(read_record("doctor", Abilities), TEXT_WIDTH))
+    lines = join_segments(doctor.render(read_report("doctor", Features), TABLE))
     if first:
         start = next(number for number, line in enumerate(lines) if line.startswith(first))
         lines = ["...", *lines[start:]]
@@ -132,7 +132,8 @@ def render_doctor_text(first: str = "") -> str:
 
 def render_demo_text(first: str = "") -> str:
     """Return what `memlens demo` prints, all or a section and the end."""
-    lines = plain_lines(selftest.render_demo(read_record("demo", DemoResult)))
+    options = TableOptions(is_unicode=True)
+    lines = join_segments(demo.render(read_report("demo", DemoResult), options))
     if first:
         start = next(number for number, line in enumerate(lines) if line.startswith(first))
         end = lines.index("", start)

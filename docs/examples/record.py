@@ -9,7 +9,6 @@ is made as the tests make it.  `make docs` draws what is recorded.
 """
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from memlens.residency.capture import map_process  # noqa: E402
 from memlens.residency.records import Kernel  # noqa: E402
 from memlens.residency.steps import explain_page  # noqa: E402
 from memlens.selftest.demo import run_demo  # noqa: E402
-from memlens.selftest.records import Abilities  # noqa: E402
+from memlens.selftest.records import Features  # noqa: E402
 from memlens.sharing.frames import read_sharing  # noqa: E402
 from memlens.sharing.processes import ProcessFilter, list_processes  # noqa: E402
 from memlens.shm.inventory import list_shared_memory  # noqa: E402
@@ -142,22 +141,19 @@ def without_suffix(kernel: Kernel) -> Kernel:
 
 def record_demo() -> None:
     with machine_lock():
-        result = run_demo(use_swap=True)
-    write_record("demo", replace(result, kernel=without_suffix(result.kernel)))
+        write_report("demo", run_demo(use_swap=True))
 
 
 def record_doctor() -> None:
     """Record this as an ordinary user, who has something to be told."""
     command = ["setpriv", "--reuid", f"{NOBODY}", "--regid", f"{NOBODY}", "--clear-groups"]
-    code = "import pickle, sys, memlens.selftest.doctor as a"
-    code += "; sys.stdout.buffer.write(pickle.dumps(a.read_abilities('/proc')))"
     done = subprocess.run(
-        [*command, sys.executable, "-B", "-c", code], stdout=subprocess.PIPE, check=True
+        [*command, sys.executable, "-B", "-m", "memlens", "doctor", "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
     )
-    found: Abilities = pickle.loads(done.stdout)
-    version = found.features.kernel_release.partition("-")[0]
-    features = replace(found.features, kernel_release=version)
-    write_record("doctor", replace(found, features=features))
+    write_report("doctor", Features.from_json(done.stdout))
 
 
 def main() -> None:
