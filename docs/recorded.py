@@ -19,8 +19,8 @@ from rich.text import Text
 
 from memlens.pages.classes import PageClass
 from memlens.physical.records import FlagReport
-from memlens.residency.records import PageExplanation, ProcessMap
 from memlens.report import Report
+from memlens.residency.records import PageExplanation, ProcessMap
 from memlens.selftest.records import DemoResult, Features
 from memlens.sharing.records import ProcessList, Sharing
 from memlens.shm.records import Inventory

@@ -7,7 +7,7 @@ are is proven by their maker right before and right after the look.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -216,14 +216,6 @@ class _Run:
     def result(self, origin: Origin, swap: SwapUse) -> DemoResult:
         judged = _in_order(self.judged)
         findings = [one.finding for one in judged]
-        total = DemoTotal(
-            kinds=len(findings),
-            pages=sum(row.pages for row in findings),
-            misled_kinds=sum(1 for row in findings if row.misled_pages),
-            misled_pages=sum(row.misled_pages for row in findings),
-            unknown_pages=sum(row.unknown_pages for row in findings),
-            wrong_pages=sum(row.wrong_pages for row in findings),
-        )
         return DemoResult.at(
             origin,
             tables={
@@ -235,10 +227,22 @@ class _Run:
                 "reasons": Table.of(Reason, chain(*(one.reasons for one in judged))),
                 "left_out": Table.of(LeftOut, _in_order(self.left_out)),
             },
-            sections={"swap": swap, "total": total},
+            sections={"swap": swap, "total": total_of(findings)},
             is_complete=self.is_complete,
             cost=replace(self.cost, wall_s=self.machine.meter.wall_s()),
         )
+
+
+def total_of(findings: Sequence[Finding]) -> DemoTotal:
+    """Return the sums over all specimens."""
+    return DemoTotal(
+        kinds=len(findings),
+        pages=sum(row.pages for row in findings),
+        misled_kinds=sum(1 for row in findings if row.misled_pages),
+        misled_pages=sum(row.misled_pages for row in findings),
+        unknown_pages=sum(row.unknown_pages for row in findings),
+        wrong_pages=sum(row.wrong_pages for row in findings),
+    )
 
 
 def _in_order(rows: dict[int, _T]) -> list[_T]:

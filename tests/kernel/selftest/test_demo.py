@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import validate
 
+from memlens.errors import Unsupported
+from memlens.schema import json_schema
 from memlens.selftest.demo import run_demo
 from memlens.selftest.records import DemoResult
 from tests.kernel.support.machine import wait_until
@@ -35,23 +38,26 @@ def state() -> tuple[str, list[str], list[str]]:
     return Path("/proc/swaps").read_text(), zram, files
 
 
-def demo(*arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> dict[str, Any]:
+def demo(
+    *arguments: str, prefix: tuple[str, ...] = (), err: str = "", **environment: str
+) -> dict[str, Any]:
     done = subprocess.run(
         [*prefix, *MEMLENS, "demo", "--json", *arguments],
         capture_output=True,
         text=True,
         env=os.environ | environment,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, err)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
 def assert_right(result: DemoResult) -> None:
-    assert [f for f in result.findings if f.disagreements] == []
-    assert [f for f in result.findings if f.unknown] == []
+    assert list(result.disagreements) == []
+    assert list(result.reasons) == []
     assert [row for row in result.left_out if row.family not in MAY_BE_MISSING] == []
-    assert result.leftovers == ""
+    assert result.swap.leftovers == ""
+    assert result.is_complete
 
 
 @pytest.mark.parametrize(("kind", "shown"), [("zram", "zram"), ("file", "slow")])
@@ -59,20 +65,21 @@ def test_right_on_swap_of_its_own(kind: str, shown: str) -> None:
     result = run_demo(swap_kinds=(kind,))
     assert (result.swap.kind, result.swap.is_made) == (shown, True), result.swap
     assert_right(result)
-    assert result.pages > 1500
-    assert result.misled_pages > 0
+    assert result.total.pages > 1500
+    assert result.total.misled_pages > 0
 
 
 def test_the_command_says_so() -> None:
     found = demo()
-    assert found["schema"] == "memlens.demo/1"
-    assert found["totals"]["disagreeing_pages"] == 0
-    assert found["totals"]["unknown_pages"] == 0
-    assert found["wall_s"] < 10
+    assert found["schema"] == "memlens.demo/2"
+    assert found["sections"]["total"]["wrong_pages"] == 0
+    assert found["sections"]["total"]["unknown_pages"] == 0
+    assert found["cost"]["wall_s"] < 10
+    validate(found, json_schema(DemoResult))
 
 
 def test_every_class_that_can_be_made_is_shown() -> None:
-    answers = [answer for f in demo()["findings"] for answer in f["answers"]]
+    answers = demo()["tables"]["answers"]
     assert {answer["found"] for answer in answers} == {
         *("present", "zero", "cached", "swap_cached", "swapped", "on_disk", "preallocated"),
         *("none", "guard", "poisoned", "beyond_end", "device"),
@@ -81,14 +88,14 @@ def test_every_class_that_can_be_made_is_shown() -> None:
 
 def test_without_swap_it_says_what_it_left_out() -> None:
     found = demo("--no-swap")
-    missing = [row for row in found["left_out"] if "--no-swap" in row["why"]]
+    missing = [row for row in found["tables"]["left_out"] if "--no-swap" in row["reason"]]
     assert len(missing) >= 8
     assert all(
         NEEDS_SWAP in row["how"] or "on swap" in row["how"] or "swapped" in row["how"]
         for row in missing
     )
-    assert found["totals"]["disagreeing_pages"] == 0
-    assert "swapped" not in {a["found"] for f in found["findings"] for a in f["answers"]}
+    assert found["sections"]["total"]["wrong_pages"] == 0
+    assert "swapped" not in {row["found"] for row in found["tables"]["answers"]}
 
 
 @pytest.mark.parametrize(
@@ -96,17 +103,37 @@ def test_without_swap_it_says_what_it_left_out() -> None:
 )
 def test_no_path_of_evidence_is_ever_wrong(disabled: str) -> None:
     found = demo("--no-swap", MEMLENS_DISABLE=disabled)
-    assert found["totals"]["disagreeing_pages"] == 0
+    assert found["sections"]["total"]["wrong_pages"] == 0
 
 
 def test_without_capabilities_it_knows_less_and_is_not_wrong() -> None:
     found = demo(prefix=("setpriv", "--bounding-set=-all", "--inh-caps=-all"))
-    assert found["totals"]["disagreeing_pages"] == 0
-    assert found["totals"]["unknown_pages"] > 0
-    assert found["swap"]["kind"] == "none"
-    assert "Operation not permitted" in found["swap"]["reason"]
-    reasons = {reason for f in found["findings"] for reason in f["unknown"]}
+    assert found["sections"]["total"]["wrong_pages"] == 0
+    assert found["sections"]["total"]["unknown_pages"] > 0
+    assert found["sections"]["swap"]["kind"] == "none"
+    assert "Operation not permitted" in found["sections"]["swap"]["reason"]
+    reasons = {row["reason"] for row in found["tables"]["reasons"]}
     assert all(reasons)
+
+
+def test_ended_early_it_has_taken_everything_away() -> None:
+    stages: list[str] = []
+    result = run_demo(on_stage=stages.append, should_stop=lambda: len(stages) > 2)
+    assert stages[-1].startswith("looking")
+    assert not result.is_complete
+    assert len(result.specimens) == 0
+
+
+def test_a_budget_ends_it() -> None:
+    found = demo(
+        "--budget", "0.000001", err="memlens: stopped early: the answer is incomplete\n"
+    )
+    assert not found["is_complete"]
+
+
+def test_another_proc_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Unsupported, match="does not show this process"):
+        run_demo(proc=str(tmp_path))
 
 
 STOPPED = """

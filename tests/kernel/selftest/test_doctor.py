@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import validate
 
 import memlens
 from memlens.errors import AccessDenied
 from memlens.kernel.kpage import KpageFile, read_kpagecount, read_kpageflags
 from memlens.kernel.procfs import Host
 from memlens.kernel.swaps import read_swap
-from memlens.selftest.doctor import read_abilities
+from memlens.schema import json_schema
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 USER = 12345
@@ -59,7 +60,11 @@ def someone() -> Iterator[int]:
 
 
 def available(document: dict[str, Any]) -> set[str]:
-    return {row["name"] for row in document["interfaces"] if row["is_available"]}
+    return {row["name"] for row in document["tables"]["interfaces"] if row["is_available"]}
+
+
+def capabilities(document: dict[str, Any]) -> set[str]:
+    return {row["name"] for row in document["tables"]["capabilities"]}
 
 
 def doctor(*prefix: str) -> dict[str, Any]:
@@ -69,6 +74,7 @@ def doctor(*prefix: str) -> dict[str, Any]:
         check=True,
     )
     document: dict[str, Any] = json.loads(done.stdout)
+    validate(document, json_schema(memlens.Features))
     return document
 
 
@@ -109,12 +115,14 @@ def test_what_capabilities_give_to_user_0(someone: int, given: str) -> None:
     kept = ",".join(filter(None, ("-all", given)))
     document = doctor("setpriv", f"--bounding-set={kept}")
     names = {f"CAP_{name.upper()}" for name in given.replace("+", "").split(",") if name}
-    assert set(document["reader"]["capabilities"]) == names
+    assert capabilities(document) == names
     expected = CAPABILITIES[given]
     if not memlens.probe_features().has("cachewalk"):
         expected = expected - {"cachewalk"}
     assert available(document) & JUDGED == expected
-    reasons = [row["reason"] for row in document["interfaces"] if row["group"] == "other"]
+    reasons = [
+        row["reason"] for row in document["tables"]["interfaces"] if row["group"] == "other"
+    ]
     assert not any("is to be seen" in reason for reason in reasons), reasons
 
 
@@ -125,13 +133,13 @@ def test_what_a_service_with_few_capabilities_sees(someone: int) -> None:
         *("setpriv", f"--reuid={USER + 1}", f"--regid={USER + 1}", "--clear-groups"),
         *(f"--inh-caps={names}", f"--ambient-caps={names}", f"--bounding-set=-all,{names}"),
     )
-    assert document["reader"]["uid"] == USER + 1
+    assert document["sections"]["reader"]["uid"] == USER + 1
     expected = {*JUDGED, "unwritable_files", "kpagecgroup"}
     if not memlens.probe_features().has("cachewalk"):
         expected.discard("cachewalk")
     assert expected <= available(document)
-    levels = [row["level"] for row in document["outlooks"]]
-    assert levels == [row.level for row in read_abilities().outlooks]
+    levels = [row["level"] for row in document["tables"]["outlooks"]]
+    assert levels == [row.level for row in memlens.probe_features().outlooks]
 
 
 def test_an_ordinary_user(someone: int) -> None:
@@ -139,7 +147,7 @@ def test_an_ordinary_user(someone: int) -> None:
         found = memlens.probe_features()
         return {
             "uid": found.reader.uid,
-            "capabilities": found.reader.capabilities,
+            "capabilities": [row.name for row in found.capabilities],
             "missing": {probe.name: [probe.reason, probe.needs] for probe in found.missing()},
         }
 
@@ -156,7 +164,9 @@ def test_an_ordinary_user(someone: int) -> None:
 
 def test_an_ordinary_user_is_told_what_a_map_leaves_open() -> None:
     def look() -> list[list[Any]]:
-        return [[row.scope, row.level, len(row.gaps)] for row in read_abilities().outlooks]
+        found = memlens.probe_features()
+        gaps = [gap.scope for gap in found.gaps]
+        return [[row.scope, row.level, gaps.count(row.scope)] for row in found.outlooks]
 
     levels = {scope: (level, gaps) for scope, level, gaps in as_user(USER, look)}
     assert levels["own"][0] == "part"
@@ -167,15 +177,15 @@ def test_an_ordinary_user_is_told_what_a_map_leaves_open() -> None:
 
 def test_root_of_a_user_namespace() -> None:
     document = doctor("unshare", "--user", "--map-root-user")
-    assert "CAP_SYS_ADMIN" in document["reader"]["capabilities"]
-    assert document["reader"]["is_init_user_namespace"] is False
+    assert "CAP_SYS_ADMIN" in capabilities(document)
+    assert document["sections"]["reader"]["is_init_user_namespace"] is False
     assert any("user namespace" in note for note in document["notes"])
     assert not available(document) & (FRAMES | {"map_files", "cachewalk"})
 
 
 def test_a_pid_namespace_is_noted() -> None:
     document = doctor("unshare", "--pid", "--fork", "--mount-proc")
-    assert document["reader"]["is_init_pid_namespace"] is False
+    assert document["sections"]["reader"]["is_init_pid_namespace"] is False
     assert any("PID namespace" in note for note in document["notes"])
     assert {"pagemap", "pfns"} <= available(document)
 
@@ -194,7 +204,7 @@ def test_a_proc_that_hides_this_process(tmp_path: Path) -> None:
             found = memlens.probe_features(str(tmp_path))
         finally:
             process.communicate()
-    assert found.proc == str(tmp_path)
+    assert found.reader.proc == str(tmp_path)
     assert found.has("pagemap")
     assert any("does not show this process" in note for note in found.notes)
 
@@ -290,4 +300,4 @@ def test_swap_areas_and_their_kind(swap: str) -> None:
     assert [zram.device for zram in found.zram] == [
         area.device for area in found.areas if area.device
     ]
-    assert memlens.probe_features().swap.areas[mine[0].line].path == mine[0].path
+    assert memlens.probe_features().areas[mine[0].line].path == mine[0].path

@@ -18,7 +18,7 @@ from memlens.residency.records import (
     Words,
 )
 from memlens.selftest.demo import judge
-from memlens.selftest.records import Answer
+from memlens.selftest.records import Answer, Reason
 from memlens.selftest.specimens import Specimen
 
 PAGE = 4096
@@ -73,56 +73,56 @@ def specimen(*expected: tuple[int, tuple[str, ...]]) -> Specimen:
 def test_pages_as_they_were_made_agree() -> None:
     result = process_map(mapping(START, [P, P, C, S], [PRESENT, PRESENT, 0, 0]))
     wanted = specimen((2, ("present",)), (1, ("cached",)), (1, ("swapped", "swap_cached")))
-    finding = judge(wanted, result)
-    assert finding.disagreements == ()
-    assert finding.answers == (
-        Answer(2, "present", "present", False),
-        Answer(1, "nothing", "cached", True),
-        Answer(1, "nothing", "swapped", True),
+    judged = judge(wanted, result)
+    assert judged.disagreements == ()
+    assert judged.answers == (
+        Answer(3, 2, "present", "present", False),
+        Answer(3, 1, "nothing", "cached", True),
+        Answer(3, 1, "nothing", "swapped", True),
     )
-    assert finding.misled_pages == 2
+    assert judged.finding.misled_pages == 2
 
 
 def test_every_wrong_page_is_named() -> None:
     result = process_map(mapping(START, [P, C, C, C], [PRESENT, 0, 0, 0]))
-    finding = judge(specimen((2, ("present",)), (2, ("cached",))), result)
-    assert [(wrong.page, wrong.found) for wrong in finding.disagreements] == [(1, "cached")]
+    judged = judge(specimen((2, ("present",)), (2, ("cached",))), result)
+    assert [(wrong.page, wrong.found) for wrong in judged.disagreements] == [(1, "cached")]
 
 
 def test_the_unknown_is_no_disagreement_and_misleads_nobody() -> None:
     result = process_map(mapping(START, [U, N], [0, 0]))
-    finding = judge(specimen((2, ("none",))), result)
-    assert finding.disagreements == ()
-    assert (finding.unknown_pages, finding.misled_pages) == (1, 0)
-    assert finding.unknown == ("no reason",)
+    judged = judge(specimen((2, ("none",))), result)
+    assert judged.disagreements == ()
+    assert (judged.finding.unknown_pages, judged.finding.misled_pages) == (1, 0)
+    assert judged.reasons == (Reason(3, "no reason"),)
 
 
 def test_a_marker_is_taken_for_swap_by_pagemap_alone() -> None:
     result = process_map(mapping(START, [PageClass.GUARD], [MARKER]))
     assert judge(specimen((1, ("guard",))), result).answers[0] == Answer(
-        1, "swapped", "guard", True
+        3, 1, "swapped", "guard", True
     )
 
 
 def test_a_specimen_in_the_middle_of_mappings_is_found() -> None:
     before = mapping(START - 2 * PAGE, [N, N, P], [0, 0, PRESENT])
     after = mapping(START + PAGE, [C, S, P], [0, 0, PRESENT])
-    finding = judge(
+    judged = judge(
         specimen((1, ("present",)), (1, ("cached",)), (1, ("swapped",))),
         process_map(before, after),
     )
-    assert finding.disagreements == ()
-    assert [answer.naive for answer in finding.answers] == ["present", "nothing", "nothing"]
+    assert judged.disagreements == ()
+    assert [answer.naive for answer in judged.answers] == ["present", "nothing", "nothing"]
 
 
 def test_pages_that_are_not_mapped_are_unknown() -> None:
-    finding = judge(specimen((2, ("present",))), process_map())
-    assert finding.unknown_pages == 2
+    judged = judge(specimen((2, ("present",))), process_map())
+    assert judged.finding.unknown_pages == 2
 
 
 @pytest.mark.parametrize("kind", [P, C, N])
 def test_the_order_of_expectations_counts(kind: PageClass) -> None:
     classes = [int(kind), int(PageClass.GUARD)]
     wanted = specimen((1, ("guard",)), (1, (kind.label,)))
-    finding = judge(replace(wanted), process_map(mapping(START, classes, [0, 0])))
-    assert len(finding.disagreements) == 2
+    judged = judge(replace(wanted), process_map(mapping(START, classes, [0, 0])))
+    assert len(judged.disagreements) == 2

@@ -2,62 +2,56 @@
 
 import pytest
 
-from memlens.kernel.swaps import Swap, SwapArea
-from memlens.selftest.doctor import derive_abilities
-from memlens.selftest.probe_ground import Reader
-from memlens.selftest.probe_rows import PROBE_TABLE
-from memlens.selftest.probes import Features, Probe
-from memlens.selftest.records import Abilities, Outlook
+from memlens.selftest.doctor import derive_outlooks
+from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
+from memlens.selftest.records import Gap, Probe
 
 # What does not bear on what `memlens map` says.
 HARMLESS = {"guard", "page_idle", "soft_dirty", "uffd_wp", "uffd_wp_async"}
 
 
-def features(*missing: str, areas: int = 0) -> Features:
-    probes = tuple(
-        Probe(row.name, False, "", "gone", f"the key to {row.name}", row.group, row.title)
+def probes(*missing: str) -> dict[str, Probe]:
+    return {
+        row.name: Probe(row.name, False, "", "gone", f"the key to {row.name}", *rest(row))
         if row.name in missing
-        else Probe(row.name, True, "seen", "", "", row.group, row.title)
+        else Probe(row.name, True, "seen", "", "", *rest(row))
         for row in PROBE_TABLE
-    )
-    swap = Swap(tuple(SwapArea(n, f"/swap{n}", "file", 8, 0, -n) for n in range(areas)))
-    return Features("6.18.0", 4096, "/proc", Reader(0, (), True, True, False), probes, swap, ())
+    }
 
 
-def outlook(abilities: Abilities, scope: str) -> Outlook:
-    return next(found for found in abilities.outlooks if found.scope == scope)
+def rest(row: ProbeRow) -> tuple[str, str]:
+    return row.group, row.title
+
+
+def levels(*missing: str) -> dict[str, str]:
+    outlooks, _ = derive_outlooks(probes(*missing))
+    return {row.scope: row.level for row in outlooks}
+
+
+def gaps(scope: str, *missing: str) -> list[Gap]:
+    _, found = derive_outlooks(probes(*missing))
+    return [gap for gap in found if gap.scope == scope]
 
 
 def test_everything() -> None:
-    abilities = derive_abilities(features())
-    assert abilities.is_complete
-    assert [(row.scope, row.level, row.gaps) for row in abilities.outlooks] == [
-        ("own", "everything", ()),
-        ("other", "everything", ()),
-        ("frames", "everything", ()),
-    ]
+    assert levels() == {"own": "everything", "other": "everything", "frames": "everything"}
+    assert not len(derive_outlooks(probes())[1])
 
 
 @pytest.mark.parametrize("name", sorted(HARMLESS))
 def test_what_a_map_does_not_need(name: str) -> None:
-    abilities = derive_abilities(features(name))
-    assert not abilities.is_complete
-    assert {row.level for row in abilities.outlooks} == {"everything"}
+    assert set(levels(name).values()) == {"everything"}
 
 
 @pytest.mark.parametrize("name", ["map_files", "unwritable_files", "seek_data", "cachestat"])
 def test_what_a_map_is_poorer_without(name: str) -> None:
-    own = outlook(derive_abilities(features(name)), "own")
-    assert own.level == "part"
-    assert [gap.needs for gap in own.gaps] == [f"the key to {name}"]
+    assert levels(name)["own"] == "part"
+    assert [gap.needs for gap in gaps("own", name)] == [f"the key to {name}"]
 
 
 def test_zero_pages_are_told_by_either() -> None:
     def texts(*missing: str) -> str:
-        return " ".join(gap.text for gap in outlook(derive(*missing), "own").gaps)
-
-    def derive(*missing: str) -> Abilities:
-        return derive_abilities(features(*missing))
+        return " ".join(gap.text for gap in gaps("own", *missing))
 
     assert "zero page" not in texts("pfns")
     assert "zero page" not in texts("pagemap_scan")
@@ -65,36 +59,36 @@ def test_zero_pages_are_told_by_either() -> None:
 
 
 def test_own_processes_that_cannot_be_read() -> None:
-    own = outlook(derive_abilities(features("pagemap", "map_files")), "own")
-    assert own.level == "nothing"
-    assert [gap.needs for gap in own.gaps] == ["the key to pagemap"]
+    assert levels("pagemap", "map_files")["own"] == "nothing"
+    assert [gap.needs for gap in gaps("own", "pagemap", "map_files")] == ["the key to pagemap"]
 
 
 @pytest.mark.parametrize("name", ["other_pagemap", "other_smaps"])
 def test_processes_of_others_that_cannot_be_read(name: str) -> None:
-    abilities = derive_abilities(features(name))
-    assert outlook(abilities, "other").level == "nothing"
-    assert outlook(abilities, "own").level == "everything"
+    assert levels(name)["other"] == "nothing"
+    assert levels(name)["own"] == "everything"
 
 
 def test_map_files_of_others() -> None:
-    abilities = derive_abilities(features("other_map_files"))
-    assert outlook(abilities, "other").level == "part"
-    assert outlook(abilities, "own").level == "everything"
+    assert levels("other_map_files")["other"] == "part"
+    assert levels("other_map_files")["own"] == "everything"
 
 
 def test_without_the_walk_slots_and_some_objects_stay_open() -> None:
     for scope in ("own", "other"):
-        found = outlook(derive_abilities(features("cachewalk")), scope)
-        assert found.level == "part"
-        assert [gap.needs for gap in found.gaps] == ["the key to cachewalk"]
-        assert "hugetlbfs" in found.gaps[0].text
+        assert levels("cachewalk")[scope] == "part"
+        found = gaps(scope, "cachewalk")
+        assert [gap.needs for gap in found] == ["the key to cachewalk"]
+        assert "hugetlbfs" in found[0].text
 
 
 def test_page_frames() -> None:
-    assert outlook(derive_abilities(features("kpagecount")), "frames").level == "part"
-    assert outlook(derive_abilities(features("pfns")), "frames").level == "nothing"
+    assert levels("kpagecount")["frames"] == "part"
+    assert levels("pfns")["frames"] == "nothing"
 
 
-def test_area_numbers() -> None:
-    assert derive_abilities(features(areas=2)).area_numbers == ((0, 21), (1, 22))
+def test_nothing_follows_from_what_was_not_asked() -> None:
+    asked = probes()
+    del asked["kpagecgroup"]
+    outlooks, _ = derive_outlooks(asked)
+    assert [row.scope for row in outlooks] == ["own", "other"]

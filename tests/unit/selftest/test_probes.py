@@ -9,20 +9,22 @@ import pytest
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.procfs import SWITCHES, read_disabled
 from memlens.scan.machine import Machine
+from memlens.selftest.doctor import probe_features
 from memlens.selftest.probe_ground import (
     CAPABILITIES,
     Ground,
-    Reader,
     parse_capabilities,
     parse_status,
+    read_capabilities,
     read_reader,
 )
 from memlens.selftest.probe_others import Child
 from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
-from memlens.selftest.probes import Probe, probe_features, run_row
+from memlens.selftest.probes import run_row
+from memlens.selftest.records import Probe, Reader
 
 GROUPS = {"own", "other", "frames", "tracking", "swap"}
-NOBODY = Reader(65534, (), True, True, False)
+NOBODY = Reader(65534, True, True, False)
 
 
 def ground(*disabled: str) -> Ground:
@@ -94,7 +96,7 @@ def test_the_table() -> None:
 def test_every_switch_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMLENS_DISABLE", ",".join(SWITCHES))
     found = probe_features()
-    off = {probe.name for probe in found.probes if probe.is_switched_off}
+    off = {probe.name for probe in found.interfaces if probe.is_switched_off}
     assert off == {*SWITCHES, "other_smaps", "other_map_files", "uffd_wp_async"}
     assert not any(found.has(name) for name in off)
 
@@ -102,7 +104,7 @@ def test_every_switch_shows(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_features_by_name() -> None:
     found = probe_features()
     assert found.probe("pagemap").name == "pagemap"
-    assert found.missing() == tuple(row for row in found.probes if not row.is_available)
+    assert found.missing() == tuple(row for row in found.interfaces if not row.is_available)
     with pytest.raises(KeyError):
         found.has("crystal_ball")
 
@@ -168,7 +170,8 @@ def test_reader(tmp_path: Path) -> None:
     (tmp_path / "ns" / "user").symlink_to("user:[4026531837]")
     (tmp_path / "ns" / "pid").symlink_to("pid:[4026532000]")
     found = read_reader(str(tmp_path))
-    assert found == Reader(os.geteuid(), ("CAP_SYS_ADMIN",), True, False, True)
+    assert found == Reader(os.geteuid(), True, False, True)
+    assert read_capabilities(str(tmp_path)) == ("CAP_SYS_ADMIN",)
     (tmp_path / "ns" / "user").unlink()
     assert read_reader(str(tmp_path)).is_init_user_namespace is None
 
