@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check unit property recorded kernel packages bench bench-long bpf docs clean
+.PHONY: help demo test check shape unit property recorded kernel packages bench bench-long bpf docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ check: $(STAMP) ## format, lint, types, layers, generated documentation
 	$(PYTEST) -q tests/test_layers.py
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python bpf/build.py --check
+
+shape: $(STAMP) ## size of the package and how its modules hang together, beside the limits
+	@$(BIN)/python scripts/shape.py
 
 unit: $(STAMP) ## tests of single modules, examples in docstrings and in the documentation
 	$(PYTEST) --doctest-modules src tests/unit tests/test_docs.py
