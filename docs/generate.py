@@ -4,12 +4,16 @@ Write the generated parts of the documentation, or check that they are up to dat
     python docs/generate.py [--check]
 
 A part stands between `<!-- generated: NAME -->` and `<!-- end -->`; NAME is a key of PARTS.
+What reports hold is taken from the `records` of every subject; each gets a JSON Schema.
 """
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -21,11 +25,16 @@ from memlens.commands.main import cli
 from memlens.kernel.procfs import SWITCHES
 from memlens.pages.bits import KPAGE_BITS, PAGEMAP_BITS
 from memlens.pages.classes import CLASSES, REASONS
+from memlens.record import columns_of, help_of, is_compact
+from memlens.report import REPORTS, Cost, Missed, Origin, Report
+from memlens.schema import json_schema
+from memlens.selftest.records import Features
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 PART = re.compile(r"(<!-- generated: (?P<name>[\w ,]+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 HELP_WIDTH = 80
+SCHEMAS = ROOT / "docs" / "reference" / "schemas"
 
 
 def main() -> None:
@@ -36,6 +45,7 @@ def main() -> None:
             stale.append(recorded.PICTURE)
         else:
             recorded.PICTURE.write_text(recorded.draw_picture())
+    stale += update_schemas(is_check)
     if stale:
         sys.exit(
             "the generated parts of these are out of date, run `make docs`: "
@@ -55,6 +65,34 @@ def update(path: Path, is_check: bool) -> bool:
     lines = difflib.unified_diff(old.splitlines(), new.splitlines(), "is", "should be", "", "")
     print("\n".join(lines))
     return False
+
+
+def kinds() -> list[type[Report]]:
+    """Return every kind of report of the package, by its schema."""
+    for path in sorted(Path(memlens.__file__).parent.glob("*/records.py")):
+        import_module(f"memlens.{path.parent.name}.records")
+    return [kind for _, kind in sorted(REPORTS.items())]
+
+
+def short_name(kind: type[Report]) -> str:
+    """Return ``swap`` for ``memlens.swap/2``."""
+    return kind.SCHEMA.removeprefix("memlens.").partition("/")[0]
+
+
+def update_schemas(is_check: bool) -> list[Path]:
+    """Write a JSON Schema for every kind of report, or return those that are out of date."""
+    wanted = {
+        SCHEMAS / f"{short_name(kind)}.json": json.dumps(json_schema(kind), indent=1) + "\n"
+        for kind in kinds()
+    }
+    there = {path: path.read_text() for path in SCHEMAS.glob("*.json")}
+    if is_check:
+        return [p for p in wanted | there if wanted.get(p) != there.get(p)]
+    for path in there.keys() - wanted.keys():
+        path.unlink()
+    for path, text in wanted.items():
+        path.write_text(text)
+    return []
 
 
 def render(name: str) -> str:
@@ -116,6 +154,62 @@ def render_help(name: str = "") -> str:
     return f"```text\n{command.get_help(context)}\n```\n"
 
 
+def render_reports() -> str:
+    rows = (
+        (
+            f"[`{kind.SCHEMA}`](schemas/{short_name(kind)}.json)",
+            first_sentence(kind),
+            ", ".join(f"`{name}`" for name in kind.table_fields()),
+            ", ".join(f"`{name}`" for name in kind.section_fields()),
+        )
+        for kind in kinds()
+    )
+    return table(("schema", "what it is", "tables", "sections"), rows)
+
+
+def render_columns() -> str:
+    """Return every column of every report."""
+    return "\n".join("\n".join(_parts_of(kind)) for kind in kinds())
+
+
+def _parts_of(kind: type[Report]) -> Iterable[str]:
+    name = short_name(kind)
+    schema = f"schemas/{name}.json"
+    yield f"## {name}\n\n{first_sentence(kind)} Schema: [`{kind.SCHEMA}`]({schema}).\n"
+    for title, field in kind.table_fields().items():
+        rows = ", rows without names in JSON" if is_compact(field.record) else ""
+        yield f"### {name}: {title}\n\nTable{rows}. {help_of(field.record)}\n"
+        yield columns_table(field.record)
+    for title, section in kind.section_fields().items():
+        yield f"### {name}: {title}\n"
+        if section.kind in (dict, list):
+            yield f"Section: a JSON {'object' if section.kind is dict else 'list'}.\n"
+        else:
+            yield f"Section. {help_of(section.kind)}\n\n{columns_table(section.kind)}"
+
+
+def columns_table(record: type) -> str:
+    """Return the columns of one record."""
+    rows = (
+        (
+            f"`{column.name}`",
+            column.unit if column.unit != "name" else "text",
+            column.type.__name__ + (" or null" if column.nullable else ""),
+            "key" if column.key else "",
+            column.help.replace("|", "\\|"),
+        )
+        for column in columns_of(record)
+    )
+    return table(("column", "unit", "type", "", "meaning"), rows)
+
+
+def render_json() -> str:
+    """Return a report as JSON: what was recorded for doctor, with one row of each table."""
+    whole = recorded.read_report("doctor", Features)
+    cut = replace(whole, tables={name: rows.top(1) for name, rows in whole.tables.items()})
+    return f"```json\n{''.join(cut.to_json())}```\n"
+
+
 def is_error(name: str) -> bool:
     found = getattr(memlens, name)
     return isinstance(found, type) and issubclass(found, Exception)
@@ -130,7 +224,7 @@ def first_sentence(item: object) -> str:
 def table(titles: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     titles = tuple(titles)
     lines = [titles, ["---"] * len(titles), *rows]
-    return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(map(str, line)).rstrip() + " |\n" for line in lines)
 
 
 PARTS: dict[str, Callable[..., str]] = {
@@ -148,7 +242,13 @@ PARTS: dict[str, Callable[..., str]] = {
     "ps": recorded.render_ps_text,
     "sharing": recorded.render_sharing_text,
     "counts": recorded.render_flags_text,
+    "columns": render_columns,
+    "cost": lambda: columns_table(Cost),
+    "envelope": lambda: columns_table(Origin),
+    "json": render_json,
+    "missed": lambda: columns_table(Missed),
     "names": render_names,
+    "reports": render_reports,
     "reasons": render_reasons,
     "switches": render_switches,
 }

@@ -10,21 +10,24 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from jsonschema import Draft202012Validator, ValidationError, validate
 
 from memlens.commands.main import COMMANDS, cli
 from memlens.pages.classes import PageClass
+from memlens.record import columns_of
+from memlens.report import REPORTS, Report
+from memlens.schema import json_schema
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(
-    path
-    for path in (ROOT, ROOT / "docs", ROOT / "docs" / "decisions")
-    for path in path.glob("*.md")
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+for records in (ROOT / "src" / "memlens").glob("*/records.py"):
+    import_module(f"memlens.{records.parent.name}.records")
 FENCE = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -131,33 +134,6 @@ def run_json(*words: str) -> dict[str, Any]:
     return found
 
 
-def shape(value: object) -> object:
-    """Return types and keys of a JSON value, without what depends on the process."""
-    if isinstance(value, dict):
-        return {key: shape(item) for key, item in sorted(value.items())}
-    if isinstance(value, list):
-        return [shape(item) for item in value]
-    return "number" if type(value) in (int, float) else type(value).__name__
-
-
-def test_json_is_as_documented() -> None:
-    (text,) = blocks(ROOT / "docs" / "json.md", "json")
-    documented, found = json.loads(text), run_json("map", str(os.getpid()), "--pages")
-    for part in ("kernel", "process", "cost"):
-        documented_part, found_part = documented[part], found[part]
-        documented_part.pop("cmdline", None), found_part.pop("cmdline", None)
-        assert shape(found_part) == shape(documented_part)
-    assert found["schema"] == documented["schema"]
-    assert set(documented["evidence"]) == set(found["evidence"])
-    assert {type(value) for value in found["evidence"].values()} == {bool}
-    assert list(found) == list(documented)
-    (example,) = documented["mappings"]
-    for mapping in found["mappings"]:
-        assert set(mapping) - {"notes"} == set(example)
-        for key in set(example) - {"pages", "runs", "unknown"}:
-            assert shape(mapping[key]) == shape(example[key]), key
-
-
 def test_json_adds_up() -> None:
     found = run_json("map", str(os.getpid()), "--pages")
     labels = {kind.label for kind in PageClass}
@@ -185,43 +161,60 @@ def test_json_without_pages_has_no_runs() -> None:
     )
 
 
-def table_keys(text: str) -> set[str]:
-    """Return the names in the first column of a table."""
-    cells = re.findall(r"^\| (`[^|]+) \|", text, flags=re.MULTILINE)
-    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+# What to ask of each command here: of this process alone, with no scan of the machine.
+ASKED = {
+    "map": ["map", str(os.getpid())],
+    # Private memory: nobody else is asked whether he maps it too.
+    "page": ["page", str(os.getpid()), f"{id(ROOT):x}"],
+    "doctor": ["doctor"],
+    "demo": ["demo", "--no-swap"],
+}
+KINDS = [kind for _, kind in sorted(REPORTS.items())]
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        # Private memory: nobody else is asked whether he maps it too.
-        ("page", ["page", str(os.getpid()), f"{id(ROOT):x}"]),
-        ("doctor", ["doctor"]),
-        ("demo", ["demo", "--no-swap"]),
-    ],
-)
-def test_json_of_other_commands_is_as_documented(name: str, words: list[str]) -> None:
-    text = sections(ROOT / "docs" / "json.md", 2)[f"memlens.{name}/1"].partition("\n# ")[0]
-    found = run_json(*words)
-    assert found["schema"] == f"memlens.{name}/1"
-    assert set(found) == table_keys(text)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.SCHEMA)
+def test_schemas_are_those_of_the_records(kind: type[Report]) -> None:
+    name = kind.SCHEMA.removeprefix("memlens.").removesuffix("/2")
+    schema = json.loads((ROOT / "docs" / "reference" / "schemas" / f"{name}.json").read_text())
+    assert schema == json_schema(kind)
+    Draft202012Validator.check_schema(schema)
 
 
-def test_json_of_interfaces_is_as_documented() -> None:
-    (row,) = re.findall(r"^\| `interfaces` .*$", (ROOT / "docs" / "json.md").read_text(), re.M)
-    for interface in run_json("doctor")["interfaces"]:
-        assert set(interface) <= set(re.findall(r"`(\w+)`", row))
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.SCHEMA)
+def test_every_column_is_documented(kind: type[Report]) -> None:
+    name = kind.SCHEMA.removeprefix("memlens.").removesuffix("/2")
+    found = sections(ROOT / "docs" / "reference" / "columns.md", 3)
+    for title, field in kind.table_fields().items():
+        text = found[f"{name}: {title}"]
+        rows = re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)
+        assert rows == [column.name for column in columns_of(field.record)]
+    assert {f"{name}: {title}" for title in kind.section_fields()} <= set(found)
+
+
+@pytest.mark.parametrize("name", [n for n in ASKED if f"memlens.{n}/2" in REPORTS])
+def test_json_is_as_its_schema_says(name: str) -> None:
+    found = run_json(*ASKED[name])
+    schema = ROOT / "docs" / "reference" / "schemas" / f"{name}.json"
+    validate(found, json.loads(schema.read_text()))
+
+
+def test_a_wrong_report_is_not_as_its_schema_says() -> None:
+    schema = json_schema(REPORTS["memlens.doctor/2"])
+    found = run_json("doctor")
+    found["tables"]["interfaces"][0]["is_available"] = 1
+    with pytest.raises(ValidationError):
+        validate(found, schema)
 
 
 def test_doctor_example_names_real_interfaces() -> None:
-    real = [(row["name"], row["title"]) for row in run_json("doctor")["interfaces"]]
+    real = [(row["name"], row["title"]) for row in run_json("doctor")["tables"]["interfaces"]]
     shown = "".join(blocks(ROOT / "docs" / "commands.md", "console"))
     assert re.findall(r"^  (?:ok|missing|off) +(\w+) +(.+)$", shown, flags=re.MULTILINE) == real
 
 
 def test_demo_example_shows_real_kinds_of_memory() -> None:
-    found = run_json("demo", "--no-swap")
-    real = {row["how"] for row in (*found["findings"], *found["left_out"])}
+    found = run_json("demo", "--no-swap")["tables"]
+    real = {row["how"] for row in (*found["specimens"], *found["left_out"])}
     shown = "".join(blocks(ROOT / "docs" / "commands.md", "console"))
     rows = re.findall(r"^  (\S.*?) +\d+  \w+ +(?:≠ +)?\w+ +✓$", shown, flags=re.MULTILINE)
     assert len(rows) > 20
