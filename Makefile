@@ -60,8 +60,10 @@ bench-long: $(STAMP) ## the same with more turns and slower peers, however long 
 	@sh tests/install-packages vmtouch
 	$(BIN)/python -m bench --long
 
-docs: $(STAMP) ## write the generated parts of the documentation again
+docs: $(STAMP) ## write the generated parts of the documentation again; its site, if mkdocs is there
 	$(BIN)/python docs/generate.py
+	@if $(BIN)/python -c 'import mkdocs' 2>/dev/null; then $(BIN)/mkdocs build --strict --quiet;\
+	 else echo "no site: mkdocs is not installed (pip install '.[docs]')"; fi
 
 bpf: $(STAMP) ## build the BPF programs again (needs clang-14, libbpf-dev and bpftool)
 	$(BIN)/python bpf/build.py

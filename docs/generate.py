@@ -21,7 +21,7 @@ import click
 import memlens
 import recorded
 from memlens import errors
-from memlens.commands.main import cli
+from memlens.commands.main import COMMANDS, cli
 from memlens.kernel.procfs import SWITCHES
 from memlens.pages.bits import KPAGE_BITS, PAGEMAP_BITS
 from memlens.pages.classes import CLASSES, REASONS
@@ -210,6 +210,11 @@ def render_json() -> str:
     return f"```json\n{''.join(cut.to_json())}```\n"
 
 
+def render_commands() -> str:
+    rows = ((f"[`memlens {name}`]({name}.md)", text) for name, text in COMMANDS.items())
+    return table(("command", "what it does"), rows)
+
+
 def is_error(name: str) -> bool:
     found = getattr(memlens, name)
     return isinstance(found, type) and issubclass(found, Exception)
@@ -243,6 +248,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "sharing": recorded.render_sharing_text,
     "counts": recorded.render_flags_text,
     "columns": render_columns,
+    "commands": render_commands,
     "cost": lambda: columns_table(Cost),
     "envelope": lambda: columns_table(Origin),
     "json": render_json,

@@ -48,32 +48,26 @@ def sections(path: Path, level: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_documented(name: str) -> None:
-    text = sections(ROOT / "docs" / "commands.md", 2)[f"memlens {name}"]
-    assert f"<!-- generated: help {name} -->" in text
+    text = (ROOT / "docs" / "commands" / f"{name}.md").read_text()
+    assert text.startswith(f"# memlens {name}\n\n<!-- generated: help {name} -->\n")
     assert f"memlens {name}" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", PageClass, ids=lambda kind: kind.label)
 def test_every_class_is_documented(kind: PageClass) -> None:
-    text = sections(ROOT / "docs" / "concepts.md", 3)[kind.label]
+    text = sections(ROOT / "docs" / "reference" / "classes.md", 2)[kind.label]
     assert len(text.split()) > 20
 
 
 def test_decisions_are_numbered_without_gaps() -> None:
-    for number, path in enumerate(sorted((ROOT / "docs" / "decisions").glob("*.md")), 1):
+    for number, path in enumerate(sorted((ROOT / "docs" / "decisions").glob("0*.md")), 1):
         assert path.name.startswith(f"{number:04}-")
         assert path.read_text().startswith(f"# {number}. ")
 
 
 def test_nothing_is_documented_that_does_not_exist() -> None:
-    known = {f"memlens {name}" for name in COMMANDS}
-    assert set(sections(ROOT / "docs" / "commands.md", 2)) >= known
-    written = {
-        title
-        for title in sections(ROOT / "docs" / "commands.md", 2)
-        if title.startswith("memlens ")
-    }
-    assert written == known
+    written = {path.stem for path in (ROOT / "docs" / "commands").glob("*.md")}
+    assert written == {"index", *COMMANDS}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=short)
@@ -90,11 +84,34 @@ def test_python_examples_run(path: Path) -> None:
         assert not report.getvalue(), report.getvalue()
 
 
+def anchors(path: Path) -> set[str]:
+    """Return what headings of a page are called in links, on GitHub and by mkdocs alike."""
+    text = FENCE.sub("", path.read_text())
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {
+        re.sub(r"[^\w\s-]", "", title).strip().lower().replace(" ", "-") for title in titles
+    }
+
+
 @pytest.mark.parametrize("path", PAGES, ids=short)
 def test_links_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", path.read_text())
-    missing = [target for target in targets if not (path.parent / target).exists()]
-    assert not missing
+    for target, anchor in re.findall(
+        r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", FENCE.sub("", path.read_text())
+    ):
+        page = path.parent / target if target else path
+        assert page.is_file(), target
+        assert not anchor or anchor in anchors(page), f"{target}#{anchor}"
+        # The site holds no more than docs/.
+        is_outside = (ROOT / "docs") not in page.resolve().parents
+        assert path.parent == ROOT or not is_outside, target
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text())
+    there = [
+        path.relative_to(ROOT / "docs").as_posix() for path in PAGES if path.parent != ROOT
+    ]
+    assert sorted(listed) == sorted(there)
 
 
 def shown_commands() -> Iterator[tuple[str, list[str]]]:
@@ -208,14 +225,14 @@ def test_a_wrong_report_is_not_as_its_schema_says() -> None:
 
 def test_doctor_example_names_real_interfaces() -> None:
     real = [(row["name"], row["title"]) for row in run_json("doctor")["tables"]["interfaces"]]
-    shown = "".join(blocks(ROOT / "docs" / "commands.md", "console"))
+    shown = "".join(blocks(ROOT / "docs" / "commands" / "doctor.md", "console"))
     assert re.findall(r"^  (?:ok|missing|off) +(\w+) +(.+)$", shown, flags=re.MULTILINE) == real
 
 
 def test_demo_example_shows_real_kinds_of_memory() -> None:
     found = run_json("demo", "--no-swap")["tables"]
     real = {row["how"] for row in (*found["specimens"], *found["left_out"])}
-    shown = "".join(blocks(ROOT / "docs" / "commands.md", "console"))
+    shown = "".join(blocks(ROOT / "docs" / "commands" / "demo.md", "console"))
     rows = re.findall(r"^  (\S.*?) +\d+  \w+ +(?:≠ +)?\w+ +✓$", shown, flags=re.MULTILINE)
     assert len(rows) > 20
     assert set(rows) <= real

@@ -4,7 +4,7 @@ The page-cache walk: for each page of an object, folio or swap slot.
 "In kernel space, the swap location can still be retrieved from the page cache"
 (Documentation/admin-guide/mm/pagemap.rst, "Exceptions for Shared Memory").  A BPF
 program (bpf/cachewalk.bpf.c) does that.  It touches no page and takes no lock of
-the object; what its answer is worth while pages move is in docs/cachewalk.md.
+the object; what its answer is worth while pages move is in docs/how-it-works/cachewalk.md.
 """
 
 import copy

@@ -4,7 +4,8 @@ The swap slots of private pages that are in RAM again: by page frame.
 A private page that was read back from swap may keep its slot; it is then in the swap
 cache.  Page tables name its frame and kpageflags says that it is in the swap cache
 (Documentation/admin-guide/mm/pagemap.rst), but no file says which slot it keeps.  A BPF
-program (bpf/frameslots.bpf.c) reads that from the frame's folio.  docs/cachewalk.md.
+program (bpf/frameslots.bpf.c) reads that from the frame's folio
+(docs/how-it-works/cachewalk.md).
 """
 
 import ctypes

@@ -203,7 +203,7 @@ _BY_WALK = _by_walk()
 # Everything that can be opened through an overlay answers for the file that is there now,
 # while a mapping made before a copy-up keeps the pages of the lower one; other objects may
 # not be opened at all, as under a lease.  The kernel's mapping names its file, and the walk
-# goes by the mapping (docs/cachewalk.md).
+# goes by the mapping (docs/how-it-works/cachewalk.md).
 
 
 # What is walked lies on no overlay: there it is the file of a layer.

@@ -3,7 +3,7 @@ The page-cache walk as evidence: where it is worth its while, and what its recor
 
 It tells swapped pages and holes far faster than the other interfaces, pages in RAM more
 slowly than cachestat does; and it alone tells slots, and what hugetlbfs and a copied-up
-file of an overlay hold.  docs/cachewalk.md.
+file of an overlay hold.  docs/how-it-works/cachewalk.md.
 """
 
 import os

@@ -2,7 +2,7 @@
 THE table of interfaces that are probed: one row each.
 
 The privileges were measured, for readers of every capability alone and together;
-docs/permissions.md has that table.
+docs/how-it-works/permissions.md has that table.
 """
 
 from collections.abc import Callable

@@ -27,7 +27,7 @@ KPF_ANON = 1 << 12
 PM_PFN = (1 << 55) - 1
 
 # Interfaces whose answer depends on who asks, and what each set of capabilities gives to
-# user 0 over processes of another user.  docs/permissions.md holds the whole table.
+# user 0 over processes of another user; docs/how-it-works/permissions.md holds the table.
 JUDGED = {"map_files", "cachewalk", "other_smaps", "other_pagemap", "other_map_files", "pfns"}
 JUDGED |= {"kpageflags", "kpagecount"}
 FRAMES = {"pfns", "kpageflags", "kpagecount"}

@@ -181,7 +181,7 @@ def test_not_a_proc(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [row.name for row in PROBE_TABLE])
 def test_permissions_are_documented(name: str) -> None:
-    """docs/permissions.md tells what each interface needs."""
-    page = Path(__file__).parents[3] / "docs" / "permissions.md"
+    """docs/how-it-works/permissions.md tells what each interface needs."""
+    page = Path(__file__).parents[3] / "docs" / "how-it-works" / "permissions.md"
     table = page.read_text().split("## What each interface needs")[1].split("\n## ")[0]
     assert any(f"`{name}`" in line.split("|")[1] for line in table.split("\n") if "|" in line)
