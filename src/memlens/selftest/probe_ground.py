@@ -257,12 +257,11 @@ def parse_status(raw: bytes) -> dict[str, str]:
     return {name: rest.strip() for name, colon, rest in lines if colon}
 
 
-def read_reader(own: str = "/proc/self", proc: str = "/proc") -> Reader:
+def read_reader(own: str = "/proc/self") -> Reader:
     """
     Return who asks.
 
     :param own: directory of this process.
-    :param proc: root of the /proc that is asked.
     :raises OSError: as reading its status gives it.
     """
     return Reader(
@@ -270,7 +269,6 @@ def read_reader(own: str = "/proc/self", proc: str = "/proc") -> Reader:
         is_init_user_namespace=_is_namespace(f"{own}/ns/user", _INIT_USER),
         is_init_pid_namespace=_is_namespace(f"{own}/ns/pid", _INIT_PID),
         is_filtered=parse_status(read_file(f"{own}/status")).get("Seccomp", "0") == "2",
-        proc=proc,
     )
 
 

@@ -7,6 +7,7 @@ each probe makes memory whose state is known, asks, and compares.
 """
 
 import os
+from dataclasses import replace
 
 from memlens.errors import MemlensError, Unsupported
 from memlens.kernel.procfs import raise_errno
@@ -26,7 +27,7 @@ def find_ground(machine: Machine) -> tuple[Ground, tuple[str, ...]]:
     :raises Unsupported: if there is no /proc.
     """
     own, notes = _find_self(machine)
-    reader = read_reader(own, machine.root)
+    reader = replace(read_reader(own), proc=machine.root)
     ground = Ground(machine, own, reader, read_capabilities(own))
     return ground, (*notes, *_notes_on(reader))
 
