@@ -24,7 +24,7 @@ from memlens.kernel.syscalls import is_own_namespace
 from memlens.pages.bits import PM_PRESENT, PM_SWAP
 from memlens.pages.classes import PageClass
 from memlens.record import Table
-from memlens.report import Cost, Origin
+from memlens.report import Cost, Missed, Origin
 from memlens.residency.capture import map_process
 from memlens.residency.records import ProcessMap
 from memlens.scan.machine import Machine, Stopped
@@ -228,6 +228,9 @@ class _Run:
                 "left_out": Table.of(LeftOut, _in_order(self.left_out)),
             },
             sections={"swap": swap, "total": total_of(findings)},
+            missed=[]
+            if self.is_complete
+            else [Missed("memory that was not looked at yet", self.machine.why_over())],
             is_complete=self.is_complete,
             cost=replace(self.cost, wall_s=self.machine.meter.wall_s()),
         )

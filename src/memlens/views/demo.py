@@ -112,6 +112,13 @@ def _left_out(report: DemoResult, width: int) -> Iterator[Line]:
 
 
 def _summary(report: DemoResult, total: DemoTotal, width: int) -> Iterator[Line]:
+    if total.pages:
+        yield from _verdict(total, width)
+    if report.swap is not None and report.swap.leftovers:
+        yield from wrap(f"LEFT BEHIND: {report.swap.leftovers}", width, "", ALARM)
+
+
+def _verdict(total: DemoTotal, width: int) -> Iterator[Line]:
     text = (
         f"pagemap alone misleads on {total.misled_pages} of {total.pages} pages, "
         f"in {total.misled_kinds} of {total.kinds} kinds of memory."
@@ -129,5 +136,3 @@ def _summary(report: DemoResult, total: DemoTotal, width: int) -> Iterator[Line]
             else "."
         )
         yield from wrap(text + rest, width, "", "bold green")
-    if report.swap is not None and report.swap.leftovers:
-        yield from wrap(f"LEFT BEHIND: {report.swap.leftovers}", width, "", ALARM)

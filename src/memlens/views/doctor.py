@@ -41,16 +41,19 @@ def render(report: Features, options: TableOptions) -> Iterator[Line]:
     width = options.width
     yield from wrap(_header(report), width)
     probes = list(report.interfaces.top(options.top))
+    swap_lines = list(_swap_lines(report))
     for group, title in _GROUPS.items():
-        yield []
-        yield [Segment(title, BOLD)]
-        for probe in probes:
-            if probe.group == group:
-                yield from _interface(probe, width)
-    for line in _swap_lines(report):
+        found = [probe for probe in probes if probe.group == group]
+        if found or (group == "swap" and swap_lines):
+            yield []
+            yield [Segment(title, BOLD)]
+        for probe in found:
+            yield from _interface(probe, width)
+    for line in swap_lines:
         yield from wrap(line, width, _INDENT)
-    yield []
-    yield [Segment("What memlens can say", BOLD)]
+    if len(report.outlooks):
+        yield []
+        yield [Segment("What memlens can say", BOLD)]
     gaps = list(report.gaps)
     for outlook in report.outlooks:
         yield [Segment(f"  {outlook.title}: "), Segment(outlook.level, _LEVELS[outlook.level])]

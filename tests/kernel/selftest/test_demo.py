@@ -129,6 +129,7 @@ def test_a_budget_ends_it() -> None:
         "--budget", "0.000001", err="memlens: stopped early: the answer is incomplete\n"
     )
     assert not found["is_complete"]
+    assert [row["reason"] for row in found["missed"]] == ["the budget was spent"]
 
 
 def test_another_proc_is_refused(tmp_path: Path) -> None:

@@ -123,6 +123,12 @@ def test_rows_that_are_cut_are_counted_and_stay_in_the_sums() -> None:
     assert "69 pages, each made on purpose" in text
 
 
+def test_what_was_ended_before_a_look_claims_nothing() -> None:
+    text = text_of(result(is_complete=False))
+    assert "agrees with how the memory was made on" not in text
+    assert "misleads on" not in text
+
+
 def test_nothing_wrong_is_not_all_known() -> None:
     assert not result(GOOD).is_wrong
     assert not result(GOOD).is_all_known  # Kinds were left out.

@@ -126,6 +126,7 @@ def test_json() -> None:
 def test_rows_can_be_cut() -> None:
     assert " pagemap_scan " not in text(80, top=1)
     assert " pagemap " in text(80, top=1)
+    assert "Page frames" not in text(80, top=1)
 
 
 def run(*arguments: str, **environment: str) -> Any:
