@@ -205,6 +205,7 @@ def test_every_column_is_documented(kind: type[Report]) -> None:
         text = found[f"{name}: {title}"]
         rows = re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)
         assert rows == [column.name for column in columns_of(field.record)]
+        assert all(column.help for column in columns_of(field.record)), title
     assert {f"{name}: {title}" for title in kind.section_fields()} <= set(found)
 
 

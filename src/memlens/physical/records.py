@@ -46,7 +46,7 @@ class ProcessCharge:
     mapped_pages: int = column(
         "mapped", unit="pages", help="all that it maps of what is charged"
     )
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="as /proc has it")
     name: str = column("process (private memory)", unit="name", help="comm, raw")
     cgroup: str = column("cgroup", rank=1, help="of the process")
 
@@ -55,7 +55,7 @@ class ProcessCharge:
 class ElsewherePages:
     """Pages that are charged in one cgroup and mapped by processes of another."""
 
-    pages: int = column("size", unit="pages", metric="gauge")
+    pages: int = column("size", unit="pages", metric="gauge", help="distinct frames")
     cgroup: str = column("cgroup", unit="name", key=True, help="the other one")
 
 
@@ -63,9 +63,9 @@ class ElsewherePages:
 class StatLine:
     """A figure of memory.stat beside what was found."""
 
-    name: str = column("memory.stat", key=True)
-    stat_pages: int = column("says", unit="pages")
-    found_pages: int = column("found", unit="pages")
+    name: str = column("memory.stat", key=True, help="as memory.stat has it")
+    stat_pages: int = column("says", unit="pages", help="what memory.stat says")
+    found_pages: int = column("found", unit="pages", help="what the frames say")
     difference_pages: int = column(
         "difference", unit="pages", help="what memory.stat says more than was found"
     )
@@ -112,11 +112,21 @@ class CgroupRow:
     """One cgroup of the overview, without those below it."""
 
     charged_pages: int = column("charged", unit="pages", metric="gauge", help="frames in RAM")
-    anonymous_pages: int = column("anon", unit="pages", metric="gauge", rank=1)
-    shmem_pages: int = column("shmem", unit="pages", metric="gauge", rank=1)
-    file_pages: int = column("file", unit="pages", metric="gauge", rank=1)
-    hugetlb_pages: int = column("hugetlb", unit="pages", metric="gauge", rank=1)
-    kernel_pages: int = column("kernel", unit="pages", metric="gauge", rank=1)
+    anonymous_pages: int = column(
+        "anon", unit="pages", metric="gauge", rank=1, help="private memory"
+    )
+    shmem_pages: int = column(
+        "shmem", unit="pages", metric="gauge", rank=1, help="shared memory"
+    )
+    file_pages: int = column(
+        "file", unit="pages", metric="gauge", rank=1, help="page cache of files"
+    )
+    hugetlb_pages: int = column(
+        "hugetlb", unit="pages", metric="gauge", rank=1, help="of hugetlbfs"
+    )
+    kernel_pages: int = column(
+        "kernel", unit="pages", metric="gauge", rank=1, help="page tables, stacks and others"
+    )
     inode: int = column("inode", key=True, rank=2, help="what the kernel charges a page to")
     path: str | None = column(
         "cgroup", unit="name", help="not known if it is in no directory that this reader sees"

@@ -1,9 +1,12 @@
 """The table of the demo."""
 
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from memlens.commands.demo import command
 from memlens.record import Table
 from memlens.report import Cost, Origin, Report
 from memlens.selftest.demo import Judged, total_of
@@ -132,6 +135,19 @@ def test_what_was_ended_before_a_look_claims_nothing() -> None:
 def test_nothing_wrong_is_not_all_known() -> None:
     assert not result(GOOD).is_wrong
     assert not result(GOOD).is_all_known  # Kinds were left out.
+
+
+@pytest.mark.parametrize(("judged", "code"), [(GOOD, 0), (WRONG, 1)])
+def test_a_report_of_a_wrong_page_is_an_error_wherever_it_is_read(
+    judged: Judged, code: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.json"
+    file.write_text("".join(result(judged).to_json()))
+    for option in ("--json", "--csv", "--no-color"):
+        shown = CliRunner().invoke(command, ["--from", str(file), option])
+        assert shown.exit_code == code
+    strict = CliRunner().invoke(command, ["--from", str(file), "--strict"])
+    assert strict.exit_code == (code or 3)
 
 
 def test_json_holds_all_of_it() -> None:
