@@ -384,7 +384,7 @@ class HugeCounter:
 class HugeTotal:
     """The processes together: a page that two of them map counts twice."""
 
-    processes: int = column("processes")
+    processes: int = column("processes", help="how many")
     thp_pages: int | None = column("THP", unit="pages")
     hugetlb_pages: int = column("hugetlb", unit="pages")
     anonymous_pages: int = column("anon", unit="pages")
