@@ -11,10 +11,11 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 
 import click
 
@@ -174,29 +175,43 @@ def render_columns() -> str:
 
 def _parts_of(kind: type[Report]) -> Iterable[str]:
     name = short_name(kind)
+    fields = (*kind.table_fields().values(), *kind.section_fields().values())
+    records = [getattr(field, "record", getattr(field, "kind", None)) for field in fields]
+    # A name means the same in all tables of a report: what it is may be said once.
+    meanings = {
+        column.name: column.help
+        for record in reversed(records)
+        if record not in (dict, list)
+        for column in columns_of(record)
+        if column.help
+    }
     schema = f"schemas/{name}.json"
     yield f"## {name}\n\n{first_sentence(kind)} Schema: [`{kind.SCHEMA}`]({schema}).\n"
     for title, field in kind.table_fields().items():
         rows = ", rows without names in JSON" if is_compact(field.record) else ""
         yield f"### {name}: {title}\n\nTable{rows}. {help_of(field.record)}\n"
-        yield columns_table(field.record)
+        yield columns_table(field.record, meanings)
     for title, section in kind.section_fields().items():
         yield f"### {name}: {title}\n"
         if section.kind in (dict, list):
             yield f"Section: a JSON {'object' if section.kind is dict else 'list'}.\n"
         else:
-            yield f"Section. {help_of(section.kind)}\n\n{columns_table(section.kind)}"
+            yield f"Section. {help_of(section.kind)}\n\n{columns_table(section.kind, meanings)}"
 
 
-def columns_table(record: type) -> str:
-    """Return the columns of one record."""
+def columns_table(record: type, meanings: Mapping[str, str] = MappingProxyType({})) -> str:
+    """
+    Return the columns of one record.
+
+    :param meanings: of those that do not say themselves what they are.
+    """
     rows = (
         (
             f"`{column.name}`",
             column.unit if column.unit != "name" else "text",
             column.type.__name__ + (" or null" if column.nullable else ""),
             "key" if column.key else "",
-            column.help.replace("|", "\\|"),
+            (column.help or meanings.get(column.name, "")).replace("|", "\\|"),
         )
         for column in columns_of(record)
     )

@@ -203,9 +203,9 @@ def test_every_column_is_documented(kind: type[Report]) -> None:
     found = sections(ROOT / "docs" / "reference" / "columns.md", 3)
     for title, field in kind.table_fields().items():
         text = found[f"{name}: {title}"]
-        rows = re.findall(r"^\| `(\w+)`", text, flags=re.MULTILINE)
+        # Each with what it means.
+        rows = re.findall(r"^\| `(\w+)` .*\| \S.* \|$", text, flags=re.MULTILINE)
         assert rows == [column.name for column in columns_of(field.record)]
-        assert all(column.help for column in columns_of(field.record)), title
     assert {f"{name}: {title}" for title in kind.section_fields()} <= set(found)
 
 

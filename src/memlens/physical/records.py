@@ -248,7 +248,7 @@ class FileReport(Report, schema="memlens.files/2"):
 class FlagCombination:
     """Pages that have the same flags."""
 
-    pages: int = column("size", unit="pages", metric="gauge", help="that have just these flags")
+    pages: int = column("size", unit="pages", metric="gauge", help="with just these flags")
     word: int = column("word", unit="address", key=True, help="a bit for each flag")
     flags: str = column("flags", unit="name", help="their names, as page-types has them")
 
@@ -280,8 +280,8 @@ class FlagRange:
 class NodePages:
     """Pages on one NUMA node, whatever their flags."""
 
-    node: int = column("node", key=True, help="number of the NUMA node")
-    pages: int = column("size", unit="pages", metric="gauge", help="on it")
+    node: int = column("node", key=True, help="its number")
+    pages: int = column("size", unit="pages", metric="gauge", help="in its memory")
 
 
 @record("flags.total", help="All pages that were looked at.")
@@ -323,7 +323,7 @@ class FlagReport(Report, schema="memlens.flags/2"):
 class HugeProcess:
     """Huge, merged and zero pages of a process; what is hidden from this reader is None."""
 
-    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
+    pid: int = column("PID", key=True, help="as /proc has it")
     thp_pages: int | None = column(
         "THP", unit="pages", metric="gauge", hue="ram", help="in transparent huge pages"
     )
@@ -359,10 +359,10 @@ class HugeProcess:
 class HugeMapping:
     """Huge, merged and zero pages of a mapping that has any."""
 
-    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
-    start: int = column("start", unit="address", key=True, help="first address")
-    stop: int = column("stop", unit="address", help="address after the last")
-    permissions: str = column("permissions", help="as /proc/PID/maps has them")
+    pid: int = column("PID", key=True, help="as /proc has it")
+    start: int = column("start", unit="address", key=True, help="its first address")
+    stop: int = column("stop", unit="address", help="the first address after it")
+    permissions: str = column("permissions", help="as maps gives them")
     thp_pages: int | None = column(
         "THP", unit="pages", hue="ram", help="in transparent huge pages"
     )
@@ -399,15 +399,15 @@ class HugeCounter:
         "mapping", unit="address", key=True, help="none for the sum of a process"
     )
     kind: str = column("kind", help="what it is a share of: anon, file; else hugetlb, node")
-    name: str = column("counter", key=True, help="as thpmaps calls it")
-    pages: int = column("size", unit="pages", metric="gauge", help="what it counts")
+    name: str = column("counter", key=True, help="as thpmaps has it")
+    pages: int = column("size", unit="pages", metric="gauge", help="base pages of it")
 
 
 @record("huge.total", help="The processes together.")
 class HugeTotal:
     """The processes together: a page that two of them map counts twice."""
 
-    processes: int = column("processes", help="how many were read")
+    processes: int = column("processes", help="how many")
     thp_pages: int | None = column("THP", unit="pages", help="in transparent huge pages")
     hugetlb_pages: int = column("hugetlb", unit="pages", help="of hugetlbfs")
     anonymous_pages: int = column("anon", unit="pages", help="of private memory")

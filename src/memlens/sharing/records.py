@@ -22,7 +22,7 @@ _PSS = "each page divided by how often it is mapped, by whomever"
 class ProcessShare:
     """One process; the fork columns are of what was forked from a process of the scan."""
 
-    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
+    pid: int = column("PID", key=True, help="as /proc has it")
     parent: int | None = column(
         "parent",
         absent="",
@@ -98,7 +98,7 @@ class ProcessShare:
 class MappingShare:
     """One mapping of a process; the figures are those of ``ProcessShare``."""
 
-    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
+    pid: int = column("PID", key=True, help="as /proc has it")
     start_address: int = column("address", unit="address", key=True, help="its first, signed")
     stop_address: int = column("end", unit="address", rank=4, help="the first after it, signed")
     permissions: str = column("perm", rank=1, help="as maps has them")
@@ -155,8 +155,8 @@ class MappingShare:
 class PairShare:
     """Two processes and the distinct frames that both map."""
 
-    a: int = column("PID", key=True, help="one process")
-    b: int = column("and PID", key=True, help="the other")
+    a: int = column("PID", key=True, help="the PID of one")
+    b: int = column("and PID", key=True, help="the PID of the other")
     shared_pages: int = column(
         "shared", unit="pages", hue="shared", metric="gauge", help="distinct frames of both"
     )
@@ -244,7 +244,7 @@ class ShareCounts:
 class ProcessMemory:
     """One process."""
 
-    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
+    pid: int = column("PID", key=True, help="as /proc has it")
     user: str = column("user", rank=2, help="name of its effective user, the number if none")
     uid: int = column("uid", rank=4, help="its effective user")
     rss_pages: int = column(
