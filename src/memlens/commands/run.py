@@ -66,6 +66,7 @@ class Answer(NamedTuple):
     :param render: yields the lines for a person.
     :param label: what is being done, for the progress bar.
     :param table: what ``--table`` is if it is not given, None for the first.
+    :param keep: leaves of a report, scanned or read, what was asked for; None keeps all.
     """
 
     kinds: "Sequence[type[Report]]"
@@ -73,6 +74,7 @@ class Answer(NamedTuple):
     render: "Callable[[Any, TableOptions], Iterable[Line]]"
     label: str
     table: str | None = None
+    keep: "Callable[[Any], Report] | None" = None
 
 
 def _check_budget(
@@ -164,6 +166,8 @@ def give(request: Request, answer: Answer) -> None:
     with Watch(answer.label, request.color) as watch:
         report = _read(request, answer, watch)
         watch.end_scan()
+        if answer.keep is not None:
+            report = answer.keep(report)
         _print(request, answer, report)
     if not report.is_complete:
         common.complain("stopped early: the answer is incomplete")

@@ -20,7 +20,7 @@ from memlens.views.lines import (
     render_labelled,
     user_name,
 )
-from memlens.views.map import TextOptions, cell_character
+from memlens.views.map import cell_character
 from memlens.views.strip import draw_strip
 from memlens.views.table import (
     TableColumn,
@@ -349,13 +349,12 @@ def _beyond_end(item: SharedObject, size: int) -> Iterator[str]:
 
 
 def _strips(item: SharedObject, pages: int, options: TableOptions) -> Iterator[Line]:
-    text_options = TextOptions(options.width, options.is_colored, options.is_unicode)
     line: Line = []
     for kind, is_mixed in draw_strip(item.runs, 0, pages, options.width):
         if kind is None:
             line.append(Segment(" "))
         else:
-            character = cell_character(kind, is_mixed, text_options)
+            character = cell_character(kind, is_mixed, options)
             line.append(Segment(character, CLASS_STYLES[kind]))
     yield line
 
@@ -364,12 +363,11 @@ def _totals(item: SharedObject, pages: int, size: int, options: TableOptions) ->
     counts = item.counts()
     digits = len(str(pages))
     meanings = _UNSEEN_MEANINGS if item.may_have_more_holders else _MEANINGS
-    text_options = TextOptions(options.width, options.is_colored, options.is_unicode)
     for row in CLASSES:
         count = int(counts[row.page_class])
         if not count:
             continue
-        sign = cell_character(row.page_class, False, text_options)
+        sign = cell_character(row.page_class, False, options)
         label = f"{sign} {row.page_class.label:<12}"
         amount = format_size(count * size)
         rest = f"{amount:>6} {count:>{digits}} pages {percent(count, pages):>4}  "
