@@ -35,8 +35,8 @@ def map_all(pids: list[int], limits: list[int]) -> "list[memlens.ProcessMap]":
     start, stop = limits or (None, None)
     results = [memlens.map_process(pid, start=start, stop=stop) for pid in pids]
     for result in results:
-        for mapping in result.mappings:
-            mapping.counts()
+        for kind in memlens.PageClass:
+            result.mappings.column(f"{kind.label}_pages").tolist()
     return results
 
 
@@ -46,8 +46,9 @@ def sum_classes(
     """Return the pages of each class that there are."""
     total = [0] * len(memlens.PageClass)
     for result in results:
+        size = result.page_size_bytes
         for mapping in result.mappings:
-            if mapping.start >= start and mapping.stop <= stop:
+            if mapping.start_page * size >= start and mapping.stop_page * size <= stop:
                 total = [a + int(b) for a, b in zip(total, mapping.counts(), strict=True)]
     return {kind.label: total[kind] for kind in memlens.PageClass if total[kind]}
 

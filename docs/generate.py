@@ -102,7 +102,7 @@ def render(name: str) -> str:
 
 
 def render_classes() -> str:
-    rows = ((f"`{row.page_class.label}`", f"`{row.glyph}`", row.meaning) for row in CLASSES)
+    rows = ((f"`{row.page_class.label}`", f"`{row.sign}`", row.meaning) for row in CLASSES)
     return table(("class", "sign", "meaning"), rows)
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime
 from enum import IntEnum
@@ -21,13 +21,14 @@ from memlens.pages.classes import PageClass
 from memlens.physical.records import FlagReport
 from memlens.report import Report
 from memlens.residency.records import PageExplanation, ProcessMap
+from memlens.residency.tables import select_classes
 from memlens.selftest.records import DemoResult, Features
 from memlens.sharing.records import ProcessList, Sharing
 from memlens.shm.records import Inventory
 from memlens.swap.records import SwapLedger
 from memlens.views import demo, doctor, flags, page, ps, sharing, shm, swap
 from memlens.views.lines import Line
-from memlens.views.map import TextOptions, render_map, select_classes
+from memlens.views.map import render as render_map
 from memlens.views.table import TableOptions
 
 HERE = Path(__file__).parent
@@ -48,8 +49,6 @@ def write_record(name: str, item: Any) -> None:
         report = replace(item, host="host", boot_id="", kernel=kernel)
         (EXAMPLES / f"{name}.json").write_text("".join(report.to_json()))
         return
-    if isinstance(item, ProcessMap):
-        item = replace(item, mappings=tuple(item.mappings))
     text = json.dumps(asdict(item), default=_plain, indent=1)
     # Runs of numbers on one line each.
     text = re.sub(r"\[\s+([-\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
@@ -91,9 +90,8 @@ def rebuild(kind: Any, value: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         (kind,) = (argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else rebuild(kind, value)
-    if origin in (tuple, Sequence):
-        is_alike = origin is Sequence or arguments[-1] is Ellipsis
-        kinds = arguments[:1] * len(value) if is_alike else arguments
+    if origin is tuple:
+        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         return tuple(rebuild(*pair) for pair in zip(kinds, value, strict=True))
     if origin is np.ndarray:
         return np.array(value, typing.get_args(arguments[1])[0])
@@ -104,21 +102,20 @@ def rebuild(kind: Any, value: Any) -> Any:
 
 def render_map_text(only: str = "") -> str:
     """Return what `memlens map PID [--only CLASSES]` prints."""
-    whole = read_record("map", ProcessMap)
+    whole = read_report("map", ProcessMap)
     wanted = frozenset(PageClass[name.upper()] for name in only.split(",") if name)
     shown = select_classes(whole, wanted) if wanted else whole
-    lines = render_map(shown, whole, TextOptions(width=TEXT_WIDTH))
     option = f" --only {only}" if only else ""
-    return block(f"memlens map {whole.process.pid}{option}", join_segments(lines))
+    lines = join_segments(render_map(shown, TABLE))
+    return block(f"memlens map {whole.process.pid}{option}", lines)
 
 
 def render_page_text() -> str:
     """Return what `memlens page PID ADDRESS` prints."""
-    found = read_record("page", PageExplanation)
-    return block(
-        f"memlens page {found.process.pid} {found.address:x}",
-        plain_lines(page.render_text(found, TEXT_WIDTH)),
-    )
+    found = read_report("page", PageExplanation)
+    address = found.verdict.page * found.page_size_bytes
+    lines = join_segments(page.render(found, TABLE._replace(is_unicode=True)))
+    return block(f"memlens page {found.process.pid} {address:x}", lines)
 
 
 def render_doctor_text(first: str = "") -> str:
@@ -202,9 +199,9 @@ def draw_picture() -> str:
         force_terminal=True,
         color_system="truecolor",
     )
-    whole = read_record("map", ProcessMap)
-    options = TextOptions(width=PICTURE_WIDTH, is_colored=True, is_unicode=True)
-    for line in render_map(whole, whole, options):
+    whole = read_report("map", ProcessMap)
+    options = TableOptions(width=PICTURE_WIDTH, is_colored=True, is_unicode=True)
+    for line in render_map(whole, options):
         console.print(Text.assemble(*line), overflow="crop", no_wrap=True)
     svg = console.export_svg(title=f"memlens map {whole.process.pid}", unique_id="memlens")
     svg = svg.replace("<svg ", '<svg xml:space="preserve" ', 1)

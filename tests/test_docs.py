@@ -153,29 +153,31 @@ def run_json(*words: str) -> dict[str, Any]:
 
 def test_json_adds_up() -> None:
     found = run_json("map", str(os.getpid()), "--pages")
-    labels = {kind.label for kind in PageClass}
-    total: dict[str, int] = {}
-    for mapping in found["mappings"]:
-        pages = (mapping["stop"] - mapping["start"]) // found["kernel"]["page_size_bytes"]
-        counts: dict[str, int] = {}
+    labels = [kind.label for kind in PageClass]
+    runs: dict[int, list[tuple[int, int, str]]] = {}
+    for start, first, pages, name in found["tables"]["runs"]["rows"]:
+        runs.setdefault(start, []).append((first, pages, name))
+    total = dict.fromkeys(labels, 0)
+    for mapping in found["tables"]["mappings"]:
+        counts = dict.fromkeys(labels, 0)
         position = 0
-        for first, length, name in mapping["runs"]:
+        for first, length, name in runs[mapping["start_page"]]:
             assert first == position
             position += length
-            counts[name] = counts.get(name, 0) + length
-        assert position == pages
-        assert counts == mapping["pages"]
-        assert sum(length for _, length, _ in mapping["unknown"]) == counts.get("unknown", 0)
+            counts[name] += length
+        assert position == mapping["stop_page"] - mapping["start_page"]
         for name, count in counts.items():
-            total[name] = total.get(name, 0) + count
-    assert total == found["pages"]
-    assert set(total) <= labels
+            assert mapping[f"{name}_pages"] == count
+            total[name] += count
+    unknown = found["tables"]["unknown"]["rows"]
+    assert sum(pages for _, _, pages, _ in unknown) == total["unknown"]
+    sums = found["sums"]["pages"]
+    assert {name: sums[f"{name}_pages"] for name in labels} == total
+    assert sums["total_pages"] == sum(total.values())
 
 
 def test_json_without_pages_has_no_runs() -> None:
-    assert all(
-        "runs" not in mapping for mapping in run_json("map", str(os.getpid()))["mappings"]
-    )
+    assert "runs" not in run_json("map", str(os.getpid()))["tables"]
 
 
 # What to ask of each command here: of this process alone, with no scan of the machine.

@@ -83,9 +83,9 @@ def record_server() -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         pid = stack.enter_context(running(directory / "server", table))
         whole = map_process(pid)
-        write_record("map", replace(whole, kernel=without_suffix(whole.kernel)))
-        buffers = next(row for row in whole.mappings if row.path == "/dev/zero (deleted)")
-        write_record("page", explain_page(pid, buffers.start + 30 * MIB))
+        write_report("map", whole)
+        buffers = next(row for row in whole.each if row.path == "/dev/zero (deleted)")
+        write_report("page", explain_page(pid, buffers.start + 30 * MIB))
 
 
 def record_workers() -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from memlens.pages.classes import PageClass
+    from memlens.pages.decode import Words
     from memlens.pages.runs import Runs
     from memlens.physical.cgroup import list_cgroups, read_cgroup
     from memlens.physical.flagreport import count_flags, list_flags
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
         Process,
         ProcessMap,
         UnknownRun,
-        Words,
     )
     from memlens.residency.steps import explain_page
     from memlens.selftest.doctor import probe_features
@@ -92,7 +92,7 @@ _HOMES = {
     "UnknownName": "errors",
     "UnknownRun": "residency.records",
     "Unsupported": "errors",
-    "Words": "residency.records",
+    "Words": "pages.decode",
     "ZswapUse": "swap.records",
     "count_flags": "physical.flagreport",
     "explain_page": "residency.steps",

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from memlens.kernel.maps import Mapping
 from memlens.kernel.mapstable import table_of
 from memlens.pages.classes import PageClass
-from memlens.pages.runs import Runs, encode_runs, join_runs
-from memlens.residency.records import MappingRows, join_rows
+from memlens.pages.runs import Runs, count_runs, decode_runs, encode_runs, join_runs
+from memlens.residency.tables import MappingRows, join_rows
 
 SIZE = 4096
 values = st.lists(st.integers(0, len(PageClass) - 1), min_size=1, max_size=6)
@@ -36,7 +36,7 @@ def rows_of(mappings: Made, others: int, first: int) -> MappingRows:
         else Runs(*(np.empty(0, np.int64),) * 2, np.empty(0, np.uint8))
     )
     edges = np.cumsum([0, *map(len, parts)])
-    return MappingRows(table.take(slice(len(lines))), labels, SIZE, runs, edges, {})
+    return MappingRows(table.take(slice(len(lines))), labels, runs, edges, {})
 
 
 @given(made, made, st.integers(0, 5))
@@ -44,10 +44,12 @@ def test_joined_rows_are_those_of_the_parts(one: Made, other: Made, others: int)
     joined = join_rows([rows_of(one, others, 0), rows_of(other, others, 100)])
     assert len(joined) == len(one) + len(other)
     counts = joined.counts()
-    for row, (place, pages), counted in zip(joined, [*one, *other], counts, strict=True):
-        assert (row.path, row.object) == (f"/{place}", f"/{place}")
-        assert row.classes().tolist() == pages
-        assert counted.tolist() == row.counts().tolist()
+    for row, ((place, pages), counted) in enumerate(zip([*one, *other], counts, strict=True)):
+        assert joined.maps[row].path == joined.labels[joined.maps.place[row]] == f"/{place}"
+        runs = joined.found(row).runs
+        assert decode_runs(runs, len(pages)).tolist() == pages
+        assert counted.tolist() == count_runs(runs, len(PageClass)).tolist()
     backwards = joined.take(np.arange(len(joined))[::-1])
-    assert [row.start for row in backwards] == [row.start for row in joined][::-1]
-    assert [row.start for row in backwards.sorted()] == [row.start for row in joined]
+    start = joined.maps.start.tolist()
+    assert backwards.maps.start.tolist() == start[::-1]
+    assert backwards.sorted().maps.start.tolist() == start

@@ -34,8 +34,9 @@ _PID_DIGITS = 18
 
 
 def pid_argument(function: _F) -> _F:
-    """Add the argument ``pid``; whether such a process exists is for /proc to say."""
-    return click.argument("pid", callback=_convert(_parse_pid))(function)
+    """Add the argument ``pid``, None beside ``--from``; /proc says whether there is such."""
+    convert = _convert(_parse_pid)
+    return click.argument("pid", required=False, callback=convert)(function)
 
 
 def pid_option(function: _F) -> _F:
@@ -46,8 +47,9 @@ def pid_option(function: _F) -> _F:
 
 
 def address_argument(function: _F) -> _F:
-    """Add the argument ``address``, in hexadecimal, of 64 bits at most."""
-    return click.argument("address", callback=_convert(parse_address))(function)
+    """Add the argument ``address``, None or in hexadecimal, of 64 bits at most."""
+    convert = _convert(parse_address)
+    return click.argument("address", required=False, callback=convert)(function)
 
 
 def range_option(function: _F) -> _F:

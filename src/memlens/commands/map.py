@@ -1,31 +1,14 @@
 """``memlens map PID``: where every page of a process is."""
 
-from dataclasses import dataclass
+import dataclasses
+from functools import partial
+from typing import Any
 
 import click
 
-from memlens.commands import common, old
-from memlens.commands.run import Watch
+from memlens.commands import common, run
 from memlens.errors import MemlensError
 from memlens.pages.classes import PageClass
-from memlens.residency.capture import map_process
-from memlens.residency.records import ProcessMap
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What was asked on the command line."""
-
-    pid: int
-    as_json: bool
-    as_csv: bool
-    pages: bool
-    words: bool
-    addresses: tuple[int, int] | None
-    only: frozenset[PageClass]
-    strict: bool
-    no_color: bool
-    proc: str
 
 
 def _parse_classes(
@@ -45,8 +28,6 @@ def _parse_classes(
 
 @click.command("map")
 @common.pid_argument
-@common.json_option
-@common.csv_option
 @click.option("--pages", is_flag=True, help="Add the runs: consecutive pages of one class.")
 @click.option("--words", is_flag=True, help="Add the raw pagemap words that are not zero.")
 @common.range_option
@@ -56,10 +37,15 @@ def _parse_classes(
     callback=_parse_classes,
     help="Only mappings and runs of these classes.",
 )
-@common.strict_option
-@common.no_color_option
-@common.proc_option
-def command(**options: object) -> None:
+@run.report_options
+def command(
+    request: run.Request,
+    pid: int | None,
+    pages: bool,
+    words: bool,
+    addresses: tuple[int, int] | None,
+    only: frozenset[PageClass],
+) -> None:
     """
     Show where every page of the process PID is.
 
@@ -68,64 +54,33 @@ def command(**options: object) -> None:
     that was used, and what the scan cost. Ctrl-C prints what is known so far; again, it
     kills.
     """
-    request = _Request(**options)  # type: ignore[arg-type]
-    old.check_formats(request.as_json, request.as_csv)
-    if request.as_csv and request.words:
-        raise click.UsageError("--words is for text and --json")
-    with Watch(
-        f"reading process {request.pid}", "never" if request.no_color else "auto"
-    ) as watch:
-        whole = _scan(request, watch)
-        watch.end_scan()
-        _print(request, whole)
-    is_unknown = bool(whole.counts()[PageClass.UNKNOWN])
-    old.finish(watch, whole.is_complete, request.strict, is_unknown)
+    run.require(request, pid, "PID")
+    if request.source is not None and (words or addresses is not None):
+        raise click.UsageError("--words and --range are for a scan: leave out --from")
+    from memlens.residency.records import ProcessMap
+    from memlens.views.map import render
 
+    def read(**scan: Any) -> ProcessMap:
+        from memlens.residency.capture import map_process
 
-def _scan(request: _Request, watch: Watch) -> ProcessMap:
-    start, stop = request.addresses or (None, None)
-    whole = map_process(
-        request.pid,
-        start=start,
-        stop=stop,
-        words=request.words,
-        proc=request.proc,
-        on_progress=watch.on_progress,
-        should_stop=watch.should_stop,
-    )
-    if not whole.mappings:
-        where = f" in {start:x}-{stop:x}" if start is not None else ""
-        raise MemlensError(f"process {request.pid} has nothing mapped{where}")
-    return whole
+        start, stop = addresses or (None, None)
+        whole = map_process(pid or 0, start=start, stop=stop, words=words, **scan)
+        if not len(whole.mappings):
+            where = f" in {start:x}-{stop:x}" if addresses is not None else ""
+            raise MemlensError(f"process {pid} has nothing mapped{where}")
+        return whole
 
+    def keep(whole: ProcessMap) -> ProcessMap:
+        from memlens.residency.tables import select_classes
 
-def _print(request: _Request, whole: ProcessMap) -> None:
-    from memlens.views.map import select_classes
+        found = select_classes(whole, only) if only else whole
+        if not request.as_json or pages:
+            return found
+        tables = {name: table for name, table in found.tables.items() if name != "runs"}
+        return dataclasses.replace(found, tables=tables)
 
-    shown = select_classes(whole, request.only) if request.only else whole
-    if request.as_json or request.as_csv:
-        _print_machine(request, shown)
-    else:
-        _print_text(request, shown, whole)
-
-
-def _print_machine(request: _Request, shown: ProcessMap) -> None:
-    from memlens.views.formats import render_csv, render_json, render_runs_csv
-
-    if request.as_json:
-        common.write_pieces(render_json(shown, request.pages))
-    else:
-        common.write_csv(render_runs_csv(shown) if request.pages else render_csv(shown))
-
-
-def _print_text(request: _Request, shown: ProcessMap, whole: ProcessMap) -> None:
-    from memlens.views.map import TextOptions, render_map
-
-    options = TextOptions(
-        width=common.terminal_width(),
-        is_colored=common.is_colored("never" if request.no_color else "auto"),
-        is_unicode=common.is_unicode(),
-        addresses=request.addresses,
-        has_runs=request.pages,
-    )
-    old.print_lines(render_map(shown, whole, options), options.is_colored)
+    # The runs are what --pages asks for.
+    table = "runs" if pages and request.as_csv else None
+    draw = partial(render, has_runs=pages)
+    label = f"reading process {pid}"
+    run.give(request, run.Answer((ProcessMap,), read, draw, label, table, keep=keep))

@@ -1,17 +1,17 @@
 """``memlens page PID ADDRESS``: one page, step by step."""
 
+from typing import Any
+
 import click
 
-from memlens.commands import common
+from memlens.commands import common, run
 
 
 @click.command(name="page")
 @common.pid_argument
 @common.address_argument
-@common.json_option
-@common.no_color_option
-@common.proc_option
-def command(pid: int, address: int, as_json: bool, no_color: bool, proc: str) -> None:
+@run.report_options
+def command(request: run.Request, pid: int | None, address: int | None) -> None:
     """
     Explain where the page at ADDRESS of the process PID is, and how that is known.
 
@@ -19,12 +19,14 @@ def command(pid: int, address: int, as_json: bool, no_color: bool, proc: str) ->
     it; then the verdict, the object that backs the page, and who else maps it. ADDRESS is
     hexadecimal, as /proc/PID/maps prints it.
     """
-    from memlens.residency.steps import explain_page
-    from memlens.views import page as view
+    run.require(request, pid, "PID")
+    run.require(request, address, "ADDRESS")
+    from memlens.residency.records import PageExplanation
+    from memlens.views.page import render
 
-    found = explain_page(pid, address, proc=proc)
-    if as_json:
-        common.write_pieces((view.render_json(found), "\n"))
-        return
-    width = common.terminal_width()
-    common.print_lines(view.render_text(found, width, common.is_unicode()), no_color)
+    def read(**scan: Any) -> PageExplanation:
+        from memlens.residency.steps import explain_page
+
+        return explain_page(pid or 0, address or 0, **scan)
+
+    run.give(request, run.Answer((PageExplanation,), read, render, "looking at a page"))

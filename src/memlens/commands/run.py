@@ -67,6 +67,7 @@ class Answer(NamedTuple):
     :param label: what is being done, for the progress bar.
     :param table: what ``--table`` is if it is not given, None for the first.
     :param is_wrong: says of a report whether it shows a fault: exit code 1.
+    :param keep: leaves of a report, scanned or read, what was asked for; None keeps all.
     """
 
     kinds: "Sequence[type[Report]]"
@@ -75,6 +76,7 @@ class Answer(NamedTuple):
     label: str
     table: str | None = None
     is_wrong: "Callable[[Any], bool]" = lambda _: False
+    keep: "Callable[[Any], Report] | None" = None
 
 
 def _check_budget(
@@ -166,6 +168,8 @@ def give(request: Request, answer: Answer) -> None:
     with Watch(answer.label, request.color) as watch:
         report = _read(request, answer, watch)
         watch.end_scan()
+        if answer.keep is not None:
+            report = answer.keep(report)
         _print(request, answer, report)
     if not report.is_complete:
         common.complain("stopped early: the answer is incomplete")

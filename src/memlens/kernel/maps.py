@@ -8,6 +8,7 @@ and a newline in it reads ``\012``.
 
 import re
 from bisect import bisect_left
+from sys import intern
 from typing import NamedTuple
 
 from memlens.errors import ParseError
@@ -138,11 +139,12 @@ def parse_mapping(line: str, number: int, path: str) -> Mapping:
         return Mapping(
             start=int(start, 16),
             stop=int(stop, 16),
-            permissions=permissions,
+            # The same for many mappings.
+            permissions=intern(permissions),
             offset_bytes=int(offset, 16),
-            device=device,
+            device=intern(device),
             inode=int(inode),
-            path=fields[5] if len(fields) > 5 else "",
+            path=intern(fields[5]) if len(fields) > 5 else "",
         )
     except ValueError as error:
         raise ParseError("not a mapping", path=path, line_number=number, text=line) from error

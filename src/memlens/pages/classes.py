@@ -41,84 +41,111 @@ class PageClass(IntEnum):
 
 
 class ClassRow(NamedTuple):
-    """
+    r"""
     One page class, as documented and drawn.
 
     :param page_class: the class.
     :param meaning: one sentence.
-    :param glyph: one ASCII character that stands for it without colour.
+    :param sign: one ASCII character that stands for it without colour.
     :param color: a colour name that rich knows.
+    :param rank: how much a reader would miss it, from 0, which is missed most.
+    :param title: what heads a column of it; ``\n`` where it may break.
+    :param holds_ram: whether such a page takes RAM.
+    :param holds_slot: whether it takes a slot on swap.
+    :param of_object: whether only the object behind a mapping can say so.
     """
 
     page_class: PageClass
     meaning: str
-    glyph: str
+    sign: str
     color: str
+    rank: int
+    title: str
+    holds_ram: bool = False
+    holds_slot: bool = False
+    of_object: bool = False
+
+    @property
+    def label(self) -> str:
+        """Return the name as it is written everywhere: ``swap_cached``."""
+        return self.page_class.label
 
 
 CLASSES = (
-    ClassRow(PageClass.PRESENT, "in RAM and mapped by this process", "P", "green"),
     ClassRow(
-        PageClass.ZERO, "mapped to the shared zero page: costs no memory", "z", "bright_black"
+        PageClass.PRESENT,
+        "in RAM and mapped by this process",
+        *("P", "green", 11, "present"),
+        holds_ram=True,
+    ),
+    ClassRow(
+        PageClass.ZERO,
+        "mapped to the shared zero page: costs no memory",
+        *("z", "bright_black", 9, "zero"),
     ),
     ClassRow(
         PageClass.CACHED,
         "in RAM, in the object's page cache, not mapped by this process",
-        "c",
-        "cyan",
+        *("c", "cyan", 4, "cached"),
+        holds_ram=True,
+        of_object=True,
     ),
     ClassRow(
         PageClass.SWAP_CACHED,
         "on swap and in RAM at once (swap cache), not mapped by this process",
-        "k",
-        "magenta",
+        *("k", "magenta", 3, "swap\ncached"),
+        holds_ram=True,
+        holds_slot=True,
+        of_object=True,
     ),
-    ClassRow(PageClass.SWAPPED, "on swap only", "S", "red"),
-    ClassRow(PageClass.ON_DISK, "not in RAM; the file on disk holds it", "d", "blue"),
+    ClassRow(PageClass.SWAPPED, "on swap only", *("S", "red", 2, "swapped"), holds_slot=True),
+    ClassRow(
+        PageClass.ON_DISK,
+        "not in RAM; the file on disk holds it",
+        *("d", "blue", 6, "on\ndisk"),
+        of_object=True,
+    ),
     ClassRow(
         PageClass.PREALLOCATED,
         "memory or swap is set aside (fallocate), never written",
-        "a",
-        "yellow",
+        *("a", "yellow", 5, "pre-\nalloc"),
+        holds_ram=True,
+        of_object=True,
     ),
     ClassRow(
         PageClass.NONE,
         "never allocated, or given back: reads as zeros, costs nothing",
-        ".",
-        "bright_black",
+        *(".", "bright_black", 12, "none"),
     ),
     ClassRow(
         PageClass.GUARD,
         "guard region (MADV_GUARD_INSTALL): any access faults by design",
-        "G",
-        "bright_yellow",
+        *("G", "bright_yellow", 8, "guard"),
     ),
     ClassRow(
         PageClass.POISONED,
         "hardware or userfaultfd poison: access is SIGBUS",
-        "X",
-        "bright_red",
+        *("X", "bright_red", 0, "poi-\nsoned"),
     ),
     ClassRow(
         PageClass.BEYOND_END,
         "past the end of the object: access is SIGBUS",
-        "e",
-        "bright_black",
+        *("e", "bright_black", 7, "beyond\nend"),
+        of_object=True,
     ),
     ClassRow(
         PageClass.DEVICE,
         "device or kernel memory mapped in ([vvar], rings, PFN maps): "
         "not part of RAM accounting",
-        "D",
-        "bright_blue",
+        *("D", "bright_blue", 10, "device"),
     ),
     ClassRow(
         PageClass.UNKNOWN,
         "cannot be known with what this reader may open; the reason is always given",
-        "?",
-        "bright_magenta",
+        *("?", "bright_magenta", 1, "unknown"),
     ),
 )
+CLASS_OF = {kind.label: kind for kind in PageClass}
 
 
 class Entry(IntEnum):

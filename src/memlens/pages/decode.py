@@ -1,6 +1,7 @@
 """Words of kernel files -> columns."""
 
 import sys
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +24,19 @@ from memlens.pages.bits import (
     SWAP_MARKER,
 )
 from memlens.pages.classes import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """
+    Raw pagemap words; pages not listed read zero.
+
+    :param page: number of the page from the mapping's start, ``(n,)`` int64.
+    :param word: the word the kernel gave, ``(n,)`` uint64.
+    """
+
+    page: NDArray[np.int64]
+    word: NDArray[np.uint64]
 
 
 class SwapEntries(NamedTuple):

@@ -5,8 +5,7 @@ The order of reads for one process; what changed meanwhile is read again.
     -> mappings again; those that changed are read anew, a few times
 """
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -36,6 +35,7 @@ from memlens.pages.runs import (
     window_runs,
 )
 from memlens.pages.slotruns import concat_slots
+from memlens.record import Table
 from memlens.residency.judge import (
     Batch,
     MappingReader,
@@ -46,19 +46,20 @@ from memlens.residency.judge import (
     make_reader,
 )
 from memlens.residency.places import mapping_slots
-from memlens.residency.records import (
-    Kernel,
-    MappingPages,
-    MappingRows,
-    Process,
-    ProcessMap,
-    UnknownRun,
-    join_rows,
-    with_rows,
-)
+from memlens.residency.records import Evidence, NodePages, ProcessMap, Scope, UnknownRun
 from memlens.residency.sharedanswers import SharedAnswers
-from memlens.residency.verdicts import Verdicts, explain_unknown, object_label, without_object
-from memlens.scan.machine import Machine, Progress, Stopped
+from memlens.residency.tables import (
+    Found,
+    MappingRows,
+    join_rows,
+    map_tables,
+    process_of,
+    sum_pages,
+    with_rows,
+    without_object,
+)
+from memlens.residency.verdicts import Verdicts, explain_unknown, object_label
+from memlens.scan.machine import Machine, Progress, Stop, Stopped
 
 # A large mapping is read by itself, at first so many pages at a time.
 _PART_LEAST = 1 << 18
@@ -76,22 +77,24 @@ def map_process(
     stop: int | None = None,
     words: bool = False,
     proc: str = "/proc",
+    budget_s: float | None = None,
     on_progress: Progress | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    should_stop: Stop | None = None,
 ) -> ProcessMap:
     """
     Return where every page of a process is.
 
     >>> import os
     >>> result = map_process(os.getpid())
-    >>> sum(mapping.pages for mapping in result.mappings) == int(result.counts().sum())
+    >>> sum(mapping.pages for mapping in result.each) == int(result.counts().sum())
     True
 
     :param pid: a live process, as ``proc`` numbers it.
     :param start: first address to look at, in bytes; rounded down to a page.
     :param stop: address after the last, in bytes; rounded up to a page.
-    :param words: whether to keep the raw pagemap words.
+    :param words: whether to keep the raw pagemap words, and slots.
     :param proc: root of the /proc to read.
+    :param budget_s: seconds after which the scan ends early.
     :param on_progress: called with pages done and pages in all.
     :param should_stop: asked between pieces; True ends the scan, and the rest is
         ``unknown``.
@@ -103,12 +106,12 @@ def map_process(
 
     Each verdict was true at some moment of the scan, not all at one moment.
     """
-    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
     return _map(pid, start, stop, words, machine)
 
 
 def map_processes(
-    pids: Iterable[int], *, proc: str = "/proc", should_stop: Callable[[], bool] | None = None
+    pids: Iterable[int], *, proc: str = "/proc", should_stop: Stop | None = None
 ) -> Iterator[ProcessMap | MemlensError]:
     """
     Yield where every page of each process is, or why that cannot be told.
@@ -173,6 +176,7 @@ class _Capture:
     _total: int = 0
 
     def run(self, low: int, high: int) -> ProcessMap:
+        origin = self.machine.origin()
         identity = self.process.identity(self.pagemap)
         reader = make_reader(
             self.process,
@@ -183,22 +187,26 @@ class _Capture:
         )
         reader.opener.leases.prefetch()
         try:
-            results = self._read_all(reader, low, high)
-            if nodes := self._nodes():
-                rows = add_nodes(self.pagemap, results, nodes)
-                results = replace(results, special=dict(enumerate(rows)))
+            found = self._read_all(reader, low, high)
+            nodes = list(node_rows(self.pagemap, found, self._nodes()))
         finally:
             reader.opener.leases.close()
             reader.close()
-        return ProcessMap(
-            kernel=Kernel(os.uname().release, self.pagemap.page_size_bytes),
-            process=Process(identity.pid, identity.name, identity.cmdline, identity.started_at),
-            evidence=self._evidence(reader),
-            mappings=results,
+        tables = map_tables(found, origin, self.keep_words)
+        # The last page that 64 bits can address.
+        scope = Scope(low, min(high, (1 << 64) // origin.page_size_bytes))
+        return ProcessMap.at(
+            origin,
+            tables={
+                **tables,
+                "nodes": Table.of(NodePages, nodes),
+                "evidence": Table.of(Evidence, self._evidence(reader)),
+            },
+            sections={"process": process_of(identity), "scope": scope},
+            sums={"pages": sum_pages(tables["mappings"])},
             cost=self.machine.cost(),
             is_complete=self.is_complete,
             notes=(*self.notes, *dict.fromkeys(reader.walking.notes)),
-            used=tuple(sorted(self.machine.meter.used)),
         )
 
     def _nodes(self) -> list[NodeRange]:
@@ -207,8 +215,8 @@ class _Capture:
             return []
         return read_node_ranges(self.machine)
 
-    def _evidence(self, reader: MappingReader) -> dict[str, bool]:
-        return {
+    def _evidence(self, reader: MappingReader) -> Iterator[Evidence]:
+        sources = {
             "pagemap": True,
             "pagemap_scan": reader.table.use_scan,
             "map_files": reader.opener.has_map_files,
@@ -219,6 +227,8 @@ class _Capture:
             "cachewalk": reader.walking.is_usable(),
             "pfns_visible": features.is_pfn_visible(),
         }
+        for name, is_available in sources.items():
+            yield Evidence(name, is_available, name in self.machine.meter.used)
 
     def _read_all(self, reader: MappingReader, low: int, high: int) -> MappingRows:
         before = self.process.read("maps")
@@ -260,9 +270,10 @@ class _Capture:
         what = "kept changing" if is_last else "changed or vanished"
         self.notes += [f"{kept.maps[row].name} {what} during the scan" for row in gone]
         if is_last:
-            return with_rows(kept, {row: without_object(kept[row]) for row in gone}), now.take(
-                slice(0)
-            )
+            size = self.pagemap.page_size_bytes
+            start = (kept.maps.start // np.uint64(size)).tolist()
+            found = {row: without_object(kept.found(row), start[row]) for row in gone}
+            return with_rows(kept, found), now.take(slice(0))
         lost = kept.maps.take(is_gone)
         kept = kept.take(np.flatnonzero(~is_gone))
         is_new = kept.maps.find(now) < 0
@@ -295,8 +306,7 @@ class _Capture:
         """Return a table of no mapping, or of one."""
         labels, edges = [object_label(one) for one in facts], np.array([0, len(runs)])
         edges = edges[: len(spans) + 1]
-        size = self.pagemap.page_size_bytes
-        return MappingRows(spans.mappings, labels, size, runs, edges, {})
+        return MappingRows(spans.mappings, labels, runs, edges, {})
 
     def _read_row(
         self, reader: MappingReader, span: Spans, facts: Sequence[ObjectFacts]
@@ -324,8 +334,7 @@ class _Capture:
         else:
             self._progress(int(spans.pages.sum()))
         labels = [object_label(one) for one in facts]
-        size = self.pagemap.page_size_bytes
-        return with_rows(MappingRows(table, labels, size, runs, edges, {}), special)
+        return with_rows(MappingRows(table, labels, runs, edges, {}), special)
 
     def _read_alone(
         self, reader: MappingReader, mapping: Mapping, first: int, last: int
@@ -375,10 +384,7 @@ class _Capture:
         self._done += pages
         self.machine.tell(self._done, self._total)
 
-    def _result(
-        self, reader: MappingReader, mapping: Mapping, verdicts: Verdicts
-    ) -> MappingPages:
-        facts = verdicts.facts
+    def _result(self, reader: MappingReader, mapping: Mapping, verdicts: Verdicts) -> Found:
         runs = reader.settle(mapping, verdicts)
         words = slots = None
         if self.keep_words:
@@ -391,53 +397,40 @@ class _Capture:
             unknown = explain_unknown(reader.settler, mapping, runs, verdicts.refusal)
             value = np.minimum(runs.value, np.uint8(_UNKNOWN))
             runs = merge_runs(Runs(runs.first, runs.pages, value))
-        return MappingPages(
-            start=mapping.start,
-            stop=mapping.stop,
-            permissions=mapping.permissions,
-            offset_bytes=mapping.offset_bytes,
-            device=mapping.device,
-            inode=mapping.inode,
-            path=mapping.path,
-            object=object_label(facts),
-            page_size_bytes=self.pagemap.page_size_bytes,
-            runs=runs,
-            unknown=unknown,
-            words=words,
-            slots=slots,
-        )
+        return Found(runs, unknown, words, slots)
 
 
 # Present pages closer than this are read together: a call costs as much as some pages more.
 _JOIN_PAGES = 4096
 
 
-def add_nodes(
-    pagemap: Pagemap, mappings: Iterable[MappingPages], nodes: list[NodeRange]
-) -> list[MappingPages]:
+def node_rows(
+    pagemap: Pagemap, found: MappingRows, nodes: list[NodeRange]
+) -> Iterator[NodePages]:
     """
-    Return mappings with their pages by node.
+    Yield the present pages of mappings by node; nothing without nodes.
 
     :param pagemap: the page table that they were read from.
-    :param nodes: frames of each node, in order; empty to leave the mappings as they are.
+    :param nodes: frames of each node, in order.
 
     The words are read again, so that pages which left meanwhile are in no node.
     """
-    if not nodes:
-        return list(mappings)
-    return [replace(row, node_pages=count_nodes(pagemap, row, nodes)) for row in mappings]
+    start = (found.maps.start // np.uint64(pagemap.page_size_bytes)).tolist()
+    for row, page in enumerate(start if nodes else ()):
+        runs = part_of(found.runs, found.edges[row], found.edges[row + 1])
+        for node, pages in count_nodes(pagemap, page, runs, nodes).items():
+            yield NodePages(page, node, pages)
 
 
 def count_nodes(
-    pagemap: Pagemap, mapping: MappingPages, nodes: list[NodeRange]
+    pagemap: Pagemap, start_page: int, runs: Runs, nodes: list[NodeRange]
 ) -> dict[int, int]:
     """Return the present pages of a mapping by node; nothing where frames are hidden."""
     counts = np.zeros(len(nodes), np.int64)
-    base = mapping.start // pagemap.page_size_bytes
-    present = select_runs(mapping.runs, mapping.runs.value == PageClass.PRESENT)
+    present = select_runs(runs, runs.value == PageClass.PRESENT)
     for first, stop in window_runs(present, _JOIN_PAGES):
-        for page, words in pagemap.iter_words(base + first, stop - first):
-            low = page - base
+        for page, words in pagemap.iter_words(start_page + first, stop - first):
+            low = page - start_page
             piece = shift_runs(clip_runs(present, low, low + len(words)), -low)
             is_asked = (
                 decode_runs(piece, len(words), fill=PageClass.UNKNOWN) == PageClass.PRESENT

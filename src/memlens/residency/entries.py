@@ -14,7 +14,7 @@ from memlens.kernel.pagemap import (
     Pagemap,
 )
 from memlens.pages.classes import Entry
-from memlens.pages.decode import decode_entries, decode_pfn, is_maybe_zero_page
+from memlens.pages.decode import Words, decode_entries, decode_pfn, is_maybe_zero_page
 from memlens.pages.runs import (
     Runs,
     concat_runs,
@@ -25,7 +25,6 @@ from memlens.pages.runs import (
     select_runs,
     window_runs,
 )
-from memlens.residency.records import Words
 from memlens.scan.machine import Machine
 
 # Swapped pages closer than this are read with one call.

@@ -6,13 +6,17 @@ from memlens.kernel.maps import Mapping
 from memlens.kernel.processes import Mapper, find_mappers
 from memlens.kernel.syscalls import file_handle
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
-from memlens.residency.records import Holders, PageHolder
+from memlens.residency.records import PageHolder
 from memlens.scan.machine import Machine
 
 
-def find_holders(pid: int, mapping: Mapping, address: int, machine: Machine) -> Holders:
+def find_holders(
+    pid: int, mapping: Mapping, address: int, machine: Machine
+) -> tuple[list[PageHolder], int]:
     """
     Return who maps the page of the object that is at an address of a mapping.
+
+    In the order of PIDs and addresses, and how many processes could not be looked at.
 
     :param pid: whose mapping it is.
     :param mapping: the mapping; without an object nobody else can be found.
@@ -22,7 +26,7 @@ def find_holders(pid: int, mapping: Mapping, address: int, machine: Machine) -> 
     (a thread) is not listed again.
     """
     if not mapping.has_object:
-        return Holders()
+        return [], 0
     offset = mapping.offset_bytes + address - mapping.start
 
     def address_in(other: Mapping) -> int | None:
@@ -32,7 +36,8 @@ def find_holders(pid: int, mapping: Mapping, address: int, machine: Machine) -> 
     mappers, missed = find_mappers(mapping.device, mapping.inode, address_in, machine)
     if mapping.path.startswith("/SYSV"):
         mappers = [row for row in mappers if _is_same_segment(pid, mapping, row, machine)]
-    return Holders(tuple(_holder(row, address_in(row.mapping) or 0) for row in mappers), missed)
+    size = machine.page_size_bytes
+    return [_holder(row, (address_in(row.mapping) or 0) // size) for row in mappers], missed
 
 
 def _is_same_segment(pid: int, mapping: Mapping, row: Mapper, machine: Machine) -> bool:
@@ -50,13 +55,13 @@ def _is_same_segment(pid: int, mapping: Mapping, row: Mapper, machine: Machine) 
         return False
 
 
-def _holder(row: Mapper, address: int) -> PageHolder:
+def _holder(row: Mapper, page: int) -> PageHolder:
     word = row.word
     has_own = word is not None and not row.mapping.is_shared and _is_own_copy(word)
     return PageHolder(
         pid=row.pid,
         name=row.name,
-        address=address,
+        page=page,
         permissions=row.mapping.permissions,
         is_present=None if word is None else bool(word & int(PM_PRESENT)),
         is_private_copy=has_own,

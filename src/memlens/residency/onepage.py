@@ -257,11 +257,14 @@ def look_until_steady(
     """
     Return a look at a page that did not change meanwhile, or the last of a few.
 
+    :param machine: once the scan is over, what there is is taken.
     :raises MemlensError: if the address is not mapped.
     """
     look = PageLook(process, pagemap, address, machine)
     look.run()
     while not look.is_steady and look.tries <= _TRIES:
+        if machine.is_over():
+            break
         before, look = look, PageLook(process, pagemap, address, machine, look.tries + 1)
         look.run()
         look.compare(before)

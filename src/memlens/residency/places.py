@@ -10,7 +10,7 @@ from memlens.kernel.maps import Mapping
 from memlens.kernel.swapareas import number_areas
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 from memlens.pages.classes import PageClass
-from memlens.pages.decode import decode_swap
+from memlens.pages.decode import Words, decode_swap
 from memlens.pages.runs import Runs, select_runs
 from memlens.pages.slotruns import (
     SlotRuns,
@@ -19,7 +19,7 @@ from memlens.pages.slotruns import (
     restrict_slots,
     without_pages,
 )
-from memlens.residency.records import Folio, SwapPlace, Words, folio_text
+from memlens.residency.records import Folio, SwapPlace, folio_text
 from memlens.residency.walk import Walking
 from memlens.scan.machine import Machine
 

@@ -1,25 +1,24 @@
 """
-The results of a capture: frozen dataclasses over numpy arrays.
+The answers about the pages of a process: its map, and one page explained.
 
-Nothing here reads anything, so that every view also works on a saved capture.
+Nothing here reads anything, so that every view also works on a saved report.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Literal, NamedTuple, overload
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.mapstable import MapsTable, join_tables
-from memlens.pages.arrays import distinct
-from memlens.pages.classes import CLASSES, PageClass
-from memlens.pages.parts import part_of, replace_parts, take_parts
-from memlens.pages.runs import Runs, count_runs, decode_runs, join_runs
+from memlens.pages.classes import CLASS_OF, CLASSES, PageClass
+from memlens.pages.decode import Words
+from memlens.pages.runs import EMPTY, Runs, decode_runs
 from memlens.pages.slotruns import SlotRuns
-from memlens.report import Cost
-from memlens.units import escape_text, format_size
+from memlens.record import Table, column, columns_of, record
+from memlens.report import Report, section, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,97 +34,172 @@ class Kernel:
     page_size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record("map.process", help="A process, by more than its PID, which is reused.")
 class Process:
+    """A process, by more than its PID, which is reused."""
+
+    pid: int = column("PID", key=True, help="as seen in the /proc that was read")
+    name: str = column("name", help="the kernel's comm, raw")
+    cmdline: str = column(
+        "command", unit="name", help="arguments, raw, as a shell would read them; may be empty"
+    )
+    started_at: str = column("started", help="ISO 8601, UTC, with Z")
+
+
+_KEY = "address of its mapping, in pages"
+_FIRST = "number of the page from the start of the mapping"
+
+
+def _pages_of(kind: PageClass) -> Any:
+    row = CLASSES[kind]
+    return column(row.title, unit="pages", metric="gauge", help=row.meaning)
+
+
+@record("map.mappings", help="One mapping of a process, and its pages in each class.")
+class MappingTotals:
     """
-    A process, by more than its PID, which is reused.
+    One mapping of a process, and its pages in each class.
 
-    :param pid: as seen in the /proc that was read.
-    :param name: the kernel's ``comm``, raw.
-    :param cmdline: arguments, raw; empty if they are not in RAM.
-    :param started_at: start time, UTC.
+    With a range asked for, the addresses are the mapping's own, and only pages in the range
+    are counted.
     """
 
-    pid: int
-    name: str
-    cmdline: tuple[str, ...]
-    started_at: datetime
+    start_page: int = column("start", key=True, help="first address, in pages")
+    stop_page: int = column("stop", help="address after the last, in pages")
+    permissions: str = column("perm", help="four letters as in /proc/PID/maps, rw-s")
+    offset_bytes: int = column("offset", unit="bytes", help="of the start, in the object")
+    device: str = column("device", help="major:minor in hexadecimal")
+    inode: int = column("inode", help="of the object, 0 if there is none")
+    object: str = column(
+        "object", help="anonymous, shmem, hugetlb, file (ramfs too), device or special"
+    )
+    path: str = column("mapping", unit="name", metric="label", help="raw, may be empty")
+    present_pages: int = _pages_of(PageClass.PRESENT)
+    zero_pages: int = _pages_of(PageClass.ZERO)
+    cached_pages: int = _pages_of(PageClass.CACHED)
+    swap_cached_pages: int = _pages_of(PageClass.SWAP_CACHED)
+    swapped_pages: int = _pages_of(PageClass.SWAPPED)
+    on_disk_pages: int = _pages_of(PageClass.ON_DISK)
+    preallocated_pages: int = _pages_of(PageClass.PREALLOCATED)
+    none_pages: int = _pages_of(PageClass.NONE)
+    guard_pages: int = _pages_of(PageClass.GUARD)
+    poisoned_pages: int = _pages_of(PageClass.POISONED)
+    beyond_end_pages: int = _pages_of(PageClass.BEYOND_END)
+    device_pages: int = _pages_of(PageClass.DEVICE)
+    unknown_pages: int = _pages_of(PageClass.UNKNOWN)
+    note: str = column("note", default="", help="what happened to it during the scan")
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return the pages in each class, ``(len(PageClass),)`` int64."""
+        return np.array([getattr(self, name) for name in COUNTS], np.int64)
 
 
-@dataclass(frozen=True, slots=True)
+COUNTS = tuple(f"{row.label}_pages" for row in CLASSES)
+
+
+@record("map.runs", help="Consecutive pages of a mapping in one class.", compact=True)
+class MapRun:
+    """Consecutive pages of a mapping in one class."""
+
+    start_page: int = column("mapping", key=True, help=_KEY)
+    first_page: int = column("first", key=True, help=_FIRST)
+    pages: int = column("size", unit="pages")
+    page_class: str = column("class", help="name of the class")
+
+
+@record("map.unknown", help="Consecutive pages of a mapping that stay unknown.", compact=True)
 class UnknownRun:
     """Consecutive pages of a mapping that stay ``unknown``, and why."""
 
-    first: int
-    pages: int
-    reason: str
+    start_page: int = column("mapping", key=True, help=_KEY)
+    first_page: int = column("first", key=True, help=_FIRST)
+    pages: int = column("size", unit="pages")
+    reason: str = column("reason", unit="name")
+
+
+@record("map.slots", help="Consecutive pages at consecutive slots of swap.", compact=True)
+class MapSlots:
+    """Consecutive pages of a mapping at consecutive slots of a swap area."""
+
+    start_page: int = column("mapping", key=True, help=_KEY)
+    first_page: int = column("first", key=True, help=_FIRST)
+    pages: int = column("size", unit="pages")
+    area: int = column("area", help="number of the swap area")
+    slot: int = column("slot", help="of the first page")
+
+
+@record("map.words", help="A raw pagemap word that is not zero.", compact=True)
+class MapWord:
+    """A raw pagemap word that is not zero."""
+
+    start_page: int = column("mapping", key=True, help=_KEY)
+    page: int = column("first", key=True, help=_FIRST)
+    word: int = column("word", help="as the kernel gave it; bit 63 is the sign")
+
+
+@record("map.nodes", help="Present pages of a mapping on one NUMA node.")
+class NodePages:
+    """Present pages of a mapping on one NUMA node, where there are several."""
+
+    start_page: int = column("mapping", key=True, help=_KEY)
+    node: int = column("node", key=True)
+    pages: int = column("size", unit="pages", metric="gauge")
+
+
+@record("map.evidence", help="A source of evidence, and whether it was used.")
+class Evidence:
+    """A source of evidence, and whether it was used."""
+
+    name: str = column("interface", key=True)
+    is_available: bool = column("available", help="whether it could be used")
+    is_used: bool = column("used", help="whether there was a need for it")
+
+
+@record("map.scope", help="What a map is of.")
+class Scope:
+    """What a map is of: a range of addresses."""
+
+    start_page: int = column("start", help="first address that was asked for, in pages")
+    stop_page: int = column("stop", help="address after the last, in pages")
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """
-    Raw pagemap words; pages not listed read zero.
-
-    :param page: number of the page from the mapping's start, ``(n,)`` int64.
-    :param word: the word the kernel gave, ``(n,)`` uint64.
-    """
-
-    page: NDArray[np.int64]
-    word: NDArray[np.uint64]
-
-
-@dataclass(frozen=True, slots=True)
-class MappingPages:
+class MappingPages(MappingTotals):
     """
     One mapping of a process and where each of its pages is.
 
-    :param start: first address, in bytes.
-    :param stop: address after the last, in bytes.
-    :param permissions: four letters as in /proc/PID/maps, ``rw-s``.
-    :param offset_bytes: offset of ``start`` in the object.
-    :param device: ``major:minor`` in hexadecimal, as in /proc/PID/maps.
-    :param inode: inode number of the object, 0 if there is none.
-    :param path: last field of the line, raw; "" if there is none.
-    :param object: ``anonymous``, ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``block``,
-        ``file``, ``device`` or ``special``.
     :param page_size_bytes: size of a page.
-    :param runs: a ``PageClass`` for every page, page numbers from the start.
+    :param runs: a ``PageClass`` for every page, page numbers from the start; those in the
+        range that was asked for.
     :param unknown: the runs of class ``UNKNOWN`` with the reason of each.
     :param words: the raw words, None unless asked for.
     :param slots: area and slot of pages on swap, None unless words were asked for; pages
         whose place is not known are in none.
-    :param notes: what happened to this mapping during the scan.
     :param node_pages: pages of class ``PRESENT`` by NUMA node; empty where there is one
         node, or frames are hidden.
-
-    With a range asked for, ``start`` and ``stop`` are the mapping's own and ``runs``
-    cover only the pages in the range.
     """
 
-    start: int
-    stop: int
-    permissions: str
-    offset_bytes: int
-    device: str
-    inode: int
-    path: str
-    object: str
-    page_size_bytes: int
-    runs: Runs
+    page_size_bytes: int = 0
+    runs: Runs = EMPTY
     unknown: tuple[UnknownRun, ...] = ()
     words: Words | None = None
     slots: SlotRuns | None = None
-    notes: tuple[str, ...] = ()
-    node_pages: dict[int, int] = field(default_factory=dict)
+    node_pages: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """Return the first address, in bytes."""
+        return self.start_page * self.page_size_bytes
+
+    @property
+    def stop(self) -> int:
+        """Return the address after the last, in bytes."""
+        return self.stop_page * self.page_size_bytes
 
     @property
     def pages(self) -> int:
         """Return the length of the mapping in pages."""
-        return (self.stop - self.start) // self.page_size_bytes
-
-    def counts(self) -> NDArray[np.int64]:
-        """Return the pages in each class, ``(len(PageClass),)`` int64."""
-        return count_runs(self.runs, len(PageClass))
+        return self.stop_page - self.start_page
 
     def classes(self) -> NDArray[np.uint8]:
         """
@@ -136,288 +210,183 @@ class MappingPages:
         return decode_runs(self.runs, self.pages, fill=PageClass.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class MappingRows(Sequence[MappingPages]):
+class Grouped(NamedTuple):
     """
-    Mappings as columns; a row is made when it is read.
+    Rows of a table by mapping.
 
-    :param maps: their lines of maps, in order.
-    :param labels: what ``MappingPages`` calls the object of each place of ``maps``.
-    :param page_size_bytes: size of a page.
-    :param runs: the runs of all mappings, one after the other.
-    :param edges: number of the first run of each, and of runs in all, ``(n + 1,)`` int64.
-    :param special: rows that have more to say than their runs, by number.
+    :param rows: in the order of their mappings.
+    :param keys: their ``start_page``, ``(n,)`` int64.
     """
 
-    maps: MapsTable
-    labels: Sequence[str]
-    page_size_bytes: int
-    runs: Runs
-    edges: NDArray[np.int64]
-    special: Mapping[int, MappingPages]
+    rows: Table[Any]
+    keys: NDArray[np.int64]
 
-    def __len__(self) -> int:
-        return len(self.maps)
+    @classmethod
+    def of(cls, rows: Table[Any]) -> "Grouped":
+        """Bring the rows of a table into the order of their mappings."""
+        keys = rows.column("start_page")
+        if (keys[1:] < keys[:-1]).any():
+            order = np.argsort(keys, kind="stable")
+            rows, keys = rows[order], keys[order]
+        return cls(rows, keys)
 
-    @overload
-    def __getitem__(self, row: int) -> MappingPages: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[MappingPages]: ...
-    def __getitem__(self, row: int | slice) -> MappingPages | list[MappingPages]:
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        row = range(len(self))[row]
-        if row in self.special:
-            return self.special[row]
-        line = self.maps[row]
-        return MappingPages(
-            start=line.start,
-            stop=line.stop,
-            permissions=line.permissions,
-            offset_bytes=line.offset_bytes,
-            device=line.device,
-            inode=line.inode,
-            path=line.path,
-            object=self.labels[self.maps.place[row]],
-            page_size_bytes=self.page_size_bytes,
-            runs=part_of(self.runs, self.edges[row], self.edges[row + 1]),
-        )
+    def places(self, start_page: NDArray[np.int64]) -> Iterator[slice]:
+        """Yield which rows are of each of several mappings."""
+        low = np.searchsorted(self.keys, start_page).tolist()
+        high = np.searchsorted(self.keys, start_page, side="right").tolist()
+        return map(slice, low, high)
 
-    def counts(self) -> NDArray[np.int64]:
-        """Return the pages of each mapping in each class, ``(n, len(PageClass))`` int64."""
-        classes = len(PageClass)
-        number = np.repeat(np.arange(len(self)) * classes, np.diff(self.edges))
-        found = np.bincount(
-            number + self.runs.value, weights=self.runs.pages, minlength=len(self) * classes
-        )
-        return found.astype(np.int64).reshape(-1, classes)
+    def place(self, start_page: int) -> slice:
+        """Return which rows are of a mapping."""
+        return next(self.places(np.array([start_page])))
 
-    def sorted(self) -> "MappingRows":
-        """Return the same in the order of addresses."""
-        start = self.maps.start
-        if (start[1:] >= start[:-1]).all():
-            return self
-        return self.take(np.argsort(start, kind="stable"))
-
-    def take(self, rows: NDArray[np.int64]) -> "MappingRows":
-        """Return some of the rows, in any order."""
-        runs, edges = take_parts(self.runs, self.edges, rows)
-        special: dict[int, MappingPages] = {}
-        if self.special:
-            kept = enumerate(rows.tolist())
-            special = {new: self.special[old] for new, old in kept if old in self.special}
-        maps = self.maps.take(rows)
-        return MappingRows(maps, self.labels, self.page_size_bytes, runs, edges, special)
+    def of_mapping(self, start_page: int) -> Table[Any]:
+        """Return the rows of a mapping."""
+        return self.rows[self.place(start_page)]
 
 
-def join_rows(parts: Sequence[MappingRows]) -> MappingRows:
-    """Return the rows of all of some tables, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    maps = join_tables([part.maps for part in parts])
-    # A part may name places that only others have.
-    names = {
-        part.maps.places[number]: part.labels[number]
-        for part in parts
-        for number in distinct(part.maps.place).tolist()
-    }
-    starts = np.cumsum([0, *[len(part.runs) for part in parts]])
-    edges = [part.edges[:-1] + start for part, start in zip(parts, starts, strict=False)]
-    special: dict[int, MappingPages] = {}
-    before = 0
-    for part in parts:
-        special |= {before + row: result for row, result in part.special.items()}
-        before += len(part)
-    return MappingRows(
-        maps,
-        [names.get(place, "") for place in maps.places],
-        parts[0].page_size_bytes,
-        join_runs([part.runs for part in parts]),
-        np.append(np.concatenate(edges), starts[-1]),
-        special,
+def runs_of(rows: Table[MapRun]) -> Runs:
+    """Return rows as arrays; a class of a later version is unknown here."""
+    labels = rows.column("page_class").tolist()
+    value = (CLASS_OF.get(label, PageClass.UNKNOWN) for label in labels)
+    return Runs(
+        rows.column("first_page"),
+        rows.column("pages"),
+        np.fromiter(value, np.uint8, len(labels)),
     )
 
 
-def with_rows(table: MappingRows, rows: Mapping[int, MappingPages]) -> MappingRows:
-    """Return a table with other rows in place of some, by number."""
-    if not rows:
-        return table
-    parts = {number: row.runs for number, row in rows.items()}
-    runs, edges = replace_parts(table.runs, table.edges, parts)
-    return replace(table, runs=runs, edges=edges, special={**table.special, **rows})
+def cut_runs(runs: Runs, part: slice) -> Runs:
+    """Return some of the runs."""
+    return Runs(runs.first[part], runs.pages[part], runs.value[part])
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessMap:
+class MappingList(Sequence[MappingPages]):
+    """
+    The mappings of a process with their runs; each is made when it is read.
+
+    :param found: the map.
+    """
+
+    def __init__(self, found: "ProcessMap") -> None:
+        self._map = found
+        names = ("runs", "unknown", "words", "slots", "nodes")
+        self._parts = {name: Grouped.of(found.table(name)) for name in names}
+        self._runs = runs_of(self._parts["runs"].rows)
+
+    def __len__(self) -> int:
+        return len(self._map.mappings)
+
+    @overload
+    def __getitem__(self, place: int) -> MappingPages: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[MappingPages]: ...
+    def __getitem__(self, place: int | slice) -> MappingPages | Sequence[MappingPages]:
+        if isinstance(place, slice):
+            return [self._make(row) for row in self._map.mappings[place]]
+        return self._make(self._map.mappings[place])
+
+    def __iter__(self) -> Iterator[MappingPages]:
+        return map(self._make, self._map.mappings)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} mappings of {self._map!r}>"
+
+    def _make(self, row: MappingTotals) -> MappingPages:
+        key = row.start_page
+        part = self._parts["runs"].place(key)
+        return MappingPages(
+            **{one.name: getattr(row, one.name) for one in columns_of(MappingTotals)},
+            page_size_bytes=self._map.page_size_bytes,
+            runs=cut_runs(self._runs, part),
+            unknown=tuple(self._parts["unknown"].of_mapping(key)),
+            words=self._words(key),
+            slots=self._slots(key),
+            node_pages={one.node: one.pages for one in self._parts["nodes"].of_mapping(key)},
+        )
+
+    def _words(self, key: int) -> Words | None:
+        if "words" not in self._map.tables:
+            return None
+        rows = self._parts["words"].of_mapping(key)
+        return Words(rows.column("page"), rows.column("word").view(np.uint64))
+
+    def _slots(self, key: int) -> SlotRuns | None:
+        if "slots" not in self._map.tables:
+            return None
+        rows = self._parts["slots"].of_mapping(key)
+        first, pages, area, slot = (
+            rows.column(name) for name in ("first_page", "pages", "area", "slot")
+        )
+        return SlotRuns(first, pages, area.astype(np.uint8), slot)
+
+
+class ProcessMap(Report, schema="memlens.map/2"):
     """
     Where every page of one process is.
 
-    :param evidence: name of each interface, and whether it could be used.
-    :param used: names of the interfaces that were used.
-    :param is_complete: False if the scan was stopped early.
-    :param notes: what happened during the scan, one line each.
+    Tables of runs, words and slots are there if they were asked for; ``each`` joins them.
     """
 
-    kernel: Kernel
-    process: Process
-    evidence: dict[str, bool]
-    mappings: Sequence[MappingPages]
-    cost: Cost
-    is_complete: bool = True
-    notes: tuple[str, ...] = ()
-    used: tuple[str, ...] = ()
+    mappings = table(MappingTotals)
+    runs = table(MapRun)
+    unknown = table(UnknownRun)
+    nodes = table(NodePages)
+    slots = table(MapSlots)
+    words = table(MapWord)
+    evidence = table(Evidence)
+    process = section(Process)
+    scope = section(Scope)
+
+    @cached_property
+    def each(self) -> MappingList:
+        """Return every mapping with its runs, in the order of the table."""
+        return MappingList(self)
+
+    @property
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, and no page unknown."""
+        return super().is_all_known and not self.sums["pages"]["unknown_pages"]
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages of the process in each class, ``(len(PageClass),)`` int64."""
-        if isinstance(self.mappings, MappingRows):
-            return count_runs(self.mappings.runs, len(PageClass))
-        total = np.zeros(len(PageClass), np.int64)
-        for mapping in self.mappings:
-            total += mapping.counts()
-        return total
+        sums = [self.mappings.column(name).sum() for name in COUNTS]
+        return np.array(sums, np.int64)
 
     def node_pages(self) -> dict[int, int]:
-        """Return the present pages of the process by NUMA node, as those of a mapping."""
+        """Return the present pages of the process by NUMA node."""
         total: dict[int, int] = {}
-        rows = self.mappings
-        for mapping in rows.special.values() if isinstance(rows, MappingRows) else rows:
-            for node, pages in mapping.node_pages.items():
-                total[node] = total.get(node, 0) + pages
+        for row in self.nodes:
+            total[row.node] = total.get(row.node, 0) + row.pages
         return dict(sorted(total.items()))
 
 
-# THE table of what is told of a mapping: name, title, unit, kind of metric, how to read it.
-#
-# Text, JSON and CSV all read it, so that a column is one row here.
+def counts_of(mappings: Table[MappingTotals]) -> NDArray[np.int64]:
+    """Return the pages of every mapping in each class, ``(n, len(PageClass))`` int64."""
+    return np.stack([mappings.column(name) for name in COUNTS], axis=1)
 
 
-Value = int | str
-Unit = Literal["address", "bytes", "pages", "number", "text"]
-Metric = Literal["label", "gauge"]
+@record("page.swap", help="Where a page is on swap.")
+class SwapPlace:
+    """Where a page is on swap."""
 
-
-class Row(NamedTuple):
-    """A mapping and its pages in each class, ``(len(PageClass),)`` int64."""
-
-    mapping: MappingPages
-    counts: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, mapping: MappingPages) -> "Row":
-        """Return the row of a mapping."""
-        return cls(mapping, mapping.counts())
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    r"""
-    One thing that is told of a mapping.
-
-    :param name: in JSON, CSV and metrics; ends in its unit where that is not plain.
-    :param title: for people; ``\n`` where a heading may break.
-    :param unit: what its numbers count; says how text shows them.
-    :param metric: ``label`` names a mapping, ``gauge`` measures it.
-    :param read: takes the value from a row.
-    """
-
-    name: str
-    title: str
-    unit: Unit
-    metric: Metric
-    read: Callable[[Row], Value]
-
-
-@dataclass(frozen=True, slots=True)
-class ClassColumn(Column):
-    """The pages of one class."""
-
-    page_class: PageClass
-
-
-MAPPING_COLUMNS = (
-    Column("start", "address", "address", "label", lambda row: row.mapping.start),
-    Column("stop", "end", "address", "label", lambda row: row.mapping.stop),
-    Column("permissions", "perm", "text", "label", lambda row: row.mapping.permissions),
-    Column("offset_bytes", "offset", "bytes", "label", lambda row: row.mapping.offset_bytes),
-    Column("device", "device", "text", "label", lambda row: row.mapping.device),
-    Column("inode", "inode", "number", "label", lambda row: row.mapping.inode),
-    Column("path", "mapping", "text", "label", lambda row: row.mapping.path),
-    Column("object", "object", "text", "label", lambda row: row.mapping.object),
-)
-_CLASS_TITLES = {
-    PageClass.SWAP_CACHED: "swap\ncached",
-    PageClass.ON_DISK: "on\ndisk",
-    PageClass.PREALLOCATED: "pre-\nalloc",
-    PageClass.POISONED: "poi-\nsoned",
-    PageClass.BEYOND_END: "beyond\nend",
-}
-
-
-def _class_column(kind: PageClass) -> ClassColumn:
-    return ClassColumn(
-        name=kind.label,
-        title=_CLASS_TITLES.get(kind, kind.label),
-        unit="pages",
-        metric="gauge",
-        read=lambda row: int(row.counts[kind]),
-        page_class=kind,
+    area: int = column("area", help="number of the swap area")
+    slot: int = column("slot", help="slot in it, in pages")
+    path: str = column(
+        "path", unit="name", help="the area's device or file, empty if that is not certain"
     )
 
 
-CLASS_COLUMNS = tuple(_class_column(kind) for kind in PageClass)
-
-
-def format_value(unit: Unit, value: Value, page_size_bytes: int) -> str:
-    """
-    Return a value as text shows it; no pages are nothing to see.
-
-    >>> [format_value("pages", 4, 4096), format_value("pages", 0, 4096)]
-    ['16K', '']
-    >>> format_value("address", 4096, 4096)
-    '1000'
-    """
-    if unit == "text" or isinstance(value, str):
-        return escape_text(str(value))
-    if unit == "address":
-        return f"{value:x}"
-    if unit == "bytes":
-        return format_size(value)
-    if unit == "pages":
-        return format_size(value * page_size_bytes) if value else ""
-    return str(value)
-
-
-@dataclass(frozen=True, slots=True)
-class SwapPlace:
-    """
-    Where a page is on swap.
-
-    :param area: number of the swap area.
-    :param slot: slot in it, in pages.
-    :param path: the area's device or file, "" if the kernel does not say for certain.
-    """
-
-    area: int
-    slot: int
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
+@record("page.folio", help="The folio of the page cache that a page is in.")
 class Folio:
-    """
-    The folio of the page cache that a page is in.
+    """The folio of the page cache that a page is in."""
 
-    :param order: it is of ``1 << order`` pages.
-    :param cgroup_id: the memory cgroup that is charged, 0 if none is.
-    :param cgroup: its path, "" if that is not known.
-    """
-
-    order: int
-    is_uptodate: bool
-    is_dirty: bool
-    is_writeback: bool
-    cgroup_id: int
-    cgroup: str
+    order: int = column("order", help="it is of 1 << order pages")
+    is_uptodate: bool = column("up to date", help="whether it was ever filled")
+    is_dirty: bool = column("dirty")
+    is_writeback: bool = column("writeback")
+    cgroup_id: int = column("cgroup ID", help="of the cgroup that is charged, 0 if none is")
+    cgroup: str = column("cgroup", unit="name", help="its path, empty if that is not known")
 
 
 def folio_text(folio: Folio) -> str:
@@ -437,125 +406,81 @@ def folio_text(folio: Folio) -> str:
     return ", ".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
+@record("page.holders", help="A mapping of an object's page.")
 class PageHolder:
-    """
-    A mapping of an object's page.
+    """A mapping of an object's page."""
 
-    :param pid: the process.
-    :param name: its comm, raw.
-    :param address: where it has the page.
-    :param permissions: of the mapping, ``rw-s``.
-    :param is_present: whether a page is mapped there now, None if this reader may not know.
-    :param is_private_copy: whether what it has there is a copy of its own, in RAM or on
-        swap, and not the object's page.
-    """
-
-    pid: int
-    name: str
-    address: int
-    permissions: str
-    is_present: bool | None
-    is_private_copy: bool
+    pid: int = column("PID", key=True)
+    name: str = column("name", help="its comm, raw")
+    page: int = column("page", key=True, help="address at which it has the page, in pages")
+    permissions: str = column("perm", help="of the mapping, rw-s")
+    is_present: bool | None = column("mapped", help="whether a page is mapped there now")
+    is_private_copy: bool = column(
+        "private copy", help="whether what it has is its own, in RAM or on swap"
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Holders:
-    """
-    Every mapping of an object's page that could be found.
-
-    :param rows: in the order of PIDs and addresses.
-    :param missed: processes that this reader may not look at.
-    """
-
-    rows: tuple[PageHolder, ...] = ()
-    missed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
+@record("page.object", help="The object that backs a page.")
 class PageObject:
-    """
-    The object that backs a page.
+    """The object that backs a page."""
 
-    :param kind: ``shmem``, ``file``, ``hugetlb``, ``device`` or ``special``.
-    :param path: as the mapping names it, raw.
-    :param device: ``major:minor``, hexadecimal.
-    :param inode: inode number.
-    :param offset_bytes: offset of the page in the object.
-    """
-
-    kind: str
-    path: str
-    device: str
-    inode: int
-    offset_bytes: int
+    kind: str = column("kind", help="shmem, file, hugetlb, device or special")
+    path: str = column("path", unit="name", help="as the mapping names it, raw")
+    device: str = column("device", help="major:minor, hexadecimal")
+    inode: int = column("inode")
+    offset_bytes: int = column("offset", unit="bytes", help="of the page in the object")
 
 
-@dataclass(frozen=True, slots=True)
+@record("page.steps", help="One question to the kernel.")
 class Step:
-    """
-    One question to the kernel.
+    """One question to the kernel."""
 
-    :param asked: which file or call was asked, and what.
-    :param answer: what it answered, raw as far as text can be.
-    :param meaning: what follows.
-    """
-
-    asked: str
-    answer: str
-    meaning: str
+    asked: str = column("asked", help="which file or call was asked, and what")
+    answer: str = column("answer", help="what it answered, raw as far as text can be")
+    meaning: str = column("meaning", unit="name", help="what follows")
 
 
-@dataclass(frozen=True, slots=True)
-class PageExplanation:
+@record("page.verdict", help="What a page is.")
+class PageVerdict:
+    """What a page is, and what else the kernel says of it."""
+
+    page: int = column("page", key=True, help="its address, in pages")
+    start_page: int = column("start", help="first address of its mapping, in pages")
+    stop_page: int = column("stop", help="address after the last of its mapping, in pages")
+    permissions: str = column("perm", help="of the mapping")
+    page_class: str = column("class", help="name of the class")
+    meaning: str = column("meaning", help="of the class, one sentence")
+    reason: str = column("reason", help="why it is unknown, empty if it is not")
+    word: int | None = column(
+        "word", help="the raw pagemap word, bit 63 is the sign; none beyond the page table"
+    )
+    pfn: int | None = column("PFN", help="page frame, none if there is none or it is hidden")
+    attributes: str = column("also", help="what else is known of it, by name, with commas")
+    kpage_flags: str = column("flags", help="of the frame in kpageflags, by name, with commas")
+    missed_holders: int = column("missed", help="processes that could not be looked at")
+
+
+class PageExplanation(Report, schema="memlens.page/2"):
     """
     One page of a process, explained.
 
-    :param process: whose page it is.
-    :param address: the first address of the page.
-    :param page_size_bytes: its size.
-    :param start: first address of its mapping.
-    :param stop: address after the last of its mapping.
-    :param permissions: of the mapping.
-    :param steps: what was asked, in order.
-    :param verdict: what the page is.
-    :param reason: why it is ``UNKNOWN``, "" otherwise.
-    :param object: what backs it, None for private anonymous memory.
-    :param word: the raw pagemap word, None beyond the page table.
-    :param pfn: page frame number, None if there is none or it is hidden.
-    :param swap: where it is on swap, None if it is not or that is not known; a shared
-        page's place needs the page-cache walk.
-    :param folio: the folio of the object's page cache that it is in, None if there is none
-        or that is not known.
-    :param attributes: what else is known of the page, by name.
-    :param kpage_flags: names of the frame's flags in /proc/kpageflags; empty if there is no
-        frame or this reader may not know.
-    :param holders: processes that map the same page of the object, this one too.
-    :param missed_holders: processes that could not be looked at for it.
-    :param notes: what happened meanwhile.
+    ``swap`` is where it is on swap, if that is known: a shared page's place needs the
+    page-cache walk; ``folio`` the folio of the object's page cache that it is in; ``object``
+    what backs it, None for private anonymous memory; ``holders`` who maps the same page of
+    the object, this process too.
     """
 
-    process: Process
-    address: int
-    page_size_bytes: int
-    start: int
-    stop: int
-    permissions: str
-    steps: tuple[Step, ...]
-    verdict: PageClass
-    reason: str = ""
-    object: PageObject | None = None
-    word: int | None = None
-    pfn: int | None = None
-    swap: SwapPlace | None = None
-    folio: Folio | None = None
-    attributes: tuple[str, ...] = ()
-    kpage_flags: tuple[str, ...] = ()
-    holders: tuple[PageHolder, ...] = ()
-    missed_holders: int = 0
-    notes: tuple[str, ...] = ()
+    steps = table(Step)
+    holders = table(PageHolder)
+    process = section(Process)
+    verdict = section(PageVerdict)
+    object = section(PageObject)
+    swap = section(SwapPlace)
+    folio = section(Folio)
 
     @property
-    def meaning(self) -> str:
-        """Return what the verdict means, one sentence."""
-        return CLASSES[self.verdict].meaning
+    def is_all_known(self) -> bool:
+        """Return whether nothing is missed, and the page is not unknown."""
+        found = self.verdict
+        is_known = found is not None and found.page_class != PageClass.UNKNOWN.label
+        return super().is_all_known and is_known

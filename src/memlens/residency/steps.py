@@ -12,38 +12,52 @@ from memlens.kernel.kpage import read_kpageflags
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import CATEGORIES, PM_FILE, PM_PFN, PM_PRESENT
-from memlens.pages.classes import REASONS, PageClass, Reason, Verdict, verdict_class
+from memlens.pages.classes import CLASSES, REASONS, PageClass, Reason, Verdict, verdict_class
 from memlens.pages.decode import bit_names
+from memlens.pages.flags import flag_names
+from memlens.record import Table
 from memlens.residency import wording
 from memlens.residency.mappers import find_holders
 from memlens.residency.onepage import PageLook, look_until_steady
 from memlens.residency.places import name_place, walked_answer, walked_meaning, word_place
 from memlens.residency.records import (
-    Holders,
     PageExplanation,
+    PageHolder,
     PageObject,
-    Process,
+    PageVerdict,
     Step,
     SwapPlace,
 )
+from memlens.residency.tables import process_of
 from memlens.residency.verdicts import object_label
-from memlens.scan.machine import Machine
-from memlens.units import ADDRESS_LIMIT, format_size
+from memlens.scan.machine import Machine, Progress, Stop, Stopped
+from memlens.units import ADDRESS_LIMIT, format_size, signed
 
 _HUGE = 1 << CATEGORIES.index("HUGE")
 
 
-def explain_page(pid: int, address: int, *, proc: str = "/proc") -> PageExplanation:
+def explain_page(
+    pid: int,
+    address: int,
+    *,
+    proc: str = "/proc",
+    budget_s: float | None = None,
+    on_progress: Progress | None = None,
+    should_stop: Stop | None = None,
+) -> PageExplanation:
     """
     Return where one page of a process is, and how that is known.
 
     >>> import os
-    >>> explain_page(os.getpid(), id(explain_page)).verdict.label
+    >>> explain_page(os.getpid(), id(explain_page)).verdict.page_class
     'present'
 
     :param pid: a live process, as ``proc`` numbers it.
     :param address: any address in the page.
     :param proc: root of the /proc to read.
+    :param budget_s: seconds after which no more is asked; one look is always taken.
+    :param on_progress: called with what is done, of two: the page, and who else maps it.
+    :param should_stop: asked between looks; True ends the scan.
     :raises MemlensError: if the address is not mapped; and as ``map_process``.
     :raises ValueError: if the address does not fit 64 bits.
 
@@ -52,12 +66,11 @@ def explain_page(pid: int, address: int, *, proc: str = "/proc") -> PageExplanat
     """
     if not 0 <= address < ADDRESS_LIMIT:
         raise ValueError(f"address beyond 64 bits: {address:#x}")
-    machine = Machine(proc)
+    machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
     with ProcessDir(pid, machine) as process:
         pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
         try:
-            look = look_until_steady(process, pagemap, address, machine)
-            return _explain(look)
+            return _explain(look_until_steady(process, pagemap, address, machine))
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
         finally:
@@ -65,29 +78,47 @@ def explain_page(pid: int, address: int, *, proc: str = "/proc") -> PageExplanat
 
 
 def _explain(look: PageLook) -> PageExplanation:
+    origin = look.machine.origin()
     identity = look.process.identity(look.pagemap)
-    holders = _holders(look)
+    holders: list[PageHolder] = []
+    missed, is_complete = 0, True
+    try:
+        look.machine.step(1, 2)
+        holders, missed = _holders(look)
+    except Stopped:
+        is_complete = False
     flags = _kpage_flags(look)
-    return PageExplanation(
-        process=Process(identity.pid, identity.name, identity.cmdline, identity.started_at),
-        address=look.address - look.address % look.size,
-        page_size_bytes=look.size,
-        start=look.mapping.start,
-        stop=look.mapping.stop,
+    row = CLASSES[verdict_class(look.value)]
+    verdict = PageVerdict(
+        page=look.address // look.size,
+        start_page=look.mapping.start // look.size,
+        stop_page=look.mapping.stop // look.size,
         permissions=look.mapping.permissions,
-        steps=_steps(look, flags),
-        verdict=verdict_class(look.value),
+        page_class=row.label,
+        meaning=row.meaning,
         reason=_reason(look),
-        object=_object(look),
-        word=look.word,
+        word=None if look.word is None else signed(look.word),
         pfn=_pfn(look.word),
-        swap=_swap_place(look),
-        folio=None if look.walked is None else look.walked.folio,
-        attributes=_attributes(look),
-        kpage_flags=() if flags is None else tuple(wording.kpage_names(flags)),
-        holders=holders.rows,
-        missed_holders=holders.missed,
+        attributes=", ".join(_attributes(look)),
+        kpage_flags="" if flags is None else ", ".join(flag_names(flags)),
+        missed_holders=missed,
+    )
+    return PageExplanation.at(
+        origin,
+        tables={
+            "steps": Table.of(Step, _steps(look, flags)),
+            "holders": Table.of(PageHolder, holders),
+        },
+        sections={
+            "process": process_of(identity),
+            "verdict": verdict,
+            "object": _object(look),
+            "swap": _swap_place(look),
+            "folio": None if look.walked is None else look.walked.folio,
+        },
         notes=page_notes(look),
+        is_complete=is_complete,
+        cost=look.machine.cost(),
     )
 
 
@@ -142,7 +173,7 @@ def _frame_steps(look: PageLook, flags: int | None) -> list[Step]:
     if flags is None:
         return []
     asked = f"{look.machine.root}/kpageflags: 8 bytes at {(_pfn(look.word) or 0) * 8:#x}"
-    answer = f"0x{flags:016x}: {', '.join(wording.kpage_names(flags)) or 'no bit is set'}"
+    answer = f"0x{flags:016x}: {', '.join(flag_names(flags)) or 'no bit is set'}"
     return [Step(asked, answer, wording.kpage_meaning(flags))]
 
 
@@ -226,7 +257,7 @@ def _object(look: PageLook) -> PageObject | None:
         return None
     kind = object_label(look.verdicts.facts)
     offset = look.object_page * look.size
-    return PageObject(kind, row.path, row.device, row.inode, offset)
+    return PageObject(kind, row.path, row.device, signed(row.inode), signed(offset))
 
 
 def _pfn(word: int | None) -> int | None:
@@ -236,7 +267,7 @@ def _pfn(word: int | None) -> int | None:
 
 
 def _swap_place(look: PageLook) -> SwapPlace | None:
-    if look.value not in (PageClass.SWAPPED, PageClass.SWAP_CACHED):
+    if not CLASSES[verdict_class(look.value)].holds_slot:
         return None
     place = None if look.word is None else word_place(look.word)
     if place is None and look.walked is not None and look.walked.holds == "swap":
@@ -263,9 +294,9 @@ def _attributes(look: PageLook) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _holders(look: PageLook) -> Holders:
+def _holders(look: PageLook) -> tuple[list[PageHolder], int]:
     if look.is_anonymous or look.verdicts.facts.kind == "special":
-        return Holders()
+        return [], 0
     address = look.address - look.address % look.size
     return find_holders(look.process.pid, look.mapping, address, look.machine)
 

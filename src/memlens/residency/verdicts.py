@@ -1,6 +1,6 @@
 """What page-table entries mean for a mapping; an object answers what they leave open."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from memlens.kernel.maps import Mapping
 from memlens.objects.opener import KERNEL_NAMES, ObjectFacts
 from memlens.pages.arrays import blend, look_up
-from memlens.pages.classes import REASONS, Entry, PageClass, Reason, Verdict, entry_verdicts
+from memlens.pages.classes import REASONS, Entry, Reason, Verdict, entry_verdicts
 from memlens.pages.runs import Runs, clip_runs, fill_runs, merge_runs, select_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
-from memlens.residency.records import MappingPages, UnknownRun
+from memlens.residency.records import UnknownRun
 from memlens.residency.totals import Settler
 from memlens.units import format_size
 
@@ -99,17 +99,6 @@ def object_label(facts: ObjectFacts) -> str:
     return facts.kind
 
 
-def is_object_class(verdict: int) -> bool:
-    """Return whether a verdict can only have come from the object."""
-    return verdict in (
-        PageClass.CACHED,
-        PageClass.SWAP_CACHED,
-        PageClass.ON_DISK,
-        PageClass.PREALLOCATED,
-        PageClass.BEYOND_END,
-    )
-
-
 def explain_unknown(
     settler: Settler, mapping: Mapping, runs: Runs, refusal: str
 ) -> tuple[UnknownRun, ...]:
@@ -119,10 +108,11 @@ def explain_unknown(
     :param runs: runs of verdicts.
     :param refusal: why the object could not be asked.
     """
-    found = []
-    for first, pages, value in select_runs(runs, runs.value >= Verdict.FIRST_REASON):
-        found.append(UnknownRun(first, pages, reason_text(settler, mapping, value, refusal)))
-    return tuple(found)
+    start = mapping.start // settler.machine.page_size_bytes
+    return tuple(
+        UnknownRun(start, first, pages, reason_text(settler, mapping, value, refusal))
+        for first, pages, value in select_runs(runs, runs.value >= Verdict.FIRST_REASON)
+    )
 
 
 def reason_text(settler: Settler, mapping: Mapping, value: int, refusal: str) -> str:
@@ -137,21 +127,3 @@ def reason_text(settler: Settler, mapping: Mapping, value: int, refusal: str) ->
         return reason
     swap = format_size(pages * settler.machine.page_size_bytes)
     return f"{reason} (smaps counts {swap} of swap in this mapping)"
-
-
-def without_object(result: MappingPages) -> MappingPages:
-    """Return a mapping that kept changing without what its object was asked."""
-    text = REASONS[Reason.MAPPING_CHANGED - Verdict.FIRST_REASON]
-    is_asked = np.array([is_object_class(value) for _, _, value in result.runs], bool)
-    unknown = tuple(
-        UnknownRun(first, pages, text)
-        for first, pages, value in result.runs
-        if is_object_class(value)
-    )
-    value = np.where(is_asked, np.uint8(PageClass.UNKNOWN), result.runs.value)
-    return replace(
-        result,
-        runs=merge_runs(Runs(result.runs.first, result.runs.pages, value)),
-        unknown=tuple(sorted((*result.unknown, *unknown), key=lambda run: run.first)),
-        notes=(*result.notes, "kept changing during the scan"),
-    )

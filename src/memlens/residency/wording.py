@@ -1,5 +1,7 @@
 """What an answer of the kernel about one page means, in words."""
 
+import numpy as np
+
 from memlens.pages.bits import (
     CATEGORIES,
     PM_FILE,
@@ -13,15 +15,10 @@ from memlens.pages.bits import (
     SWAP_MARKER,
 )
 from memlens.pages.decode import bit_names
+from memlens.pages.flags import KPF_ANON, KPF_KSM, KPF_ZERO_PAGE, mask_of
 from memlens.residency.onepage import Call
 
-# Bits of /proc/kpageflags, include/uapi/linux/kernel-page-flags.h: names from bit 0.
-KPAGE_FLAGS = (
-    *("LOCKED", "ERROR", "REFERENCED", "UPTODATE", "DIRTY", "LRU", "ACTIVE", "SLAB"),
-    *("WRITEBACK", "RECLAIM", "BUDDY", "MMAP", "ANON", "SWAPCACHE", "SWAPBACKED"),
-    *("COMPOUND_HEAD", "COMPOUND_TAIL", "HUGE", "UNEVICTABLE", "HWPOISON", "NOPAGE"),
-    *("KSM", "THP", "OFFLINE", "ZERO_PAGE", "IDLE", "PGTABLE"),
-)
+_SWAPCACHE, _SWAPBACKED, _LRU = mask_of("SWAPCACHE"), mask_of("SWAPBACKED"), mask_of("LRU")
 _OBJECTS = {
     "anonymous": "nothing backs it: private memory, of which only the page table tells",
     "shmem": "shared memory backs it (tmpfs code: shared anonymous memory, memfd, SysV, tmpfs)",
@@ -124,32 +121,24 @@ def categories_meaning(categories: int) -> str:
     return "nothing is mapped here"
 
 
-def kpage_names(flags: int) -> list[str]:
-    """
-    Return the names of the bits of a kpageflags word; unknown ones by number.
-
-    >>> kpage_names(1 << 5 | 1 << 12 | 1 << 60)
-    ['LRU', 'ANON', 'bit 60']
-    """
-    known = dict(enumerate(KPAGE_FLAGS))
-    return [known.get(bit, f"bit {bit}") for bit in range(64) if flags >> bit & 1]
-
-
 def kpage_meaning(flags: int) -> str:
     """Return what the flags of a mapped page add to what the page table says."""
-    names = kpage_names(flags)
-    if "ZERO_PAGE" in names:
+
+    def has(flag: np.uint64) -> bool:
+        return bool(flags & int(flag))
+
+    if has(KPF_ZERO_PAGE):
         return "the frame is the zero page"
-    if "ANON" in names and "SWAPCACHE" in names:
+    if has(KPF_ANON) and has(_SWAPCACHE):
         return "anonymous memory that still keeps its swap slot"
-    if "KSM" in names:
+    if has(KPF_KSM):
         return "anonymous memory that is merged with equal pages (KSM)"
-    if "ANON" in names:
-        if "SWAPBACKED" not in names:
+    if has(KPF_ANON):
+        if not has(_SWAPBACKED):
             return "anonymous memory that was offered to the kernel (MADV_FREE): may vanish"
         return "anonymous memory"
     # A page that was just faulted in waits outside the lists for a moment, without LRU.
-    return "a page of the page cache" if "LRU" in names else "not anonymous memory"
+    return "a page of the page cache" if has(_LRU) else "not anonymous memory"
 
 
 def call_asked(call: Call, page: int, way: str) -> str:

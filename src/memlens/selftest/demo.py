@@ -312,12 +312,12 @@ def _pages_of(
     specimen: Specimen, result: ProcessMap
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint64], tuple[str, ...]]:
     """Return class and word of each page of a specimen, and reasons for ``unknown``."""
-    size = result.kernel.page_size_bytes
+    size = result.page_size_bytes
     classes = np.full(specimen.pages, PageClass.UNKNOWN, np.uint8)
     words = np.zeros(specimen.pages, np.uint64)
     reasons: dict[str, None] = {}
     stop = specimen.address + specimen.pages * size
-    for mapping in result.mappings:
+    for mapping in result.each:
         if mapping.stop <= specimen.address or stop <= mapping.start:
             continue
         shift = (mapping.start - specimen.address) // size

@@ -1,33 +1,29 @@
 """
 A process map as text: a table of mappings, totals with a legend, and what it rests on.
 
-Lines are pieces of text with the name of a style, as rich spells styles; rich itself is
-needed only where they are coloured.
+The strip beside a mapping is drawn from its runs; a report without runs has none.
 """
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from memlens.pages.classes import CLASSES, PageClass
+from memlens.pages.classes import CLASSES, ClassRow, PageClass
 from memlens.pages.decode import bit_names
-from memlens.pages.runs import Runs, select_runs
-from memlens.pages.slotruns import restrict_slots
+from memlens.pages.runs import Runs
+from memlens.record import Table
 from memlens.residency.records import (
-    CLASS_COLUMNS,
-    ClassColumn,
-    MappingPages,
+    Grouped,
+    MappingTotals,
     ProcessMap,
-    Row,
-    Words,
-    format_value,
+    Scope,
+    UnknownRun,
+    counts_of,
+    cut_runs,
+    runs_of,
 )
-from memlens.units import escape_text, format_size
+from memlens.units import count_of, escape_text, format_size
 from memlens.views.lines import (
     ALARM,
     BOLD,
@@ -36,97 +32,67 @@ from memlens.views.lines import (
     Segment,
     cell_len,
     cut_middle,
-    format_cost,
     percent,
     render_labelled,
 )
-from memlens.views.strip import INTEREST, draw_strip
+from memlens.views.strip import draw_strip
+from memlens.views.table import TableOptions, render_summary
 
 _REASONS_SHOWN = 8
 _NOTES_SHOWN = 8
 _FRAMES = "pfns_visible"
-_STYLES = {row.page_class: row.color for row in CLASSES}
-_GLYPHS = {row.page_class: row.glyph for row in CLASSES}
+_PIECE = 1 << 15
 
-# Classes that hold something are drawn as blocks where there is colour; the others, and
-# those whose colours are hard to tell apart, keep their glyph.
-_BLOCKS = frozenset(
-    {
-        PageClass.PRESENT,
-        PageClass.CACHED,
-        PageClass.SWAP_CACHED,
-        PageClass.SWAPPED,
-        PageClass.ON_DISK,
-        PageClass.PREALLOCATED,
-    }
-)
+# What smaps adds to a reason differs from mapping to mapping.
+_SMAPS_NOTE = " (smaps counts "
+
+_NAME_LEAST, _STRIP_LEAST, _STRIP_MOST = 14, 10, 64
+
+# From this width on there is room for addresses and for air between the columns.
+_WIDE = 110
+
+# Two classes, each a sign and a size; more go on another line.
+_OTHER_WIDTH = 11
+_MEMFD = "/memfd:"
+
+# Wherever pages are, these are what one looks for: they keep a column of their own.
+_ALWAYS = (PageClass.PRESENT, PageClass.SWAPPED, PageClass.UNKNOWN)
 
 
-class TextOptions(NamedTuple):
+def render(
+    report: ProcessMap, options: TableOptions, *, has_runs: bool = False
+) -> Iterator[Line]:
     """
-    How to draw.
+    Yield the lines for a person.
 
-    :param width: cells in a line.
-    :param is_colored: whether colours will be seen; without, glyphs tell the classes.
-    :param is_unicode: whether blocks and other characters beyond ASCII can be printed.
-    :param addresses: the range that was asked for, None for all.
     :param has_runs: whether to list the runs of every mapping.
     """
-
-    width: int = 80
-    is_colored: bool = False
-    is_unicode: bool = False
-    addresses: tuple[int, int] | None = None
-    has_runs: bool = False
-
-    @property
-    def ellipsis(self) -> str:
-        """Return what stands for text left out."""
-        return "…" if self.is_unicode else "~"
-
-
-def render_map(result: ProcessMap, whole: ProcessMap, options: TextOptions) -> Iterator[Line]:
-    """
-    Yield the lines of a map.
-
-    :param result: what to show, perhaps only some classes.
-    :param whole: the same with everything, of which the summary tells what is unknown.
-    """
-    rows = [Row.of(mapping) for mapping in result.mappings]
-    layout = choose_layout(rows, options.width)
-    yield from _header(result, options)
+    yield from _header(report, options)
     yield []
-    if rows:
-        yield from _heading(layout)
-        for row in rows:
-            other = _other_lines(row, layout)
-            yield _mapping_line(row, layout, other[0] if other else "", options)
-            yield from _more_other(layout, other[1:])
-            yield from _details(row.mapping, options)
-        yield from _totals(result, rows, options)
+    if len(report.mappings):
+        yield from _Mappings(report, options, has_runs).render()
+        yield from _totals(report, options)
     else:
         yield [Segment("No mapping has pages of these classes.")]
     yield []
-    yield from _summary(whole, options)
+    yield from _summary(report, options)
 
 
-def _header(result: ProcessMap, options: TextOptions) -> Iterator[Line]:
-    process = result.process
-    title = f"{escape_text(process.name)}  PID {process.pid}"
-    command = escape_text(" ".join(process.cmdline))
-    room = options.width - len(title) - 2
-    line = [Segment(title, BOLD)]
-    if command and room >= 10:
-        line.append(Segment("  " + cut_middle(command, room, options.ellipsis), DIM))
-    yield line
-    started = process.started_at.strftime("%Y-%m-%d %H:%M:%S %Z")
-    about = (
-        f"started {started}, Linux {escape_text(result.kernel.release)}, "
-        f"pages of {format_size(result.kernel.page_size_bytes)}"
-    )
-    yield [Segment(about, DIM)]
-    if not result.is_complete:
-        yield [Segment("INCOMPLETE: the scan was stopped early", ALARM)]
+def _header(report: ProcessMap, options: TableOptions) -> Iterator[Line]:
+    process, started = report.process, ""
+    if process is not None:
+        title = f"{escape_text(process.name)}  PID {process.pid}"
+        command = escape_text(process.cmdline)
+        room = options.width - len(title) - 2
+        line = [Segment(title, BOLD)]
+        if command and room >= 10:
+            line.append(Segment("  " + cut_middle(command, room, options.ellipsis), DIM))
+        yield line
+        moment = process.started_at.replace("T", " ").partition(".")[0].removesuffix("Z")
+        started = f"started {escape_text(moment)} UTC, "
+    kernel = escape_text(report.kernel)
+    size = format_size(report.page_size_bytes)
+    yield [Segment(f"{started}Linux {kernel}, pages of {size}", DIM)]
 
 
 class Layout(NamedTuple):
@@ -146,165 +112,230 @@ class Layout(NamedTuple):
     address: int
     name: int
     strip: int
-    own: tuple[ClassColumn, ...]
-    shared: tuple[ClassColumn, ...]
+    own: tuple[ClassRow, ...]
+    shared: tuple[ClassRow, ...]
     widths: tuple[int, ...]
 
-
-def _heading(layout: Layout) -> Iterator[Line]:
-    titles = [column.title.split("\n") for column in layout.own]
-    titles += [["other"]] if layout.shared else []
-    styles = [f"bold {_STYLES[column.page_class]}" for column in layout.own]
-    styles += [BOLD] if layout.shared else []
-    left, gap = _left_heading(layout), " " * layout.gap
-    height = max((len(title) for title in titles), default=1)
-    for level in range(height - 1, -1, -1):
-        is_last = level == 0
-        line = [Segment(left if is_last else " " * len(left), BOLD)]
-        for title, style, width in zip(titles, styles, layout.widths, strict=True):
-            part = title[len(title) - 1 - level] if level < len(title) else ""
-            line.append(Segment(f"{gap}{part:>{width}}", style))
-        if is_last and layout.strip:
-            line.append(Segment(f"{gap}where", BOLD))
-        yield line
+    @property
+    def left(self) -> str:
+        """Return the heading before the classes."""
+        gap = " " * self.gap
+        left = f"{'address':>{self.address}}{gap}" if self.address else ""
+        return f"{left}perm{gap} size{gap}{'mapping':{self.name}}"
 
 
-def _left_heading(layout: Layout) -> str:
-    gap = " " * layout.gap
-    left = f"{'address':>{layout.address}}{gap}" if layout.address else ""
-    return f"{left}perm{gap} size{gap}{'mapping':{layout.name}}"
+def choose_layout(
+    mappings: Table[MappingTotals], width: int, page_size_bytes: int, *, has_strip: bool = True
+) -> Layout:
+    """
+    Return the layout of a table of these mappings.
+
+    Every class that occurs gets a column; where there is no room, those in the fewest
+    mappings share one.
+    """
+    is_wide = width >= _WIDE
+    gap = 2 if is_wide else 1
+    highest = int(mappings.column("start_page").max()) if len(mappings) else 0
+    address = max(len(f"{highest * page_size_bytes:x}"), 7) if is_wide else 0
+    occurs = (counts_of(mappings) != 0).sum(axis=0).tolist()
+    own = [row for row in CLASSES if occurs[row.page_class]]
+    shared: list[ClassRow] = []
+    fixed = (address + gap if address else 0) + 4 + gap + 5 + gap + gap
+    while True:
+        widths = [_column_width(row) for row in own]
+        if shared:
+            widths.append(_OTHER_WIDTH)
+        room = width - fixed - sum(widths) - gap * len(widths)
+        if room >= _NAME_LEAST + _STRIP_LEAST or len(own) <= 1:
+            break
+        foldable = [row for row in own if row.page_class not in _ALWAYS] or own
+        rarest = min(foldable, key=lambda row: (occurs[row.page_class], -row.rank))
+        own.remove(rarest)
+        shared.append(rarest)
+    name, strip = _split(set(mappings.column("path").tolist()), max(room, _NAME_LEAST))
+    if not has_strip:
+        name, strip = room, 0
+    return Layout(gap, address, name, strip, tuple(own), tuple(shared), tuple(widths))
 
 
-def _mapping_line(row: Row, layout: Layout, other: str, options: TextOptions) -> Line:
-    mapping, gap = row.mapping, " " * layout.gap
-    first, stop = scanned_pages(mapping, options.addresses)
-    size = format_size((stop - first) * mapping.page_size_bytes)
-    left = f"{mapping.start:{layout.address}x}{gap}" if layout.address else ""
-    name = short_name(mapping.path, layout.name, options.ellipsis)
-    padding = " " * (layout.name - cell_len(name))
-    line = [
-        Segment(f"{left}{escape_text(mapping.permissions):4}{gap}{size:>5}{gap}"),
-        Segment(name + padding, "" if mapping.path else DIM),
-    ]
-    line += _class_cells(row, layout, other)
-    if layout.strip:
-        line.append(Segment(gap))
-        line += _strip(mapping, first, stop, layout.strip, options)
-    return line
+def _column_width(row: ClassRow) -> int:
+    """Return the width of a column: its title's, and five for a size."""
+    return max(5, *(len(part) for part in row.title.split("\n")))
 
 
-def _class_cells(row: Row, layout: Layout, other: str) -> Line:
-    gap, size = " " * layout.gap, row.mapping.page_size_bytes
-    line = []
-    for column, width in zip(layout.own, layout.widths, strict=False):
-        text = format_value(column.unit, column.read(row), size)
-        line.append(Segment(f"{gap}{text:>{width}}", _STYLES[column.page_class]))
-    if layout.shared:
-        line.append(Segment(f"{gap}{other:>{OTHER_WIDTH}}"))
-    return line
+def _split(paths: Iterable[str], room: int) -> tuple[int, int]:
+    longest = max((cell_len(_full_name(path)) for path in paths), default=0)
+    strip = min(_STRIP_MOST, max(_STRIP_LEAST, room // 2))
+    name = max(min(longest, room - strip), min(_NAME_LEAST, room))
+    strip = min(_STRIP_MOST, room - name)
+    return name, strip if strip >= _STRIP_LEAST // 2 else 0
 
 
-def _other_lines(row: Row, layout: Layout) -> list[str]:
-    """Return the classes without a column of their own, as many on a line as fit."""
-    parts = [
-        _GLYPHS[column.page_class]
-        + format_value(column.unit, column.read(row), row.mapping.page_size_bytes)
-        for column in layout.shared
-        if row.counts[column.page_class]
-    ]
-    return textwrap.wrap(" ".join(parts), OTHER_WIDTH)
+class _Mappings:
+    """The table of mappings, with what was asked for below each."""
+
+    def __init__(self, report: ProcessMap, options: TableOptions, has_runs: bool) -> None:
+        self.report = report
+        self.options = options
+        self.size = report.page_size_bytes
+        self.rows = report.mappings.top(options.top)
+        self.has_runs = has_runs
+        self.grouped = Grouped.of(report.runs)
+        self.runs = runs_of(self.grouped.rows)
+        self.layout = choose_layout(
+            self.rows, options.width, self.size, has_strip="runs" in report.tables
+        )
+        self.parts = {name: Grouped.of(report.table(name)) for name in ("words", "slots")}
+        self.unknown = Grouped.of(report.unknown)
+        self.has_details = has_runs or any(len(part.rows) for part in self.parts.values())
+
+    def render(self) -> Iterator[Line]:
+        layout = self.layout
+        yield from self._heading()
+        indent = len(layout.left) + sum(layout.widths) + layout.gap * len(layout.widths)
+        parts = self.grouped.places(self.rows.column("start_page"))
+        counted = counts_of(self.rows).tolist()
+        for row, counts, part in zip(self.rows, counted, parts, strict=True):
+            runs = cut_runs(self.runs, part)
+            other = self._other(counts)
+            yield self._line(row, counts, runs, other[0] if other else "")
+            yield from ([Segment(f"{line:>{indent}}")] for line in other[1:])
+            if self.has_details:
+                yield from self._details(row, runs)
+        rest = len(self.report.mappings) - len(self.rows)
+        if rest:
+            yield [Segment(f"{rest} more (--top N shows more)", DIM)]
+
+    def _heading(self) -> Iterator[Line]:
+        layout = self.layout
+        titles = [row.title.split("\n") for row in layout.own]
+        titles += [["other"]] if layout.shared else []
+        styles = [f"bold {row.color}" for row in layout.own]
+        styles += [BOLD] if layout.shared else []
+        gap = " " * layout.gap
+        height = max((len(title) for title in titles), default=1)
+        for level in range(height - 1, -1, -1):
+            is_last = level == 0
+            line = [Segment(layout.left if is_last else " " * len(layout.left), BOLD)]
+            for title, style, width in zip(titles, styles, layout.widths, strict=True):
+                part = title[len(title) - 1 - level] if level < len(title) else ""
+                line.append(Segment(f"{gap}{part:>{width}}", style))
+            if is_last and layout.strip:
+                line.append(Segment(f"{gap}where", BOLD))
+            yield line
+
+    def _line(self, row: MappingTotals, counts: list[int], runs: Runs, other: str) -> Line:
+        layout, gap = self.layout, " " * self.layout.gap
+        first, stop = scanned_pages(row, self.report.scope)
+        size = format_size((stop - first) * self.size)
+        address = f"{row.start_page * self.size:{layout.address}x}{gap}"
+        left = address if layout.address else ""
+        name = short_name(row.path, layout.name, self.options.ellipsis)
+        padding = " " * (layout.name - cell_len(name))
+        line = [
+            Segment(f"{left}{escape_text(row.permissions):4}{gap}{size:>5}{gap}"),
+            Segment(name + padding, "" if row.path else DIM),
+        ]
+        for one, width in zip(layout.own, layout.widths, strict=False):
+            line.append(Segment(f"{gap}{self._pages(counts, one):>{width}}", one.color))
+        if layout.shared:
+            line.append(Segment(f"{gap}{other:>{_OTHER_WIDTH}}"))
+        if layout.strip:
+            line.append(Segment(gap))
+            line += _strip(runs, first, stop, layout.strip, self.options)
+        return line
+
+    def _pages(self, counts: list[int], row: ClassRow) -> str:
+        pages = counts[row.page_class]
+        return format_size(pages * self.size) if pages else ""
+
+    def _other(self, counts: list[int]) -> list[str]:
+        """Return the classes without a column of their own, as many on a line as fit."""
+        shared = [row for row in self.layout.shared if counts[row.page_class]]
+        parts = [row.sign + self._pages(counts, row) for row in shared]
+        return textwrap.wrap(" ".join(parts), _OTHER_WIDTH) if parts else []
+
+    def _details(self, row: MappingTotals, runs: Runs) -> Iterator[Line]:
+        """Yield the runs, the words and the slots of a mapping, if they were asked for."""
+        key = row.start_page
+        if self.has_runs:
+            unknown = self.unknown.of_mapping(key)
+            for first, pages, kind, reason in list_runs(runs, unknown):
+                where = self._range(key + first, pages)
+                unit = "page " if pages == 1 else "pages"
+                amount = f"{format_size(pages * self.size):>6}{pages:>10} {unit}  "
+                line = [Segment(f"{where:36}{amount}", DIM)]
+                line.append(Segment(kind.label, CLASSES[kind].color))
+                yield [*line, Segment(f": {escape_text(reason)}")] if reason else line
+        for word in self.parts["words"].of_mapping(key):
+            bits = word.word % (1 << 64)
+            names = ", ".join(bit_names(bits))
+            where = f"  {(key + word.page) * self.size:x}"
+            yield [Segment(f"{where:19} {bits:016x}  {names}", DIM)]
+        for slots in self.parts["slots"].of_mapping(key):
+            last = slots.slot + slots.pages - 1
+            where = self._range(key + slots.first_page, slots.pages)
+            place = f"swap area {slots.area}, slots {slots.slot} to {last}"
+            yield [Segment(f"{where:36}{place}", DIM)]
+
+    def _range(self, page: int, pages: int) -> str:
+        return f"  {page * self.size:x}-{(page + pages) * self.size:x}"
 
 
-def _more_other(layout: Layout, lines: list[str]) -> Iterator[Line]:
-    indent = len(_left_heading(layout)) + sum(layout.widths) + layout.gap * len(layout.widths)
-    for line in lines:
-        yield [Segment(f"{line:>{indent}}")]
-
-
-def _strip(
-    mapping: MappingPages, first: int, stop: int, width: int, options: TextOptions
-) -> Line:
+def _strip(runs: Runs, first: int, stop: int, width: int, options: TableOptions) -> Line:
     line: Line = []
     text, style = "", ""
-    for kind, is_mixed in draw_strip(mapping.runs, first, stop, width):
-        character = " " if kind is None else cell_character(kind, is_mixed, options)
-        wanted = "" if kind is None else _STYLES[kind]
+    for kind, is_mixed in draw_strip(runs, first, stop, width):
+        wanted = "" if kind is None else CLASSES[kind].color
         if wanted != style and text:
             line.append(Segment(text, style))
             text = ""
-        text, style = text + character, wanted
+        text += " " if kind is None else cell_character(kind, is_mixed, options)
+        style = wanted
     return [*line, Segment(text, style)]
 
 
-def cell_character(kind: PageClass, is_mixed: bool, options: TextOptions) -> str:
-    """Return the character of a cell: a block where colour tells the class, else its glyph."""
-    if options.is_colored and options.is_unicode and kind in _BLOCKS:
+def cell_character(kind: PageClass, is_mixed: bool, options: TableOptions) -> str:
+    """Return the character of a cell: a block where colour tells the class, else its sign."""
+    row = CLASSES[kind]
+    # Those that hold nothing, and whose colours are hard to tell apart, keep their sign.
+    is_something = row.holds_ram or row.holds_slot or kind == PageClass.ON_DISK
+    if options.is_colored and options.is_unicode and is_something:
         return "▒" if is_mixed else "█"
-    return _GLYPHS[kind]
+    return row.sign
 
 
-def scanned_pages(mapping: MappingPages, addresses: tuple[int, int] | None) -> tuple[int, int]:
+def scanned_pages(row: MappingTotals, scope: Scope | None) -> tuple[int, int]:
     """Return the half-open range of a mapping's pages that was asked for."""
-    if addresses is None:
-        return 0, mapping.pages
-    size = mapping.page_size_bytes
-    first = max((addresses[0] - mapping.start) // size, 0)
-    stop = min(-(-(addresses[1] - mapping.start) // size), mapping.pages)
-    return first, stop
+    if scope is None:
+        return 0, row.stop_page - row.start_page
+    first = max(scope.start_page, row.start_page)
+    return first - row.start_page, min(scope.stop_page, row.stop_page) - row.start_page
 
 
-def _details(mapping: MappingPages, options: TextOptions) -> Iterator[Line]:
-    """Yield the runs and the words of a mapping, if they were asked for."""
-    size = mapping.page_size_bytes
-    if options.has_runs:
-        for first, pages, kind, reason in list_runs(mapping):
-            start = mapping.start + first * size
-            where = f"  {start:x}-{start + pages * size:x}"
-            unit = "page " if pages == 1 else "pages"
-            amount = f"{format_size(pages * size):>6}{pages:>10} {unit}  "
-            line = [Segment(f"{where:36}{amount}", DIM), Segment(kind.label, _STYLES[kind])]
-            yield [*line, Segment(f": {escape_text(reason)}")] if reason else line
-    if mapping.words is not None:
-        words = zip(mapping.words.page.tolist(), mapping.words.word.tolist(), strict=True)
-        for page, word in words:
-            where = f"  {mapping.start + page * size:x}"
-            yield [Segment(f"{where:19} {word:016x}  {', '.join(bit_names(word))}", DIM)]
-    for first, pages, area, slot in mapping.slots or ():
-        start = mapping.start + first * size
-        where = f"  {start:x}-{start + pages * size:x}"
-        place = f"swap area {area}, slots {slot} to {slot + pages - 1}"
-        yield [Segment(f"{where:36}{place}", DIM)]
-
-
-def _totals(result: ProcessMap, rows: list[Row], options: TextOptions) -> Iterator[Line]:
+def _totals(report: ProcessMap, options: TableOptions) -> Iterator[Line]:
     """Yield the total of every class, which is the legend as well."""
-    counts = result.counts()
-    size = result.kernel.page_size_bytes
-    total = int(counts.sum())
+    counts = report.counts().tolist()
+    size = report.page_size_bytes
+    total = sum(counts)
     digits = len(str(total))
 
-    def amount(pages: int) -> str:
-        share = percent(pages, total)
+    def line(label: str, style: str, pages: int, meaning: str) -> Iterator[Line]:
         unit = "page " if pages == 1 else "pages"
-        return f"{format_size(pages * size):>6} {pages:>{digits}} {unit} {share:>4}  "
+        share = percent(pages, total)
+        amount = f"{format_size(pages * size):>6} {pages:>{digits}} {unit} {share:>4}  "
+        return _total_line(label, style, amount, meaning, options.width)
 
     yield []
     for row in CLASSES:
-        pages = int(counts[row.page_class])
-        if pages:
+        if counts[row.page_class]:
             sign = cell_character(row.page_class, False, options)
-            label, style = f"{sign} {row.page_class.label:<12}", _STYLES[row.page_class]
-            yield from _total_line(label, style, amount(pages), row.meaning, options.width)
-    for node, pages in result.node_pages().items():
-        yield from _total_line(
-            f"  {f'node {node}':<12}",
-            DIM,
-            amount(pages),
-            "present, by NUMA node",
-            options.width,
-        )
-    mappings = f"in {len(rows)} mapping{'s' if len(rows) != 1 else ''}"
-    yield from _total_line(f"  {'total':<12}", BOLD, amount(total), mappings, options.width)
+            label = f"{sign} {row.label:<12}"
+            yield from line(label, row.color, counts[row.page_class], row.meaning)
+    for node, pages in report.node_pages().items():
+        yield from line(f"  {f'node {node}':<12}", DIM, pages, "present, by NUMA node")
+    mappings = f"in {count_of(len(report.mappings), 'mapping', 'mappings')}"
+    yield from line(f"  {'total':<12}", BOLD, total, mappings)
 
 
 def _total_line(
@@ -317,20 +348,20 @@ def _total_line(
         yield [Segment(" " * indent), Segment(part, DIM)]
 
 
-def _summary(whole: ProcessMap, options: TextOptions) -> Iterator[Line]:
-    for title, lines in (
-        ("unknown", list(_unknown_lines(whole))),
-        ("evidence", [_evidence_line(whole)]),
-        ("cost", [format_cost(whole.cost)]),
-        ("note", _note_lines(whole.notes)),
-    ):
-        is_alarm = title == "unknown" and lines != ["nothing"]
-        yield from render_labelled(title, lines, options.width, ALARM if is_alarm else BOLD)
+def _summary(report: ProcessMap, options: TableOptions) -> Iterator[Line]:
+    unknown = list(_unknown_lines(report))
+    style = BOLD if unknown == ["nothing"] else ALARM
+    yield from render_labelled("unknown", unknown, options.width, style)
+    yield from render_labelled("evidence", [_evidence_line(report)], options.width)
+    notes = list(report.notes[:_NOTES_SHOWN])
+    if len(report.notes) > _NOTES_SHOWN:
+        notes.append(f"{len(report.notes) - _NOTES_SHOWN} more (--json has them)")
+    yield from render_summary(report.missed, notes, report.cost, options)
 
 
-def _unknown_lines(whole: ProcessMap) -> Iterator[str]:
-    groups = group_unknown(whole)
-    size = whole.kernel.page_size_bytes
+def _unknown_lines(report: ProcessMap) -> Iterator[str]:
+    groups = group_unknown(report.unknown)
+    size = report.page_size_bytes
     for group in groups[:_REASONS_SHOWN]:
         where = f" in {group.mappings} mappings" if group.mappings > 1 else ""
         yield f"{format_size(group.pages * size)}{where}: {escape_text(group.reason)}"
@@ -342,31 +373,18 @@ def _unknown_lines(whole: ProcessMap) -> Iterator[str]:
         yield "nothing"
 
 
-def _evidence_line(whole: ProcessMap) -> str:
+def _evidence_line(report: ProcessMap) -> str:
     """Return what was asked, what there was no need to ask, and what could not be."""
-    interfaces = {name: can for name, can in whole.evidence.items() if name != _FRAMES}
+    rows = [row for row in report.evidence if row.name != _FRAMES]
     groups = {
-        "": [name for name in interfaces if name in whole.used],
-        "not needed: ": [n for n, can in interfaces.items() if can and n not in whole.used],
-        "not available: ": [n for n, can in interfaces.items() if not can],
+        "": [row.name for row in rows if row.is_used],
+        "not needed: ": [row.name for row in rows if row.is_available and not row.is_used],
+        "not available: ": [row.name for row in rows if not (row.is_available or row.is_used)],
     }
     parts = [title + ", ".join(names) for title, names in groups.items() if names]
-    if not whole.evidence.get(_FRAMES, True):
+    if any(row.name == _FRAMES and not row.is_available for row in report.evidence):
         parts.append("page frames are hidden")
-    return "; ".join(parts)
-
-
-def _note_lines(notes: tuple[str, ...]) -> list[str]:
-    lines = [escape_text(note) for note in notes[:_NOTES_SHOWN]]
-    if len(notes) > _NOTES_SHOWN:
-        lines.append(f"{len(notes) - _NOTES_SHOWN} more (--json has them)")
-    return lines
-
-
-_PIECE = 1 << 15
-
-# What smaps adds to a reason differs from mapping to mapping.
-_SMAPS_NOTE = " (smaps counts "
+    return escape_text("; ".join(parts))
 
 
 class ListedRun(NamedTuple):
@@ -378,28 +396,20 @@ class ListedRun(NamedTuple):
     reason: str
 
 
-class Unknown(NamedTuple):
-    """A reason, and how many pages it leaves unknown in how many mappings."""
-
-    reason: str
-    pages: int
-    mappings: int
-
-
-def list_runs(mapping: MappingPages) -> Iterator[ListedRun]:
+def list_runs(runs: Runs, unknown: Iterable[UnknownRun]) -> Iterator[ListedRun]:
     """Yield the runs of a mapping; the unknown ones cut where the reason changes."""
-    reasons = iter(mapping.unknown)
-    for first, pages, value in _iterate(mapping.runs):
+    reasons = iter(unknown)
+    for first, pages, value in _iterate(runs):
         if value != PageClass.UNKNOWN:
             yield ListedRun(first, pages, PageClass(value), "")
             continue
         at, stop = first, first + pages
         while at < stop:
-            run = next((run for run in reasons if run.first + run.pages > at), None)
+            run = next((run for run in reasons if run.first_page + run.pages > at), None)
             if run is None:
                 yield ListedRun(at, stop - at, PageClass.UNKNOWN, "")
                 break
-            end = min(run.first + run.pages, stop)
+            end = min(run.first_page + run.pages, stop)
             yield ListedRun(at, end - at, PageClass.UNKNOWN, run.reason)
             at = end
 
@@ -411,18 +421,25 @@ def _iterate(runs: Runs) -> Iterator[tuple[int, int, int]]:
         yield from Runs(runs.first[part], runs.pages[part], runs.value[part])
 
 
-def group_unknown(result: ProcessMap) -> list[Unknown]:
+class Unknown(NamedTuple):
+    """A reason, and how many pages it leaves unknown in how many mappings."""
+
+    reason: str
+    pages: int
+    mappings: int
+
+
+def group_unknown(unknown: Table[UnknownRun]) -> list[Unknown]:
     """Return why pages are unknown, the reason with most pages first."""
     pages: defaultdict[str, int] = defaultdict(int)
     mappings: defaultdict[str, set[int]] = defaultdict(set)
     # In a single mapping the note holds; it is the same for all of its pages.
     texts: defaultdict[str, set[str]] = defaultdict(set)
-    for mapping in result.mappings:
-        for run in mapping.unknown:
-            group = run.reason.partition(_SMAPS_NOTE)[0]
-            pages[group] += run.pages
-            mappings[group].add(mapping.start)
-            texts[group].add(run.reason)
+    for run in unknown:
+        group = run.reason.partition(_SMAPS_NOTE)[0]
+        pages[group] += run.pages
+        mappings[group].add(run.start_page)
+        texts[group].add(run.reason)
     found = [
         Unknown(texts[group].pop() if len(starts) == 1 else group, count, len(starts))
         for (group, count), starts in zip(pages.items(), mappings.values(), strict=True)
@@ -430,103 +447,7 @@ def group_unknown(result: ProcessMap) -> list[Unknown]:
     return sorted(found, key=lambda unknown: -unknown.pages)
 
 
-def select_classes(result: ProcessMap, wanted: frozenset[PageClass]) -> ProcessMap:
-    """
-    Return only the mappings that have pages of some classes, and of them only those pages.
-
-    What is unknown in a mapping that stays remains listed; pages unknown in mappings that
-    are left out may be of the wanted classes, and a note tells how many they are.
-    """
-    is_wanted = np.zeros(len(PageClass), bool)
-    is_wanted[list(wanted)] = True
-    kept = []
-    hidden_pages = hidden_mappings = 0
-    for mapping in result.mappings:
-        runs = select_runs(mapping.runs, is_wanted[mapping.runs.value])
-        if len(runs):
-            words = _select_words(mapping.words, runs)
-            slots = None if mapping.slots is None else restrict_slots(mapping.slots, runs)
-            nodes = mapping.node_pages if PageClass.PRESENT in wanted else {}
-            kept.append(replace(mapping, runs=runs, words=words, slots=slots, node_pages=nodes))
-        elif mapping.unknown:
-            hidden_mappings += 1
-            hidden_pages += sum(run.pages for run in mapping.unknown)
-    notes = result.notes
-    if hidden_mappings:
-        notes += (f"left out: {hidden_mappings} mappings with {hidden_pages} unknown pages",)
-    return replace(result, mappings=tuple(kept), notes=notes)
-
-
-def _select_words(words: Words | None, runs: Runs) -> Words | None:
-    if words is None:
-        return None
-    index: NDArray[np.intp] = np.searchsorted(runs.first, words.page, side="right") - 1
-    inside = (index >= 0) & (words.page < runs.stop[np.maximum(index, 0)])
-    return Words(words.page[inside], words.word[inside])
-
-
-_NAME_LEAST, _STRIP_LEAST, _STRIP_MOST = 14, 10, 64
-
-# From this width on there is room for addresses and for air between the columns.
-_WIDE = 110
-
-# Two classes, each a glyph and a size; more go on another line.
-OTHER_WIDTH = 11
-_MEMFD = "/memfd:"
-
-# Wherever pages are, these are what one looks for: they keep a column of their own.
-_ALWAYS = (PageClass.PRESENT, PageClass.SWAPPED, PageClass.UNKNOWN)
-
-
-def choose_layout(rows: list[Row], width: int) -> Layout:
-    """
-    Return the layout of a table of these mappings.
-
-    Every class that occurs gets a column; where there is no room, those in the fewest
-    mappings share one.
-    """
-    is_wide = width >= _WIDE
-    gap = 2 if is_wide else 1
-    address = max((len(f"{row.mapping.start:x}") for row in rows), default=7) if is_wide else 0
-    occurs = {
-        column: sum(1 for row in rows if row.counts[column.page_class])
-        for column in CLASS_COLUMNS
-    }
-    own = [column for column in CLASS_COLUMNS if occurs[column]]
-    shared: list[ClassColumn] = []
-    fixed = (address + gap if address else 0) + 4 + gap + 5 + gap + gap
-    while True:
-        widths = [column_width(column) for column in own]
-        if shared:
-            widths.append(OTHER_WIDTH)
-        room = width - fixed - sum(widths) - gap * len(widths)
-        if room >= _NAME_LEAST + _STRIP_LEAST or len(own) <= 1:
-            break
-        foldable = [column for column in own if column.page_class not in _ALWAYS] or own
-        rarest = min(
-            foldable,
-            key=lambda column: (occurs[column], -INTEREST.index(column.page_class)),
-        )
-        own.remove(rarest)
-        shared.append(rarest)
-    name, strip = _split(rows, max(room, _NAME_LEAST))
-    return Layout(gap, address, name, strip, tuple(own), tuple(shared), tuple(widths))
-
-
-def column_width(column: ClassColumn) -> int:
-    """Return the width of a column: its title's, and five for a size."""
-    return max(5, *(len(part) for part in column.title.split("\n")))
-
-
-def _split(rows: list[Row], room: int) -> tuple[int, int]:
-    longest = max((cell_len(full_name(row.mapping.path)) for row in rows), default=0)
-    strip = min(_STRIP_MOST, max(_STRIP_LEAST, room // 2))
-    name = max(min(longest, room - strip), min(_NAME_LEAST, room))
-    strip = min(_STRIP_MOST, room - name)
-    return name, strip if strip >= _STRIP_LEAST // 2 else 0
-
-
-def full_name(path: str) -> str:
+def _full_name(path: str) -> str:
     """Return the path of a mapping as text shows it."""
     return escape_text(path) if path else "(anonymous)"
 
@@ -540,7 +461,7 @@ def short_name(path: str, width: int, ellipsis: str) -> str:
     >>> short_name("/usr/lib/a-long-library-name.so.1.2.3", 16, "~")
     'a-long-l~o.1.2.3'
     """
-    name = full_name(path)
+    name = _full_name(path)
     if cell_len(name) <= width:
         return name
     if name.startswith(_MEMFD):

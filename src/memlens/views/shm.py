@@ -24,7 +24,7 @@ from memlens.views.lines import (
     percent,
     render_labelled,
 )
-from memlens.views.map import TextOptions, cell_character
+from memlens.views.map import cell_character
 from memlens.views.strip import draw_strip
 from memlens.views.table import (
     TableOptions,
@@ -162,13 +162,9 @@ def _strip(runs: Runs, options: TableOptions) -> Line:
         if kind is None:
             line.append(Segment(" "))
         else:
-            character = cell_character(kind, is_mixed, _text_options(options))
+            character = cell_character(kind, is_mixed, options)
             line.append(Segment(character, CLASS_STYLES[kind]))
     return line
-
-
-def _text_options(options: TableOptions) -> TextOptions:
-    return TextOptions(options.width, options.is_colored, options.is_unicode)
 
 
 def _totals(item: SharedObject, runs: Runs, size: int, options: TableOptions) -> Iterator[Line]:
@@ -180,7 +176,7 @@ def _totals(item: SharedObject, runs: Runs, size: int, options: TableOptions) ->
         count = int(counts[row.page_class])
         if not count:
             continue
-        sign = cell_character(row.page_class, False, _text_options(options))
+        sign = cell_character(row.page_class, False, options)
         label = f"{sign} {row.page_class.label:<12}"
         amount = format_size(count * size)
         rest = f"{amount:>6} {count:>{digits}} pages {percent(count, pages):>4}  "

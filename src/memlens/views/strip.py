@@ -10,7 +10,7 @@ A cell mostly stands for many pages, yet shows one class.  Which one:
 3. The first cell shows the class of the first page, and the last cell that of the last:
    how a mapping begins and ends is seen, be it one page.
 4. Every class in the mapping gets a cell, even for one page: the cell that holds most of
-   it.  With fewer cells than classes, the first in ``INTEREST`` win.
+   it.  With fewer cells than classes, those of the lowest rank win.
 
 A mapping with no more pages than cells shows every page as it is.
 """
@@ -20,26 +20,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.pages.classes import PageClass
+from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.runs import Runs
-
-# What a reader would not want to miss, first.
-INTEREST = (
-    PageClass.POISONED,
-    PageClass.UNKNOWN,
-    PageClass.SWAPPED,
-    PageClass.SWAP_CACHED,
-    PageClass.CACHED,
-    PageClass.PREALLOCATED,
-    PageClass.ON_DISK,
-    PageClass.BEYOND_END,
-    PageClass.GUARD,
-    PageClass.ZERO,
-    PageClass.DEVICE,
-    PageClass.PRESENT,
-    PageClass.NONE,
-)
-_RANK = {kind: rank for rank, kind in enumerate(INTEREST)}
 
 
 class Cell(NamedTuple):
@@ -120,15 +102,19 @@ def _choose(
 
 
 def _show_all(kinds: list[PageClass], cells: list[list[int]], chosen: list[int | None]) -> None:
-    """Give a cell to every class that has none, in the order of interest."""
+    """Give a cell to every class that has none, those that would be missed most first."""
     missing = [index for index in range(len(kinds)) if index not in chosen]
-    for index in sorted(missing, key=lambda index: _RANK[kinds[index]]):
+    for index in sorted(missing, key=lambda index: _rank(kinds[index])):
         best, most = -1, 0
         for cell, shown in enumerate(chosen):
             if shown is None or cells[cell][index] <= most:
                 continue
             is_spare = chosen.count(shown) > 1
-            if is_spare or _RANK[kinds[index]] < _RANK[kinds[shown]]:
+            if is_spare or _rank(kinds[index]) < _rank(kinds[shown]):
                 best, most = cell, cells[cell][index]
         if best >= 0:
             chosen[best] = index
+
+
+def _rank(kind: PageClass) -> int:
+    return CLASSES[kind].rank

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from memlens.pages.classes import PageClass, counts_by_name
+from memlens.residency.records import ProcessMap
 from tests.kernel.support.commands import as_user
 from tests.kernel.support.driver import (
     CLONE_NEWPID,
@@ -147,13 +149,23 @@ def leaderless(machine: None) -> Iterator[tuple[int, int, int]]:
             process.kill()
 
 
+def pages_of(done: Done) -> dict[str, int]:
+    """Return the pages in each class of a map as JSON."""
+    return counts_by_name(ProcessMap.from_json(done.out).counts())
+
+
+def can_use(done: Done, name: str) -> bool:
+    (row,) = [row for row in ProcessMap.from_json(done.out).evidence if row.name == name]
+    return row.is_available
+
+
 def test_a_process_whose_first_thread_has_ended(leaderless: tuple[int, int, int]) -> None:
     """/proc/PID looks like a zombie's; the memory is there, under another thread."""
     pid, start, _ = leaderless
     where = f"{start:x}-{start + 23 * PAGE:x}"
     done = memlens("map", pid, "--json", "--range", where)
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out)["pages"] == {"present": 12, "none": 11}
+    assert pages_of(done) == {"present": 12, "none": 11}
 
 
 @pytest.mark.parametrize("disabled", ["cachewalk", "map_files", "map_files,cachewalk"])
@@ -165,14 +177,14 @@ def test_what_a_thread_has_open_after_the_first_has_ended(
     pid, _, start = leaderless
     where = f"{start:x}-{start + 23 * PAGE:x}"
     done = memlens("map", pid, "--json", "--range", where)
-    assert json.loads(done.out)["pages"] == {"cached": 1, "none": 22}
+    assert pages_of(done) == {"cached": 1, "none": 22}
 
 
 def test_a_page_names_the_files_of_the_thread_that_lives(
     leaderless: tuple[int, int, int],
 ) -> None:
     pid, _, start = leaderless
-    steps = json.loads(memlens("page", pid, f"{start:x}", "--json").out)["steps"]
+    steps = json.loads(memlens("page", pid, f"{start:x}", "--json").out)["tables"]["steps"]
     (thread,) = set(os.listdir(f"/proc/{pid}/task")) - {str(pid)}
     named = [word for step in steps for word in step["asked"].split() if "/proc/" in word]
     assert named
@@ -191,10 +203,10 @@ def test_an_ordinary_users_own_process(machine: None) -> None:
         strict = memlens_as_user(USER, "map", process.pid, "--json", "--strict")
         process.communicate()
     assert (done.code, done.err) == (0, "")
-    document = json.loads(done.out)
-    assert document["pages"]["present"] > 100
-    assert document["evidence"]["pfns_visible"] is False
-    assert strict.code == (3 if "unknown" in document["pages"] else 0)
+    pages = pages_of(done)
+    assert pages["present"] > 100
+    assert not can_use(done, "pfns_visible")
+    assert strict.code == (3 if "unknown" in pages else 0)
 
 
 def test_a_reader_that_may_not_read_itself(machine: None) -> None:
@@ -208,10 +220,9 @@ def test_a_reader_that_may_not_read_itself(machine: None) -> None:
         finally:
             own.kill()
     assert (done.code, done.err) == (0, "")
-    found, wanted = json.loads(done.out), json.loads(normal.out)
-    assert found["evidence"]["pagemap_scan"] is False
-    assert wanted["evidence"]["pagemap_scan"] is True
-    assert found["pages"]["present"] == wanted["pages"]["present"]
+    assert not can_use(done, "pagemap_scan")
+    assert can_use(normal, "pagemap_scan")
+    assert pages_of(done)["present"] == pages_of(normal)["present"]
 
 
 def test_a_process_in_a_pid_namespace(driven: Target) -> None:
@@ -222,7 +233,7 @@ def test_a_process_in_a_pid_namespace(driven: Target) -> None:
     inside.poke(start, range(7))
     where = f"{start:x}-{start + 23 * PAGE:x}"
     done = memlens("map", inside.pid, "--json", "--range", where)
-    assert json.loads(done.out)["pages"] == {"present": 7, "none": 16}
+    assert pages_of(done) == {"present": 7, "none": 16}
     assert inside.os("getpid") == 1
 
 
@@ -260,12 +271,12 @@ def test_ranges_that_cut_mappings(driven: Target) -> None:
     where = f"{start + 20 * PAGE + 17:x}-{half + 3 * PAGE + 1:x}"  # pages 20 to 26
     done = memlens("map", driven.pid, "--json", "--pages", "--range", where)
     assert (done.code, done.err) == (0, "")
-    document = json.loads(done.out)
-    assert document["pages"] == {"cached": 4, "none": 3}
-    first, second = document["mappings"]
-    assert (first["start"], second["start"]) == (start, half)
-    assert first["runs"] == [[20, 1, "cached"], [21, 1, "none"], [22, 1, "cached"]]
-    assert [run[0] for run in second["runs"]] == [0, 1, 2, 3]
+    assert pages_of(done) == {"cached": 4, "none": 3}
+    first, second = ProcessMap.from_json(done.out).each
+    assert (first.start, second.start) == (start, half)
+    cached, none = PageClass.CACHED, PageClass.NONE
+    assert list(first.runs) == [(20, 1, cached), (21, 1, none), (22, 1, cached)]
+    assert second.runs.first.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("path", ["/", "/nonexistent", "/dev/null", "/sys"])
@@ -293,7 +304,7 @@ def test_another_proc(driven: Target, tmp_path: Path) -> None:
     with other_proc(tmp_path / "proc", "") as holder:
         done = memlens(*arguments, "--proc", tmp_path / "proc", prefix=_inside(holder))
     assert (done.code, done.err) == (0, "")
-    assert json.loads(done.out)["pages"] == {"present": 7, "none": 16}
+    assert pages_of(done) == {"present": 7, "none": 16}
 
 
 def test_a_proc_that_hides_the_processes_of_others(driven: Target, tmp_path: Path) -> None:
@@ -316,16 +327,12 @@ def test_a_terabyte_that_holds_nothing(driven: Target) -> None:
     driven.poke(start, touched)
     done = memlens("map", driven.pid, "--json", "--pages")
     assert (done.code, done.err) == (0, "")
-    (mapping,) = [
-        row
-        for row in json.loads(done.out)["mappings"]
-        if row["stop"] - row["start"] >= terabyte
-    ]
-    pages = (mapping["stop"] - mapping["start"]) // PAGE
-    shift = (start - mapping["start"]) // PAGE
-    present = [run[0] - shift for run in mapping["runs"] if run[2] == "present"]
+    found = ProcessMap.from_json(done.out)
+    (mapping,) = [row for row in found.each if row.stop - row.start >= terabyte]
+    shift = (start - mapping.start) // PAGE
+    present = [run[0] - shift for run in mapping.runs if run[2] == PageClass.PRESENT]
     assert [page for page in present if 0 <= page < terabyte // PAGE] == touched
-    assert sum(mapping["pages"].values()) == pages
+    assert mapping.counts().sum() == mapping.pages
 
 
 def test_a_name_that_could_break_lines(machine: None, tmp_path: Path) -> None:
@@ -340,9 +347,10 @@ def test_a_name_that_could_break_lines(machine: None, tmp_path: Path) -> None:
         as_json = memlens("map", made.pid, "--json")
     assert done.code == as_json.code == 0
     assert "\x1b" not in done.out
-    document = json.loads(as_json.out)
-    assert document["process"]["name"] == "x\x1b[2J)\n("
-    assert any("b c (deleted)" in row["path"] for row in document["mappings"])
+    found = ProcessMap.from_json(as_json.out)
+    assert found.process is not None
+    assert found.process.name == "x\x1b[2J)\n("
+    assert any("b c (deleted)" in row.path for row in found.mappings)
 
 
 def test_a_process_that_ends_at_any_moment(machine: None) -> None:
@@ -362,7 +370,7 @@ def test_a_process_that_ends_at_any_moment(machine: None) -> None:
                 os.kill(made.pid, signal.SIGKILL)
                 out, err = process.communicate(timeout=60)
         if process.returncode == 0:
-            assert json.loads(out)["mappings"]
+            assert len(ProcessMap.from_json(out).mappings)
             assert err == ""
         else:
             refused(Done(process.returncode, out, err), 1)

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,8 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import jsonschema
 import pytest
 
+from memlens.pages.classes import PageClass, counts_by_name
+from memlens.residency.records import MappingPages, ProcessMap
+from memlens.schema import json_schema
 from tests.kernel.support import driver
 
 MEMLENS = [sys.executable, "-m", "memlens"]
@@ -108,53 +113,90 @@ def address_of(pid: int) -> int:
     return int(next(line for line in maps if "it is; a name" in line).split("-")[0], 16)
 
 
-def mapping_json(pid: int, *arguments: str) -> dict:
-    done = memlens("map", pid, "--json", *arguments)
+def map_json(*arguments: object) -> ProcessMap:
+    done = memlens("map", *arguments, "--json")
     assert (done.code, done.err) == (0, "")
-    (found,) = [row for row in json.loads(done.out)["mappings"] if "a name" in row["path"]]
+    jsonschema.validate(json.loads(done.out), json_schema(ProcessMap))
+    return ProcessMap.from_json(done.out)
+
+
+def mapping_json(pid: int, *arguments: str) -> MappingPages:
+    (found,) = [row for row in map_json(pid, *arguments).each if "a name" in row.path]
     return found
+
+
+def runs_of(mapping: MappingPages) -> list[list[object]]:
+    return [[first, pages, PageClass(value).label] for first, pages, value in mapping.runs]
+
+
+def counts_of(mapping: MappingPages) -> dict[str, int]:
+    return counts_by_name(mapping.counts())
 
 
 def test_json_says_where_the_pages_are(small: int) -> None:
     mapping = mapping_json(small, "--pages", "--words")
-    assert mapping["start"] == address_of(small)
-    assert mapping["stop"] == mapping["start"] + 23 * PAGE
-    assert mapping["path"] == "/memfd:it is; a name (deleted)"
-    assert mapping["object"] == "shmem"
-    assert mapping["pages"] == COUNTS
-    assert mapping["runs"] == RUNS
-    assert mapping["unknown"] == []
-    assert [page for page, _ in mapping["words"]] == [0, 1, 2, 3, 22]
-    assert all(word >> 63 for _, word in mapping["words"])
+    assert mapping.start == address_of(small)
+    assert mapping.stop == mapping.start + 23 * PAGE
+    assert mapping.path == "/memfd:it is; a name (deleted)"
+    assert mapping.object == "shmem"
+    assert counts_of(mapping) == COUNTS
+    assert runs_of(mapping) == RUNS
+    assert not mapping.unknown
+    assert mapping.words is not None
+    assert mapping.words.page.tolist() == [0, 1, 2, 3, 22]
+    assert all(word >> 63 for word in mapping.words.word.tolist())
 
 
 def test_json_names_the_process_and_adds_up(small: int) -> None:
-    result = json.loads(memlens("map", small, "--json").out)
-    assert result["schema"] == "memlens.map/1"
-    assert result["process"]["pid"] == small
-    assert result["process"]["cmdline"] == [sys.executable, "-c", SMALL]
-    assert result["process"]["started_at"].endswith("+00:00")
-    assert result["kernel"] == {"release": os.uname().release, "page_size_bytes": PAGE}
-    assert result["is_complete"] is True
-    total: dict[str, int] = {}
-    for mapping in result["mappings"]:
-        pages = (mapping["stop"] - mapping["start"]) // PAGE
-        assert sum(mapping["pages"].values()) == pages
-        for name, count in mapping["pages"].items():
-            total[name] = total.get(name, 0) + count
-    assert result["pages"] == total
+    result = map_json(small)
+    assert result.process is not None
+    assert result.process.pid == small
+    assert shlex.split(result.process.cmdline) == [sys.executable, "-c", SMALL]
+    assert result.process.started_at.endswith("Z")
+    assert (result.kernel, result.page_size_bytes) == (os.uname().release, PAGE)
+    assert result.is_complete
+    assert "runs" not in result.tables
+    for mapping in result.mappings:
+        assert mapping.counts().sum() == mapping.stop_page - mapping.start_page
+    sums = result.sums["pages"]
+    assert [sums[f"{kind.label}_pages"] for kind in PageClass] == result.counts().tolist()
+    assert sums["total_pages"] == result.counts().sum()
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize("options", [[], ["--pages"], ["--only", "cached"], ["--top", "3"]])
+def test_a_saved_map_is_drawn_as_the_process_was(
+    small: int, tmp_path: Path, columns: int, options: list[str]
+) -> None:
+    """But for what a scan costs, which differs from one to the next."""
+    saved = tmp_path / "map.json"
+    saved.write_text(memlens("map", small, "--json", "--pages").out)
+    live = memlens("map", small, *options, COLUMNS=str(columns)).out
+    read = memlens("map", "--from", saved, *options, COLUMNS=str(columns)).out
+    assert read.partition("\ncost ")[0] == live.partition("\ncost ")[0]
 
 
 def test_csv_says_the_same(small: int) -> None:
     rows = list(csv.DictReader(io.StringIO(memlens("map", small, "--csv").out)))
     (row,) = [row for row in rows if "a name" in row["path"]]
-    assert {name: int(row[name]) for name in COUNTS} == COUNTS
-    rows = list(csv.DictReader(io.StringIO(memlens("map", small, "--csv", "--pages").out)))
-    runs = [row for row in rows if "a name" in row["path"]]
-    start = address_of(small)
-    assert [
-        [(int(row["start"]) - start) // PAGE, int(row["pages"]), row["class"]] for row in runs
-    ] == RUNS
+    assert {name: int(row[f"{name}_pages"]) for name in COUNTS} == COUNTS
+    for options in (["--pages"], ["--table", "runs"]):
+        done = memlens("map", small, "--csv", *options)
+        runs = [
+            [int(row["first_page"]), int(row["pages"]), row["page_class"]]
+            for row in csv.DictReader(io.StringIO(done.out))
+            if int(row["start_page"]) * PAGE == address_of(small)
+        ]
+        assert runs == RUNS
+
+
+def test_a_budget_that_is_over_is_an_answer(large: int) -> None:
+    done = memlens("map", large, "--budget", "0.000001", "--json")
+    assert done.code == 0
+    result = ProcessMap.from_json(done.out)
+    assert not result.is_complete
+    assert result.sums["pages"]["unknown_pages"]
+    assert memlens("map", large, "--budget", "0.000001", "--strict").code == 3
 
 
 @pytest.mark.parametrize("columns", [80, 200])
@@ -173,19 +215,17 @@ def test_text_shows_sizes_and_where(small: int, columns: int) -> None:
 
 def test_only_some_classes(small: int) -> None:
     mapping = mapping_json(small, "--pages", "--only", "cached,none")
-    assert mapping["pages"] == {"cached": 7, "none": 11}
-    assert mapping["runs"] == RUNS[1:3]
-    done = memlens("map", small, "--only", "poisoned", "--json")
-    assert (json.loads(done.out)["mappings"], done.code) == ([], 0)
+    assert counts_of(mapping) == {"cached": 7, "none": 11}
+    assert runs_of(mapping) == RUNS[1:3]
+    assert not len(map_json(small, "--only", "poisoned").mappings)
 
 
 def test_a_range_cuts_the_mapping(small: int) -> None:
     start = address_of(small)
     cut = f"{start + 3 * PAGE + 1:x}-{start + 5 * PAGE:#x}"
-    done = memlens("map", small, "--json", "--pages", "--range", cut)
-    (mapping,) = json.loads(done.out)["mappings"]
-    assert (mapping["start"], mapping["stop"]) == (start, start + 23 * PAGE)
-    assert mapping["runs"] == [[3, 1, "present"], [4, 1, "cached"]]
+    (mapping,) = map_json(small, "--pages", "--range", cut).each
+    assert (mapping.start, mapping.stop) == (start, start + 23 * PAGE)
+    assert runs_of(mapping) == [[3, 1, "present"], [4, 1, "cached"]]
     text = memlens("map", small, "--range", cut).out
     assert any(line.split()[-1] == "Pc" for line in text.splitlines() if line)
 
@@ -302,10 +342,10 @@ def test_ctrl_c_prints_what_is_known(large: int) -> None:
     out, err = child.communicate(timeout=DEADLINE_S)
     assert child.returncode == 130
     assert err == "memlens: stopped early: the answer is incomplete\n"
-    result = json.loads(out)
-    assert result["is_complete"] is False
-    assert result["pages"]["unknown"] > 0
-    assert len(result["mappings"]) >= 20000
+    result = ProcessMap.from_json(out)
+    assert not result.is_complete
+    assert result.counts()[PageClass.UNKNOWN] > 0
+    assert len(result.mappings) >= 20000
 
 
 def test_ctrl_c_before_the_scan_is_quiet(large: int) -> None:
@@ -341,7 +381,7 @@ def on_terminal(*arguments: object, **environ: str) -> str:
     return shown.decode()
 
 
-def test_names_in_csv_are_raw_for_programs_and_escaped_on_a_terminal() -> None:
+def test_names_in_csv_are_escaped_and_raw_in_json() -> None:
     name = "evil\x1b]0;title\x07,\x1b[31m"
     with driver.target() as target:
         fd = target.os("memfd_create", name)
@@ -349,13 +389,14 @@ def test_names_in_csv_are_raw_for_programs_and_escaped_on_a_terminal() -> None:
         target.mmap(3, flags=driver.MAP_SHARED, fd=fd)
         for option in ("--csv", "--csv --pages"):
             arguments = ["map", str(target.pid), *option.split()]
-            piped = subprocess.run([*MEMLENS, *arguments], capture_output=True, text=True)
+            piped = memlens(*arguments).out
             shown = on_terminal(*arguments).replace("\r\n", "\n")
             if option == "--csv":
-                assert name in piped.stdout
+                assert r"evil\x1b]0;title\x07" in piped
                 assert r"evil\x1b]0;title\x07" in shown
-            assert "\x1b" not in shown
-            assert shown.count("\n") == piped.stdout.count("\n")
+            assert "\x1b" not in shown + piped
+            assert shown.count("\n") == piped.count("\n")
+        assert any(name in row.path for row in map_json(target.pid).mappings)
 
 
 def test_a_terminal_gets_colours_unless_unwanted(

@@ -33,7 +33,7 @@ def driven(monkeypatch: pytest.MonkeyPatch) -> Iterator[Target]:
 
 
 def mapping_at(pid: int, start: int) -> MappingPages:
-    (found,) = [mapping for mapping in map_process(pid).mappings if mapping.start == start]
+    (found,) = [mapping for mapping in map_process(pid).each if mapping.start == start]
     return found
 
 

@@ -217,7 +217,7 @@ def test_who_does_not_own_a_file_keeps_its_access_time(
             driven.run(GIVE_AWAY, uid=uid)
             os.utime(path, ns=(1, 2_000_000_000))
             before = os.stat(path)
-            (mapping,) = [row for row in look(driven.pid).mappings if row.path == str(path)]
+            (mapping,) = [row for row in look(driven.pid).each if row.path == str(path)]
             assert os.stat(path) == before
         finally:
             path.unlink()
@@ -243,7 +243,7 @@ def test_a_lease_is_not_broken(
         result = look(driven.pid)
 
         assert not _is_pending(driven.pid, signal.SIGIO)
-        (mapping,) = [one for one in result.mappings if one.start == start]
+        (mapping,) = [one for one in result.each if one.start == start]
         # The walk opens nothing, and answers all the same.
         is_walked = can_walk() and not disabled
         other = PageClass.CACHED if is_walked else PageClass.UNKNOWN
@@ -273,7 +273,7 @@ def test_devices_are_not_opened(machine: None) -> None:
         count_opens()
         result = map_process(driven.pid)
         assert count_opens() == 0
-        (mapping,) = [one for one in result.mappings if one.start == start]
+        (mapping,) = [one for one in result.each if one.start == start]
         assert mapping.counts()[PageClass.PRESENT] == 1
         os.close(os.open("/dev/zero", os.O_RDONLY))
         assert count_opens() == 1, "would not be noticed"

@@ -9,7 +9,7 @@ from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Host
 from memlens.kernel.zoneinfo import count_frames, read_node_ranges
-from memlens.residency.capture import add_nodes
+from memlens.residency.capture import count_nodes
 from tests.kernel.support.driver import HUGE, MADV_HUGEPAGE, PAGE, target
 from tests.kernel.support.oracle import PRESENT, read_pagemap
 
@@ -40,14 +40,16 @@ def test_present_pages_by_node(machine: None, tmp_path: Path) -> None:
         with ProcessDir(driven.pid, Host()) as process:
             pagemap = Pagemap(process.open("pagemap"), Host(), "pagemap")
             try:
-                mappings = add_nodes(pagemap, found.mappings, nodes)
+                by_start = {
+                    row.start: count_nodes(pagemap, row.start_page, row.runs, nodes)
+                    for row in found.each
+                }
             finally:
                 pagemap.close()
-        for mapping in mappings:
-            assert mapping.node_pages == expected(driven.pid, mapping.start, mapping.classes())
-        (spread,) = [row for row in mappings if row.start == start]
-        assert sum(spread.node_pages.values()) == 9000 // 7 + 1
-        assert not any(row.node_pages for row in add_nodes(pagemap, found.mappings, []))
+        for mapping in found.each:
+            wanted = expected(driven.pid, mapping.start, mapping.classes())
+            assert by_start[mapping.start] == wanted
+        assert sum(by_start[start].values()) == 9000 // 7 + 1
 
 
 def expected(pid: int, start: int, classes: np.ndarray) -> dict[int, int]:

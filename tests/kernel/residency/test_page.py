@@ -9,14 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone
-from memlens.pages.classes import PageClass
+from memlens.pages.classes import CLASS_OF, PageClass
 from memlens.residency.capture import map_process
-from memlens.residency.records import PageExplanation
+from memlens.residency.records import PageExplanation, PageVerdict
 from memlens.residency.steps import explain_page
+from memlens.schema import json_schema
 from memlens.selftest.specimens import Specimen, SpecimenProcess
 from tests.kernel.support.verdicts import can_walk
 
@@ -77,14 +79,15 @@ def _differences(maker: SpecimenProcess, specimens: list[Specimen]) -> dict[int,
         for page in pages_of(specimen):
             address = specimen.address + page * PAGE
             found = explained(maker, specimen, page)
-            mapping = next(m for m in whole.mappings if m.start <= address < m.stop)
+            mapping = next(m for m in whole.each if m.start <= address < m.stop)
             wanted = PageClass(mapping.classes()[(address - mapping.start) // PAGE])
             expected = [labels for n, labels in specimen.expected for _ in range(n)][page]
-            if found.verdict != wanted and {found.verdict.label, wanted.label} <= {*expected}:
+            labels = {class_of(found).label, wanted.label}
+            if class_of(found) != wanted and labels <= {*expected}:
                 # A copy in the swap cache may go at any time, and does not disprove.
                 found, wanted = _at_one_moment(maker, specimen, page)
-            if found.verdict != wanted or wanted.label not in expected or found.notes:
-                wrong[specimen.number] = f"{specimen.how}: {page} is {found.verdict.label}"
+            if class_of(found) != wanted or wanted.label not in expected or found.notes:
+                wrong[specimen.number] = f"{specimen.how}: {page} is {class_of(found).label}"
     return wrong
 
 
@@ -95,7 +98,7 @@ def _at_one_moment(
     address = specimen.address + page * PAGE
 
     def class_now() -> PageClass:
-        (mapping,) = map_process(maker.pid, start=address, stop=address + PAGE).mappings
+        (mapping,) = map_process(maker.pid, start=address, stop=address + PAGE).each
         return PageClass(mapping.classes()[(address - mapping.start) // PAGE])
 
     for _ in range(TRIES):
@@ -116,6 +119,15 @@ def made(maker: SpecimenProcess, kind: str, how: str, page: int = 0) -> PageExpl
     pytest.fail(f"never at rest: {kind}, {how}")
 
 
+def verdict_of(page: PageExplanation) -> PageVerdict:
+    assert page.verdict is not None
+    return page.verdict
+
+
+def class_of(page: PageExplanation) -> PageClass:
+    return CLASS_OF[verdict_of(page).page_class]
+
+
 def text_of(page: PageExplanation) -> str:
     return "\n".join(f"{step.asked}: {step.answer}: {step.meaning}" for step in page.steps)
 
@@ -123,8 +135,9 @@ def text_of(page: PageExplanation) -> str:
 def test_a_swapped_private_page_names_its_slot(maker: SpecimenProcess) -> None:
     found = made(maker, "private memory", "swapped out")
     assert found.swap is not None
-    assert found.word is not None
-    assert (found.swap.slot, found.swap.area) == ((found.word >> 5) & ((1 << 50) - 1), 0)
+    word = verdict_of(found).word
+    assert word is not None
+    assert (found.swap.slot, found.swap.area) == ((word >> 5) & ((1 << 50) - 1), 0)
     with open("/proc/swaps") as file:
         assert found.swap.path == file.read().split("\n")[1].split()[0]
     assert found.object is None
@@ -135,7 +148,7 @@ def test_a_swapped_shared_page_is_empty_in_pagemap_and_its_object_is_asked(
     maker: SpecimenProcess,
 ) -> None:
     found = made(maker, "memfd", "swapped out", 5)
-    assert found.word == 0
+    assert verdict_of(found).word == 0
     assert found.swap is not None
     with open("/proc/swaps") as file:
         assert (found.swap.area, found.swap.path) == (0, file.read().split("\n")[1].split()[0])
@@ -166,31 +179,31 @@ def test_without_the_walk_a_shared_page_has_no_slot(
 ) -> None:
     monkeypatch.setenv("MEMLENS_DISABLE", "cachewalk")
     found = made(maker, "memfd", "swapped out", 5)
-    assert found.verdict in (PageClass.SWAPPED, PageClass.SWAP_CACHED)
+    assert class_of(found) in (PageClass.SWAPPED, PageClass.SWAP_CACHED)
     assert found.swap is None
     assert "BPF" not in text_of(found)
 
 
 def test_a_marker_is_told_from_swap(maker: SpecimenProcess) -> None:
     found = made(maker, "memfd", "userfaultfd marker over pages in RAM")
-    assert found.verdict == PageClass.CACHED
+    assert class_of(found) == PageClass.CACHED
     assert "not swap" in text_of(found)
-    assert "uffd wp" in found.attributes
+    assert "uffd wp" in verdict_of(found).attributes
 
 
 def test_attributes_of_a_private_copy_and_of_a_huge_page(maker: SpecimenProcess) -> None:
     copy = made(maker, "memfd", "private mapping, written: copies")
-    assert "private copy" in copy.attributes
-    assert copy.pfn
-    assert "ANON" in copy.kpage_flags
+    assert "private copy" in verdict_of(copy).attributes
+    assert verdict_of(copy).pfn
+    assert "anonymous" in verdict_of(copy).kpage_flags
     huge = made(maker, "private memory", "written, as one huge page", 100)
-    assert "huge" in huge.attributes
-    assert "THP" in huge.kpage_flags
+    assert "huge" in verdict_of(huge).attributes
+    assert "thp" in verdict_of(huge).kpage_flags
 
 
 def test_past_the_end_the_size_decides(maker: SpecimenProcess) -> None:
     found = made(maker, "file on disk", "mapping longer than the file", 22)
-    assert found.verdict == PageClass.BEYOND_END
+    assert class_of(found) == PageClass.BEYOND_END
     assert "past the end" in text_of(found)
     assert "cachestat" not in text_of(found)
 
@@ -223,7 +236,7 @@ def test_other_processes_that_map_the_very_page() -> None:
             child.communicate()
     rows = {row.pid: row for row in found.holders}
     assert set(rows) == {os.getpid(), children[0].pid, children[1].pid}
-    assert rows[os.getpid()].address == address
+    assert rows[os.getpid()].page * PAGE == address
     assert [rows[pid].is_present for pid in (os.getpid(), children[0].pid)] == [True, True]
     assert rows[children[1].pid].is_present is False
     assert not any(row.is_private_copy for row in found.holders)
@@ -249,7 +262,7 @@ def test_kernel_memory_and_the_kernels_half() -> None:
     for row in rows:
         if row[-1] in ("[vvar]", "[vsyscall]"):
             found = explain_page(os.getpid(), int(row[0].split("-")[0], 16))
-            assert found.verdict == PageClass.DEVICE, row
+            assert class_of(found) == PageClass.DEVICE, row
             assert found.steps
 
 
@@ -289,9 +302,10 @@ def test_the_command_as_json_and_as_text() -> None:
     address = f"{int(np.frombuffer(area, np.uint8).ctypes.data) + PAGE:x}"
     argv = [*MEMLENS, str(os.getpid()), address]
     found = json.loads(subprocess.check_output([*argv, "--json"]))
-    assert found["schema"] == "memlens.page/1"
-    assert found["verdict"] == "none"
-    assert found["object"]["offset_bytes"] == PAGE
+    assert found["schema"] == "memlens.page/2"
+    jsonschema.validate(found, json_schema(PageExplanation))
+    assert found["sections"]["verdict"]["page_class"] == "none"
+    assert found["sections"]["object"]["offset_bytes"] == PAGE
     environment = os.environ | {"COLUMNS": "80"}
     text = subprocess.check_output(argv, text=True, env=environment)
     assert "\nnone: never allocated" in text
@@ -309,8 +323,9 @@ def test_without_a_right_to_the_object_the_reason_is_given() -> None:
         env=os.environ | {"MEMLENS_DISABLE": "map_files,cachewalk"},
     )
     found = json.loads(done.stdout)
-    assert found["verdict"] == "unknown"
-    assert "map_files is switched off" in found["reason"]
+    verdict = found["sections"]["verdict"]
+    assert verdict["page_class"] == "unknown"
+    assert "map_files is switched off" in verdict["reason"]
 
 
 @pytest.mark.parametrize("kind", ["tmpfs", "disk"])
@@ -334,9 +349,9 @@ def test_the_walk_answers_for_a_file_under_a_lease(kind: str, tmp_path: Path) ->
             path.unlink()
     # Of a file on disk the walk does not tell a hole from what the disk holds.
     first = PageClass.NONE if kind == "tmpfs" else PageClass.UNKNOWN
-    assert [page.verdict for page in found] == [first, PageClass.CACHED, PageClass.BEYOND_END]
-    assert ("lease" in found[0].reason) == (first is PageClass.UNKNOWN)
-    assert not found[1].reason
+    assert [class_of(page) for page in found] == [first, PageClass.CACHED, PageClass.BEYOND_END]
+    assert ("lease" in verdict_of(found[0]).reason) == (first is PageClass.UNKNOWN)
+    assert not verdict_of(found[1]).reason
 
 
 def test_a_process_that_may_not_be_read_is_an_error() -> None:

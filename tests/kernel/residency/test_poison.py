@@ -26,6 +26,6 @@ def test_behind_crumbs_huge_pages_are_not_read_by_words(machine: None) -> None:
         driven.poke(crumbs, range(0, CRUMBS, 2))
         poison(driven, watch(driven, start, SMALL), start, range(SMALL))
         found = map_process(driven.pid, start=crumbs, stop=start + SMALL * PAGE)
-    classes = {mapping.start: set(mapping.classes().tolist()) for mapping in found.mappings}
+    classes = {mapping.start: set(mapping.classes().tolist()) for mapping in found.each}
     assert classes[crumbs] == {PageClass.PRESENT, PageClass.NONE}
     assert classes[start] == {PageClass.UNKNOWN}

@@ -7,7 +7,7 @@ but never punched, is never ``none``, whatever the moment.
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def busy(driven: Target, code: str, **values: Any) -> Iterator[None]:
     assert is_good, answer
 
 
-def find(mappings: tuple[MappingPages, ...], start: int) -> MappingPages:
+def find(mappings: Iterable[MappingPages], start: int) -> MappingPages:
     (found,) = [one for one in mappings if one.start <= start < one.stop]
     return found
 
@@ -86,7 +86,7 @@ def impossible(mapping: MappingPages, start: int, acts: Any, pages: int) -> list
     reasons = {
         page: run.reason
         for run in mapping.unknown
-        for page in range(run.first, run.first + run.pages)
+        for page in range(run.first_page, run.first_page + run.pages)
     }
     shift = (start - mapping.start) // PAGE
     classes = mapping.classes()[shift : shift + pages].tolist()
@@ -117,7 +117,7 @@ def test_hammered_memory(swap: str, kind: str) -> None:
         with busy(driven, HAMMER, plan=plan, start=start, fd=fd):
             for _ in range(SCANS):
                 result = map_process(driven.pid, start=start, stop=start + pages * PAGE)
-                mapping = find(result.mappings, start)
+                mapping = find(result.each, start)
                 assert impossible(mapping, start, acts, pages) == []
                 answered += pages - int(mapping.counts()[P.UNKNOWN])
     # Not an answer by never answering.
@@ -152,7 +152,7 @@ def test_never_the_object_of_a_neighbour(machine: None) -> None:
         with busy(driven, SWITCH, **values):
             for _ in range(SCANS):
                 result = map_process(driven.pid, start=start, stop=start + pages * PAGE)
-                for mapping in result.mappings:
+                for mapping in result.each:
                     counts = mapping.counts()
                     answered = sum(int(counts[kind]) for kind in inodes[mapping.inode])
                     assert answered + counts[P.UNKNOWN] == pages, mapping
@@ -191,7 +191,7 @@ def test_mappings_that_split_merge_and_vanish(machine: None) -> None:
         seen = 0
         with busy(driven, RESHAPE, start=start, pages=pages, fd=fd):
             for _ in range(SCANS):
-                for mapping in map_process(driven.pid).mappings:
+                for mapping in map_process(driven.pid).each:
                     if not start <= mapping.start < start + pages * PAGE:
                         continue
                     assert mapping.stop <= start + pages * PAGE
@@ -268,13 +268,13 @@ def test_a_scan_that_is_stopped_keeps_what_it_has(machine: None) -> None:
     assert whole.is_complete
     assert not part.is_complete
     left = 0
-    for one, other in zip(part.mappings, whole.mappings, strict=True):
+    for one, other in zip(part.each, whole.each, strict=True):
         is_open = one.classes() == P.UNKNOWN
         assert (one.classes()[~is_open] == other.classes()[~is_open]).all()
         stopped = sum(run.pages for run in one.unknown if "stopped early" in run.reason)
         left += stopped
         assert int(is_open.sum()) - stopped <= int(other.counts()[P.UNKNOWN])
-    total = sum(mapping.pages for mapping in whole.mappings)
+    total = sum(mapping.pages for mapping in whole.each)
     assert 0 < left < total
 
 
@@ -289,7 +289,7 @@ def test_pages_that_are_being_migrated(machine: None) -> None:
         for _ in range(30):
             compact.write_text("1")
             mapping = find(
-                map_process(driven.pid, start=start, stop=start + pages * PAGE).mappings, start
+                map_process(driven.pid, start=start, stop=start + pages * PAGE).each, start
             )
             counts = mapping.counts()
             assert counts[P.PRESENT] + counts[P.UNKNOWN] == pages

@@ -12,10 +12,8 @@ def test_shared_answers_are_those_of_each_alone(machine: None) -> None:
         for pid, found in zip(pids, together, strict=True):
             assert not isinstance(found, MemlensError)
             alone = map_process(pid)
-            assert [row.start for row in found.mappings] == [
-                row.start for row in alone.mappings
-            ]
-            for row, expected in zip(found.mappings, alone.mappings, strict=True):
+            assert [row.start for row in found.each] == [row.start for row in alone.each]
+            for row, expected in zip(found.each, alone.each, strict=True):
                 assert list(row.runs) == list(expected.runs), row.path
                 assert (row.start, row.object) == (expected.start, expected.object)
 

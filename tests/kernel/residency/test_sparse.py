@@ -40,7 +40,7 @@ def test_what_little_there_is_is_found(
             out = pages[::3]
             driven.madvise(start, out, MADV_PAGEOUT)
             expected[out] = P.SWAPPED
-        (found,) = (row for row in map_process(driven.pid).mappings if row.start == start)
+        (found,) = (row for row in map_process(driven.pid).each if row.start == start)
     classes = found.classes()
     moved = np.flatnonzero(classes != expected)
     assert not len(moved), Counter(zip(expected[moved], classes[moved], strict=True))

@@ -60,7 +60,7 @@ def hold_against_smaps(pid: int, *, is_still: bool = True) -> Held:
     unchanged = {_sums(vma) for vma in before} & {_sums(vma) for vma in after}
     compared = 0
     wrong = []
-    mapped = {mapping.start: mapping for mapping in result.mappings}
+    mapped = {mapping.start: mapping for mapping in result.each}
     for vma in after:
         if _sums(vma) not in unchanged:
             continue
@@ -172,7 +172,7 @@ def test_a_postgresql_partly_on_swap(swap: str, squeeze: Squeeze) -> None:
     assert len(held) >= 4  # the postmaster and its helpers
     (buffers,) = [
         mapping
-        for mapping in held[0].result.mappings
+        for mapping in held[0].result.each
         if mapping.object == "shmem" and mapping.pages * oracle.PAGE > 32 << 20
     ]
     counts = buffers.counts()

@@ -26,6 +26,7 @@ from tests.kernel.support.verdicts import (
     excused,
     looker,
     seen_of,
+    used_by,
 )
 from tests.kernel.workloads.base import Entry, Expected, Workload
 from tests.kernel.workloads.catalogue import cases
@@ -71,9 +72,9 @@ def compare(workload: Workload, walking: Look, without: Look) -> list[str]:
     for expected in workload.mappings:
         by_walk, by_others = walked[expected.pid], asked[expected.pid]
         assert not any("void" in note for note in by_walk.notes)
-        assert "cachewalk" not in by_others.used
+        assert "cachewalk" not in used_by(by_others)
         if expected.proof in WALKED and has_open_pages(expected):
-            assert "cachewalk" in by_walk.used
+            assert "cachewalk" in used_by(by_walk)
         reports.append(differences(expected, seen_of(by_walk, expected)))
         reports.append(differences(expected, excused(expected, seen_of(by_others, expected))))
     return reports

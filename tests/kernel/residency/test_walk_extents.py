@@ -24,7 +24,7 @@ from tests.kernel.support.driver import MADV_PAGEOUT, MADV_WILLNEED
 from tests.kernel.support.machine import StateMoved
 from tests.kernel.support.standstill import again_if_moved
 from tests.kernel.support.swapped_objects import MAKE, PAGE, Object
-from tests.kernel.support.verdicts import Look, can_walk, looker
+from tests.kernel.support.verdicts import Look, can_walk, looker, used_by
 
 PAGES = 20_011
 ON_SWAP = pytest.mark.parametrize("swap", ["zram", "file"], indirect=True)
@@ -105,17 +105,17 @@ def compare(address: int, fd: int, without: Look, is_shmem: bool = True) -> NDAr
     asked = without(os.getpid())
     if not (ask(address, fd, is_shmem) == before).all():
         raise StateMoved("pages moved meanwhile")
-    assert "cachewalk" in walked.used
-    assert "cachewalk" not in asked.used
+    assert "cachewalk" in used_by(walked)
+    assert "cachewalk" not in used_by(asked)
     for result in (walked, plain, asked):
         assert not any("void" in note for note in result.notes)
         wrong = np.flatnonzero(classes_at(result, address) != before)
-        assert not len(wrong), (result.used, wrong[:9], before[wrong[:9]])
+        assert not len(wrong), (used_by(result), wrong[:9], before[wrong[:9]])
     return before
 
 
 def classes_at(result: ProcessMap, address: int) -> NDArray[np.uint8]:
-    (row,) = [row for row in result.mappings if row.start <= address < row.stop]
+    (row,) = [row for row in result.each if row.start <= address < row.stop]
     shift = (address - row.start) // PAGE
     return row.classes()[shift : shift + PAGES]
 

@@ -59,7 +59,7 @@ def seen_of(result: ProcessMap, expected: Expected) -> Seen:
     pages = len(expected.classes)
     classes = np.full(pages, 255, np.uint8)
     reasons: dict[int, str] = {}
-    for mapping in result.mappings:
+    for mapping in result.each:
         if mapping.stop <= expected.start or mapping.start >= expected.stop:
             continue
         shift = (mapping.start - expected.start) // oracle.PAGE
@@ -68,9 +68,14 @@ def seen_of(result: ProcessMap, expected: Expected) -> Seen:
             if low < high:
                 classes[low:high] = value
         for run in mapping.unknown:
-            for page in range(shift + run.first, shift + run.first + run.pages):
+            for page in range(shift + run.first_page, shift + run.first_page + run.pages):
                 reasons[page] = run.reason
     return Seen(classes, reasons)
+
+
+def used_by(result: ProcessMap) -> set[str]:
+    """Return the names of the interfaces that were used."""
+    return {row.name for row in result.evidence if row.is_used}
 
 
 def differences(expected: Expected, seen: Seen) -> str:

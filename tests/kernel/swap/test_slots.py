@@ -18,7 +18,7 @@ from memlens import SwapLedger, map_process
 from memlens.objects.backing import Backing
 from memlens.pages.classes import PageClass
 from memlens.pages.slotruns import SlotRuns
-from memlens.residency.records import MappingPages
+from memlens.residency.records import MappingPages, ProcessMap
 from memlens.residency.walk import ObjectWalk, Walking
 from memlens.scan.machine import Machine
 from memlens.schema import json_schema
@@ -79,7 +79,7 @@ def by_page(slots: SlotRuns) -> dict[int, tuple[int, int]]:
 
 def mapping_at(address: int) -> MappingPages:
     result = map_process(os.getpid(), words=True)
-    return next(row for row in result.mappings if row.start <= address < row.stop)
+    return next(row for row in result.each if row.start <= address < row.stop)
 
 
 def on_swap(mapping: MappingPages) -> list[int]:
@@ -143,11 +143,11 @@ def test_json_lists_the_slots_of_private_and_shared_pages(area: str) -> None:
             "--words",
             "--json",
         ]
-        found = json.loads(subprocess.check_output(command))
-        (mapping,) = [row for row in found["mappings"] if row["start"] == item.address]
-        pages = sum(run[1] for run in mapping["slots"])
-        counts = mapping["pages"]
-        assert pages == counts.get("swapped", 0) + counts.get("swap_cached", 0)
+        found = ProcessMap.from_json(subprocess.check_output(command, text=True))
+        (mapping,) = [row for row in found.each if row.start == item.address]
+        assert mapping.slots is not None
+        pages = int(mapping.slots.pages.sum())
+        assert pages == mapping.swapped_pages + mapping.swap_cached_pages
         assert pages > PAGES // 2
 
 

@@ -14,7 +14,10 @@ from memlens.pages.classes import PageClass
     ("arguments", "part"),
     [
         (["--json", "--csv"], "exclude each other"),
-        (["--csv", "--words"], "--words is for text and --json"),
+        (["--table", "pages"], "no such table: 'pages'"),
+        (["--sort", "swapped"], "swapped_pages"),
+        (["--budget", "nan"], "not a number of seconds"),
+        (["--from", "x"], "leave out PID"),
         (["--only", "ram"], "no such class: 'ram'"),
         (["--only", ""], "no such class: ''"),
         (["--only", "present,,none"], "no such class: ''"),
@@ -37,7 +40,12 @@ def test_classes_may_be_written_with_dashes_and_blanks() -> None:
     arguments = ["map", str(os.getpid()), "--json", "--only", "on-disk, present"]
     result = CliRunner().invoke(cli, arguments)
     assert result.exit_code == 0
-    assert set(json.loads(result.stdout)["pages"]) <= {"on_disk", "present"}
+    assert {
+        name
+        for row in json.loads(result.stdout)["tables"]["mappings"]
+        for name, value in row.items()
+        if name.endswith("_pages") and value
+    } <= {"on_disk_pages", "present_pages"}
 
 
 def test_a_directory_that_is_no_proc_is_an_error(tmp_path) -> None:

@@ -51,10 +51,10 @@ KNOWN_PAGES = [
 ]
 
 
-def test_every_class_has_one_row_and_one_glyph() -> None:
+def test_every_class_has_one_row_and_one_sign() -> None:
     assert [row.page_class for row in CLASSES] == list(PageClass)
-    assert len({row.glyph for row in CLASSES}) == len(PageClass)
-    assert all(len(row.glyph) == 1 and row.glyph.isascii() for row in CLASSES)
+    assert len({row.sign for row in CLASSES}) == len(PageClass)
+    assert all(len(row.sign) == 1 and row.sign.isascii() for row in CLASSES)
 
 
 def test_classes_are_stored_as_numbers_that_stay() -> None:

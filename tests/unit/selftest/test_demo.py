@@ -1,27 +1,17 @@
 """The demo's judgement, on maps made by hand."""
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from memlens.pages.classes import PageClass
-from memlens.pages.runs import encode_runs
-from memlens.report import Cost
-from memlens.residency.records import (
-    Kernel,
-    MappingPages,
-    Process,
-    ProcessMap,
-    UnknownRun,
-    Words,
-)
+from memlens.pages.decode import Words
 from memlens.selftest.demo import judge
 from memlens.selftest.records import Answer, Reason
 from memlens.selftest.specimens import Specimen
+from tests.unit.processmaps import PAGE, MadeMapping, map_of, mapping_of
 
-PAGE = 4096
 START = 0x10000
 PRESENT = 1 << 63
 MARKER = 1 << 62 | 31
@@ -34,35 +24,11 @@ P, C, S, N, U = (
 )
 
 
-def mapping(start: int, classes: list[int], words: list[int]) -> MappingPages:
+def mapping(start: int, classes: list[int], words: list[int]) -> MadeMapping:
     is_set = [page for page, word in enumerate(words) if word]
-    unknown = [page for page, value in enumerate(classes) if value == U]
-    return MappingPages(
-        start=start,
-        stop=start + len(classes) * PAGE,
-        permissions="rw-s",
-        offset_bytes=0,
-        device="00:01",
-        inode=5,
-        path="/memfd:x (deleted)",
-        object="shmem",
-        page_size_bytes=PAGE,
-        runs=encode_runs(np.array(classes, np.uint8), 0),
-        unknown=tuple(UnknownRun(page, 1, "no reason") for page in unknown),
-        words=Words(
-            np.array(is_set, np.int64), np.array([words[page] for page in is_set], np.uint64)
-        ),
-    )
-
-
-def process_map(*mappings: MappingPages) -> ProcessMap:
-    return ProcessMap(
-        kernel=Kernel("6.18", PAGE),
-        process=Process(7, "maker", (), datetime.now(UTC)),
-        evidence={},
-        mappings=mappings,
-        cost=Cost(0.0, 0, 0.0),
-    )
+    raw = np.array([words[page] for page in is_set], np.uint64)
+    found = Words(np.array(is_set, np.int64), raw)
+    return mapping_of(classes, start=start, reason="no reason", words=found)
 
 
 def specimen(*expected: tuple[int, tuple[str, ...]]) -> Specimen:
@@ -71,7 +37,7 @@ def specimen(*expected: tuple[int, tuple[str, ...]]) -> Specimen:
 
 
 def test_pages_as_they_were_made_agree() -> None:
-    result = process_map(mapping(START, [P, P, C, S], [PRESENT, PRESENT, 0, 0]))
+    result = map_of(mapping(START, [P, P, C, S], [PRESENT, PRESENT, 0, 0]))
     wanted = specimen((2, ("present",)), (1, ("cached",)), (1, ("swapped", "swap_cached")))
     judged = judge(wanted, result)
     assert judged.disagreements == ()
@@ -84,13 +50,13 @@ def test_pages_as_they_were_made_agree() -> None:
 
 
 def test_every_wrong_page_is_named() -> None:
-    result = process_map(mapping(START, [P, C, C, C], [PRESENT, 0, 0, 0]))
+    result = map_of(mapping(START, [P, C, C, C], [PRESENT, 0, 0, 0]))
     judged = judge(specimen((2, ("present",)), (2, ("cached",))), result)
     assert [(wrong.page, wrong.found) for wrong in judged.disagreements] == [(1, "cached")]
 
 
 def test_the_unknown_is_no_disagreement_and_misleads_nobody() -> None:
-    result = process_map(mapping(START, [U, N], [0, 0]))
+    result = map_of(mapping(START, [U, N], [0, 0]))
     judged = judge(specimen((2, ("none",))), result)
     assert judged.disagreements == ()
     assert (judged.finding.unknown_pages, judged.finding.misled_pages) == (1, 0)
@@ -98,7 +64,7 @@ def test_the_unknown_is_no_disagreement_and_misleads_nobody() -> None:
 
 
 def test_a_marker_is_taken_for_swap_by_pagemap_alone() -> None:
-    result = process_map(mapping(START, [PageClass.GUARD], [MARKER]))
+    result = map_of(mapping(START, [PageClass.GUARD], [MARKER]))
     assert judge(specimen((1, ("guard",))), result).answers[0] == Answer(
         3, 1, "swapped", "guard", True
     )
@@ -109,14 +75,14 @@ def test_a_specimen_in_the_middle_of_mappings_is_found() -> None:
     after = mapping(START + PAGE, [C, S, P], [0, 0, PRESENT])
     judged = judge(
         specimen((1, ("present",)), (1, ("cached",)), (1, ("swapped",))),
-        process_map(before, after),
+        map_of(before, after),
     )
     assert judged.disagreements == ()
     assert [answer.naive for answer in judged.answers] == ["present", "nothing", "nothing"]
 
 
 def test_pages_that_are_not_mapped_are_unknown() -> None:
-    judged = judge(specimen((2, ("present",))), process_map())
+    judged = judge(specimen((2, ("present",))), map_of())
     assert judged.finding.unknown_pages == 2
 
 
@@ -124,5 +90,5 @@ def test_pages_that_are_not_mapped_are_unknown() -> None:
 def test_the_order_of_expectations_counts(kind: PageClass) -> None:
     classes = [int(kind), int(PageClass.GUARD)]
     wanted = specimen((1, ("guard",)), (1, (kind.label,)))
-    judged = judge(replace(wanted), process_map(mapping(START, classes, [0, 0])))
+    judged = judge(replace(wanted), map_of(mapping(START, classes, [0, 0])))
     assert len(judged.disagreements) == 2

@@ -3,9 +3,10 @@
 import pytest
 
 from memlens.pages.classes import PageClass
-from memlens.residency.records import Row
+from memlens.residency.records import ProcessMap
 from memlens.views.lines import cell_len, cut_middle
-from memlens.views.map import choose_layout, short_name
+from memlens.views.map import Layout, choose_layout, short_name
+from tests.unit.processmaps import EVERY, PAGE, map_of, mapping_of
 
 
 @pytest.mark.parametrize(
@@ -36,33 +37,36 @@ def test_wide_characters_take_two_cells() -> None:
     assert cut.endswith(".db")
 
 
-def every_class(make_mapping) -> list[Row]:
-    rows = [Row.of(make_mapping("PzckSda.GXeD?"))]
-    return rows + [Row.of(make_mapping("PS.c"))] * 3
+def every_class() -> ProcessMap:
+    others = [mapping_of("PS.c", start=0x100000 * n) for n in (1, 2, 3)]
+    return map_of(mapping_of(EVERY), *others)
+
+
+def layout_of(found: ProcessMap, width: int) -> Layout:
+    return choose_layout(found.mappings, width, PAGE)
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_every_class_has_a_place(make_mapping, width: int) -> None:
-    layout = choose_layout(every_class(make_mapping), width)
-    placed = [column.page_class for column in (*layout.own, *layout.shared)]
+def test_every_class_has_a_place(width: int) -> None:
+    layout = layout_of(every_class(), width)
+    placed = [row.page_class for row in (*layout.own, *layout.shared)]
     assert sorted(placed) == sorted(PageClass)
     assert len(layout.widths) == len(layout.own) + bool(layout.shared)
 
 
-def test_what_is_common_keeps_its_column(make_mapping) -> None:
-    layout = choose_layout(every_class(make_mapping), 80)
-    own = {column.page_class.label for column in layout.own}
-    assert {"present", "swapped", "unknown"} <= own
+def test_what_is_common_keeps_its_column() -> None:
+    layout = layout_of(every_class(), 80)
+    assert {"present", "swapped", "unknown"} <= {row.label for row in layout.own}
     assert layout.shared
-    assert not choose_layout(every_class(make_mapping), 200).shared
+    assert not layout_of(every_class(), 200).shared
 
 
-def test_classes_that_do_not_occur_have_none(make_mapping) -> None:
-    layout = choose_layout([Row.of(make_mapping("PPS"))], 80)
-    assert [column.name for column in layout.own] == ["present", "swapped"]
+def test_classes_that_do_not_occur_have_none() -> None:
+    layout = layout_of(map_of(mapping_of("PPS")), 80)
+    assert [row.label for row in layout.own] == ["present", "swapped"]
 
 
-def test_addresses_only_where_there_is_room(make_mapping) -> None:
-    rows = [Row.of(make_mapping("P", start=0x7FFF00001000))]
-    assert choose_layout(rows, 80).address == 0
-    assert choose_layout(rows, 200).address == len("7fff00001000")
+def test_addresses_only_where_there_is_room() -> None:
+    found = map_of(mapping_of("P", start=0x7FFF00001000))
+    assert layout_of(found, 80).address == 0
+    assert layout_of(found, 200).address == len("7fff00001000")
