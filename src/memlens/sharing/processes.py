@@ -27,7 +27,7 @@ from memlens.shm.facts import (
     sum_shares,
 )
 from memlens.shm.inventory import read_objects
-from memlens.units import user_name
+from memlens.units import count_of, user_name
 
 GROUP_KEYS = ("name", "user", "cgroup")
 _NO_SLOTS = np.empty(0, np.uint64)
@@ -136,7 +136,7 @@ def list_processes(
     notes += found.memories.notes()
     if features.is_pfn_visible():
         notes += holder_notes(objects)
-    notes += [*share_notes(objects), *sweep.notes()]
+    notes += [*share_notes(objects), *_slot_notes(found), *sweep.notes()]
     rows = sorted(
         (_row(facts, found) for facts in found.chosen),
         key=lambda row: (-row.pss_pages, row.pid),
@@ -220,6 +220,13 @@ def _private_shares(sweep: Sweep, memories: Memories) -> dict[int, float | None]
             found = times[np.searchsorted(slots, facts.swap_words)]
             shares[facts.pid] = float((1 / found).sum())
     return shares
+
+
+def _slot_notes(found: _Found) -> Iterator[str]:
+    unknown = sum(found.private_shares[facts.pid] is None for facts in found.chosen)
+    if unknown:
+        count = count_of(unknown, "process", "processes")
+        yield f"share is not known of {count}: others may have the same private slots"
 
 
 def _row(facts: ProcessFacts, found: _Found) -> ProcessMemory:

@@ -174,6 +174,16 @@ def test_swap_of_each(family: Family) -> None:
 
 
 @ON_ZRAM
+def test_a_share_is_not_known_where_memories_are_not_told_apart(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEMLENS_DISABLE", "kcmp")
+    found = list_processes(family.pids)
+    assert [row.swap_share_bytes for row in found.processes] == [None] * len(family.pids)
+    assert any("share is not known of 4 processes" in note for note in found.notes)
+
+
+@ON_ZRAM
 def test_a_group_counts_a_page_once(family: Family) -> None:
     found = list_processes(group_by="name")
     (group,) = [group for group in found.groups if group.key == NAME]
