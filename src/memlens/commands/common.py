@@ -19,7 +19,6 @@ from memlens.units import escape_text, parse_address, parse_range
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
 EXIT_OK = 0
 EXIT_ERROR = 1
@@ -75,16 +74,6 @@ def proc_option(function: _F) -> _F:
     )(function)
 
 
-def json_option(function: _F) -> _F:
-    """Add ``--json`` as ``as_json``."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
-
-
-def csv_option(function: _F) -> _F:
-    """Add ``--csv`` as ``as_csv``."""
-    return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(function)
-
-
 def color_option(function: _F) -> _F:
     """Add ``--color WHEN`` and ``--no-color`` as ``color``: auto, always or never."""
     for option in (
@@ -101,13 +90,6 @@ def color_option(function: _F) -> _F:
     ):
         function = option(function)
     return function
-
-
-def no_color_option(function: _F) -> _F:
-    """Add ``--no-color`` as ``no_color``."""
-    return click.option(
-        "--no-color", is_flag=True, help="Print no colour (NO_COLOR does the same)."
-    )(function)
 
 
 def strict_option(function: _F) -> _F:
@@ -302,17 +284,3 @@ def terminal_width() -> int:
 def is_unicode() -> bool:
     """Return whether characters beyond ASCII can be printed."""
     return (sys.stdout.encoding or "").lower().startswith("utf")
-
-
-def print_lines(lines: Iterable["Text"], no_color: bool) -> None:
-    """
-    Print lines as they are, never wrapped again.
-
-    Without colour rich is left out: it ends the program with 1 when its reader is gone.
-    """
-    if not is_colored("never" if no_color else "auto"):
-        write_pieces(f"{line.plain}\n" for line in lines)
-        return
-    printer = console()
-    for line in lines:
-        printer.print(line, soft_wrap=True)

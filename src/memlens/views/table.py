@@ -5,12 +5,9 @@ Where there is no room, columns that matter least are left out; what a row names
 and gets the room that is left.
 """
 
-import csv
-import io
-import json
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from memlens.record import Column, Table, Unit
 from memlens.report import Cost, Missed, Report
@@ -29,66 +26,6 @@ from memlens.views.lines import (
 
 T = TypeVar("T")
 Value = int | float | str | None
-
-
-class TableColumn(NamedTuple, Generic[T]):
-    r"""
-    One thing that is told of a row.
-
-    :param name: in JSON and CSV; ends in its unit where that is not plain.
-    :param title: for people; ``\n`` where a heading may break.
-    :param unit: what its numbers count; ``name`` is text that takes the room left.
-    :param read: takes the value from a row; None is not known.
-    :param rank: the higher, the sooner it is left out where there is no room; 0 never.
-    :param style: as rich spells it.
-    :param absent: what text shows for None: not known, or that there is no such thing.
-    """
-
-    name: str
-    title: str
-    unit: Unit
-    read: Callable[[T], Value]
-    rank: int = 0
-    style: str = ""
-    absent: str = "?"
-
-
-def sort_rows(
-    rows: Iterable[T], columns: Sequence[TableColumn[T]], name: str | None
-) -> list[T]:
-    """
-    Return rows in the order of a column: numbers from the largest, text from the first.
-
-    :param name: as ``sort_names`` lists it; None keeps the order.
-    """
-    found = list(rows)
-    column = {_plain(column.name): column for column in columns}.get(_plain(name or ""))
-    if column is None:
-        return found
-    read = column.read
-    if column.unit in ("text", "name"):
-        return sorted(found, key=lambda row: str(read(row) or ""))
-    return sorted(found, key=lambda row: -_number(read(row)))
-
-
-def sort_names(columns: Sequence[TableColumn[Any]]) -> list[str]:
-    """Return what columns are called on the command line."""
-    return [_plain(column.name) for column in columns]
-
-
-def _plain(name: str) -> str:
-    name = name.replace("_", "-")
-    return name.removesuffix("-pages").removesuffix("-bytes")
-
-
-def _number(value: Value) -> float:
-    # What is not known comes last.
-    return float("-inf") if value is None or isinstance(value, str) else float(value)
-
-
-def json_rows(rows: Iterable[T], columns: Sequence[TableColumn[T]]) -> list[dict[str, Any]]:
-    """Return rows as JSON has them."""
-    return [{column.name: column.read(row) for column in columns} for row in rows]
 
 
 _NAME_LEAST = 12
@@ -182,24 +119,8 @@ def render_top(
         yield [Segment(f"{len(table) - len(top)} more (--top N shows more)", DIM)]
 
 
-def render_rows(
-    rows: Sequence[T],
-    columns: Sequence[TableColumn[T]],
-    page_size_bytes: int,
-    options: TableOptions,
-) -> Iterator[Line]:
-    """
-    Yield the lines of a table; the last column may be a ``name``.
-
-    :param columns: those that could be shown; empty ones are left out.
-    """
-    yield from _draw(
-        columns, [[_cell(c, row, page_size_bytes) for c in columns] for row in rows], options
-    )
-
-
 def _draw(
-    columns: Sequence[Column | TableColumn[Any]],
+    columns: Sequence[Column],
     cells: list[list[str]],
     options: TableOptions,
 ) -> Iterator[Line]:
@@ -214,13 +135,6 @@ def _draw(
     yield from _heading([columns[i] for i in widths], list(widths.values()), gap)
     for row_cells in cells:
         yield _row(columns, row_cells, widths, gap, options)
-
-
-def _cell(column: TableColumn[T], row: T, page_size_bytes: int) -> str:
-    value = column.read(row)
-    if value is None:
-        return column.absent
-    return format_cell(column.unit, value, page_size_bytes)
 
 
 def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
@@ -248,7 +162,7 @@ def format_cell(unit: Unit, value: Value, page_size_bytes: int) -> str:
 
 
 def _fit(
-    columns: Sequence[Column | TableColumn[Any]],
+    columns: Sequence[Column],
     cells: list[list[str]],
     shown: list[int],
     gap: int,
@@ -288,9 +202,7 @@ def _fit(
     return widths
 
 
-def _heading(
-    columns: list[Column | TableColumn[Any]], widths: list[int], gap: int
-) -> Iterator[Line]:
+def _heading(columns: list[Column], widths: list[int], gap: int) -> Iterator[Line]:
     titles = [column.title.split("\n") for column in columns]
     height = max(map(len, titles), default=1)
     for level in range(height - 1, -1, -1):
@@ -305,7 +217,7 @@ def _heading(
 
 
 def _row(
-    columns: Sequence[Column | TableColumn[Any]],
+    columns: Sequence[Column],
     cells: list[str],
     widths: dict[int, int],
     gap: int,
@@ -330,11 +242,11 @@ def strip_line(line: Line) -> Line:
     return line
 
 
-def _style(column: Column | TableColumn[Any]) -> str:
-    return HUES[column.hue] if isinstance(column, Column) else column.style
+def _style(column: Column) -> str:
+    return HUES[column.hue]
 
 
-def _is_left(column: Column | TableColumn[Any]) -> bool:
+def _is_left(column: Column) -> bool:
     return column.unit in ("text", "name")
 
 
@@ -361,50 +273,3 @@ def render_summary(
 def render_foot(report: Report, options: TableOptions) -> Iterator[Line]:
     """Yield what was missed and why, what to know, and what the scan cost."""
     yield from render_summary(report.missed, report.notes, report.cost, options)
-
-
-def json_cost(cost: Cost) -> dict[str, float]:
-    """Return what a scan cost as JSON has it."""
-    return {
-        "wall_s": cost.wall_s,
-        "read_bytes": cost.read_bytes,
-        "longest_read_s": cost.longest_read_s,
-    }
-
-
-def json_missed(missed: Iterable[Missed]) -> list[dict[str, str]]:
-    """Return what was missed as JSON has it."""
-    return [{"what": item.what, "reason": item.reason} for item in missed]
-
-
-def render_document(document: dict[str, Any]) -> Iterator[str]:
-    """Yield one JSON object, a line for every member, and one for every row of a list."""
-    yield "{"
-    for number, (name, value) in enumerate(document.items()):
-        yield (",\n" if number else "") + json.dumps(name) + ": "
-        if isinstance(value, list) and value:
-            yield "[\n"
-            for index, item in enumerate(value):
-                yield (",\n" if index else "") + json.dumps(item, allow_nan=False)
-            yield "]"
-        else:
-            yield json.dumps(value, allow_nan=False)
-    yield "}\n"
-
-
-def render_csv(rows: Iterable[T], columns: Sequence[TableColumn[T]]) -> Iterator[str]:
-    """Yield CSV with a line of titles; what is not known is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
-    for row in rows:
-        # Names that are not UTF-8 cannot be written as they are.
-        writer.writerow([_csv_cell(column.read(row)) for column in columns])
-        yield text.getvalue()
-        text.seek(0)
-        text.truncate()
-    yield text.getvalue()
-
-
-def _csv_cell(value: Value) -> Value:
-    return escape_text(value) if isinstance(value, str) else value

@@ -1,35 +1,21 @@
 """Tables fit their width, leave out what matters least, and never print a raw name."""
 
-from typing import NamedTuple
-
 import pytest
 
+from memlens.record import Table, column, record
 from memlens.views.lines import cell_len
-from memlens.views.table import (
-    TableColumn,
-    TableOptions,
-    render_csv,
-    render_document,
-    render_rows,
-    sort_names,
-    sort_rows,
-)
+from memlens.views.table import TableOptions, render_table
 
 
-class Thing(NamedTuple):
-    pid: int
-    pages: float | None
-    note: str
-    name: str
+@record("test.things")
+class Thing:
+    pid: int = column("PID")
+    own_pages: float | None = column("own\npages", unit="pages")
+    note: str = column("note", rank=2)
+    name: str = column("name", unit="name")
+    absent: int | None = column("absent", rank=1, default=None)
 
 
-COLUMNS: tuple[TableColumn[Thing], ...] = (
-    TableColumn("pid", "PID", "number", lambda row: row.pid),
-    TableColumn("own_pages", "own\npages", "pages", lambda row: row.pages),
-    TableColumn("note", "note", "text", lambda row: row.note, 2),
-    TableColumn("absent", "absent", "number", lambda row: None, 1),
-    TableColumn("name", "name", "name", lambda row: row.name),
-)
 ROWS = [
     Thing(7, 2.0, "", "short"),
     Thing(4194304, None, "a note that is long", "/srv/\x1b[2Jdata/名前/" + "x" * 300),
@@ -38,7 +24,8 @@ ROWS = [
 
 
 def draw(width: int, rows: list[Thing] = ROWS) -> list[str]:
-    lines = render_rows(rows, COLUMNS, 4096, TableOptions(width))
+    names = ("pid", "own_pages", "note", "absent", "name")
+    lines = render_table(Table.of(Thing, rows), 4096, TableOptions(width), names)
     return ["".join(part.text for part in line) for line in lines]
 
 
@@ -76,26 +63,3 @@ def test_names_cannot_move_the_cursor() -> None:
     assert "\x1b" not in text
     assert r"\x1b[2J" in text
     assert r"with\x0anewline" in text
-
-
-def test_sorting_puts_the_largest_first_and_the_unknown_last() -> None:
-    assert [row.pid for row in sort_rows(ROWS, COLUMNS, "own")] == [7, 12, 4194304]
-    assert [row.pid for row in sort_rows(ROWS, COLUMNS, "pid")] == [4194304, 12, 7]
-    assert [row.name[:1] for row in sort_rows(ROWS, COLUMNS, "name")] == ["/", "s", "w"]
-    assert sort_rows(ROWS, COLUMNS, None) == ROWS
-    assert sort_names(COLUMNS) == ["pid", "own", "note", "absent", "name"]
-
-
-def test_csv_has_a_row_for_each_and_no_raw_control() -> None:
-    lines = "".join(render_csv(ROWS, COLUMNS)).splitlines()
-    assert lines[0] == "pid,own_pages,note,absent,name"
-    assert lines[1] == "7,2.0,,,short"
-    assert len(lines) == 1 + len(ROWS)
-    assert "\x1b" not in "".join(lines)
-
-
-def test_a_document_is_json() -> None:
-    import json
-
-    value = {"a": 1, "rows": [{"n": "\x1b\udcff"}, {}], "none": [], "text": "x"}
-    assert json.loads("".join(render_document(value))) == value
