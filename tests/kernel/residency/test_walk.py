@@ -111,4 +111,4 @@ def test_a_void_answer_is_said_and_the_others_are_asked() -> None:
         backing.close()
     assert found == [PageClass.NONE, PageClass.CACHED, PageClass.NONE]
     assert walking.notes == ["an object: the page-cache walk is void: impossible"]
-    assert "cachewalk" not in backing.meter.used
+    assert "cachewalk" not in backing.host.meter.used
