@@ -216,7 +216,9 @@ def test_a_scan_that_is_ended_keeps_what_it_has(target: Target) -> None:
 def test_without_a_scan_the_note_says_what_is_not_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert map_huge([os.getpid()]).notes == ()
+    def scan_notes() -> list[str]:
+        return [note for note in map_huge([os.getpid()]).notes if "PAGEMAP_SCAN" in note]
+
+    assert scan_notes() == []
     monkeypatch.setenv("MEMLENS_DISABLE", "pagemap_scan")
-    (note,) = map_huge([os.getpid()]).notes
-    assert "PAGEMAP_SCAN" in note
+    assert len(scan_notes()) == 1
