@@ -11,7 +11,7 @@ from dataclasses import asdict, is_dataclass, replace
 from datetime import datetime
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -42,12 +42,7 @@ _Report = TypeVar("_Report", bound=Report)
 
 
 def write_record(name: str, item: Any) -> None:
-    """Write a result of the library to docs/examples; of reports, not where they were made."""
-    if isinstance(item, Report):
-        kernel = item.kernel.partition("-")[0]
-        report = replace(item, host="host", boot_id="", kernel=kernel)
-        (EXAMPLES / f"{name}.json").write_text("".join(report.to_json()))
-        return
+    """Write a result of the library that is no report to docs/examples."""
     if isinstance(item, ProcessMap):
         item = replace(item, mappings=tuple(item.mappings))
     text = json.dumps(asdict(item), default=_plain, indent=1)
@@ -58,11 +53,8 @@ def write_record(name: str, item: Any) -> None:
 
 def read_record(name: str, kind: type[_T]) -> _T:
     """Return a result that ``write_record`` wrote."""
-    text = (EXAMPLES / f"{name}.json").read_text()
-    found = (
-        kind.from_json(text) if issubclass(kind, Report) else rebuild(kind, json.loads(text))
-    )
-    return cast(_T, found)
+    found: _T = rebuild(kind, json.loads((EXAMPLES / f"{name}.json").read_text()))
+    return found
 
 
 def write_report(name: str, report: Report) -> None:
@@ -143,13 +135,13 @@ def render_demo_text(first: str = "") -> str:
 
 def render_swap_text() -> str:
     """Return what `memlens swap` prints."""
-    found = read_record("swap", SwapLedger)
+    found = read_report("swap", SwapLedger)
     return block("memlens swap", join_segments(swap.render(found, TABLE)))
 
 
 def render_shm_text() -> str:
     """Return what `memlens shm` prints."""
-    found = read_record("shm", Inventory)
+    found = read_report("shm", Inventory)
     return block("memlens shm", join_segments(shm.render(found, TABLE)))
 
 

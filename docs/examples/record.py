@@ -104,8 +104,8 @@ def record_workers() -> None:
         program = directory / "workers"
         pid = stack.enter_context(running(program, uploads / "upload-7f31"))
         stack.callback(remove_segments)
-        write_record("swap", read_swap_ledger())
-        write_record("shm", list_shared_memory())
+        write_report("swap", read_swap_ledger())
+        write_report("shm", list_shared_memory())
         workers = list_processes(group_by="name", keep=ProcessFilter(name="workers"))
         write_report("ps", workers)
         write_report("sharing", read_sharing([pid], has_descendants=True))
