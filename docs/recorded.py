@@ -2,18 +2,12 @@
 
 import html
 import io
-import json
 import re
-import types
-import typing
 from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass, replace
-from datetime import datetime
-from enum import IntEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
@@ -38,30 +32,7 @@ TEXT_WIDTH = 96
 PICTURE_WIDTH = 136
 TABLE = TableOptions(width=TEXT_WIDTH)
 
-_T = TypeVar("_T")
 _Report = TypeVar("_Report", bound=Report)
-
-
-def write_record(name: str, item: Any) -> None:
-    """Write a result of the library to docs/examples; of reports, not where they were made."""
-    if isinstance(item, Report):
-        kernel = item.kernel.partition("-")[0]
-        report = replace(item, host="host", boot_id="", kernel=kernel)
-        (EXAMPLES / f"{name}.json").write_text("".join(report.to_json()))
-        return
-    text = json.dumps(asdict(item), default=_plain, indent=1)
-    # Runs of numbers on one line each.
-    text = re.sub(r"\[\s+([-\d,\s]+?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
-    (EXAMPLES / f"{name}.json").write_text(text + "\n")
-
-
-def read_record(name: str, kind: type[_T]) -> _T:
-    """Return a result that ``write_record`` wrote."""
-    text = (EXAMPLES / f"{name}.json").read_text()
-    found = (
-        kind.from_json(text) if issubclass(kind, Report) else rebuild(kind, json.loads(text))
-    )
-    return cast(_T, found)
 
 
 def write_report(name: str, report: Report) -> None:
@@ -75,29 +46,6 @@ def read_report(name: str, kind: type[_Report]) -> _Report:
     """Return a report that ``write_report`` wrote."""
     path = EXAMPLES / f"{name}.json"
     return kind.from_json(path.read_text(), path=str(path))
-
-
-def _plain(value: Any) -> Any:
-    return value.isoformat() if isinstance(value, datetime) else value.tolist()
-
-
-def rebuild(kind: Any, value: Any) -> Any:
-    """Return what ``asdict`` and JSON made of a value of this type."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        return kind(**{name: rebuild(hints[name], item) for name, item in value.items()})
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        (kind,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else rebuild(kind, value)
-    if origin is tuple:
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return tuple(rebuild(*pair) for pair in zip(kinds, value, strict=True))
-    if origin is np.ndarray:
-        return np.array(value, typing.get_args(arguments[1])[0])
-    if kind is datetime:
-        return datetime.fromisoformat(value)
-    return kind(value) if isinstance(kind, type) and issubclass(kind, IntEnum) else value
 
 
 def render_map_text(only: str = "") -> str:
@@ -141,13 +89,13 @@ def render_demo_text(first: str = "") -> str:
 
 def render_swap_text() -> str:
     """Return what `memlens swap` prints."""
-    found = read_record("swap", SwapLedger)
+    found = read_report("swap", SwapLedger)
     return block("memlens swap", join_segments(swap.render(found, TABLE)))
 
 
 def render_shm_text() -> str:
     """Return what `memlens shm` prints."""
-    found = read_record("shm", Inventory)
+    found = read_report("shm", Inventory)
     return block("memlens shm", join_segments(shm.render(found, TABLE)))
 
 

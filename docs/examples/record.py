@@ -33,7 +33,7 @@ from memlens.sharing.frames import read_sharing  # noqa: E402
 from memlens.sharing.processes import ProcessFilter, list_processes  # noqa: E402
 from memlens.shm.inventory import list_shared_memory  # noqa: E402
 from memlens.swap.ledger import read_swap_ledger  # noqa: E402
-from recorded import write_record, write_report  # noqa: E402
+from recorded import write_report  # noqa: E402
 from tests.kernel.support.machine import machine_lock  # noqa: E402
 from tests.kernel.support.swap import swap_area  # noqa: E402
 
@@ -103,8 +103,8 @@ def record_workers() -> None:
         program = directory / "workers"
         pid = stack.enter_context(running(program, uploads / "upload-7f31"))
         stack.callback(remove_segments)
-        write_record("swap", read_swap_ledger())
-        write_record("shm", list_shared_memory())
+        write_report("swap", read_swap_ledger())
+        write_report("shm", list_shared_memory())
         workers = list_processes(group_by="name", keep=ProcessFilter(name="workers"))
         write_report("ps", workers)
         write_report("sharing", read_sharing([pid], has_descendants=True))

@@ -103,7 +103,7 @@ class MapRun:
 
     start_page: int = column("mapping", key=True, help=_KEY)
     first_page: int = column("first", key=True, help=_FIRST)
-    pages: int = column("size", unit="pages")
+    pages: int = column("size", unit="pages", help="that the run has")
     page_class: str = column("class", help="name of the class")
 
 
@@ -113,8 +113,8 @@ class UnknownRun:
 
     start_page: int = column("mapping", key=True, help=_KEY)
     first_page: int = column("first", key=True, help=_FIRST)
-    pages: int = column("size", unit="pages")
-    reason: str = column("reason", unit="name")
+    pages: int = column("size", unit="pages", help="that the run has")
+    reason: str = column("reason", unit="name", help="why they stay unknown")
 
 
 @record("map.slots", help="Consecutive pages at consecutive slots of swap.", compact=True)
@@ -123,7 +123,7 @@ class MapSlots:
 
     start_page: int = column("mapping", key=True, help=_KEY)
     first_page: int = column("first", key=True, help=_FIRST)
-    pages: int = column("size", unit="pages")
+    pages: int = column("size", unit="pages", help="that are in a row")
     area: int = column("area", help="number of the swap area")
     slot: int = column("slot", help="of the first page")
 
@@ -142,15 +142,15 @@ class NodePages:
     """Present pages of a mapping on one NUMA node, where there are several."""
 
     start_page: int = column("mapping", key=True, help=_KEY)
-    node: int = column("node", key=True)
-    pages: int = column("size", unit="pages", metric="gauge")
+    node: int = column("node", key=True, help="number of the NUMA node")
+    pages: int = column("size", unit="pages", metric="gauge", help="on it")
 
 
 @record("map.evidence", help="A source of evidence, and whether it was used.")
 class Evidence:
     """A source of evidence, and whether it was used."""
 
-    name: str = column("interface", key=True)
+    name: str = column("interface", key=True, help="name of the interface")
     is_available: bool = column("available", help="whether it could be used")
     is_used: bool = column("used", help="whether there was a need for it")
 
@@ -410,7 +410,7 @@ def folio_text(folio: Folio) -> str:
 class PageHolder:
     """A mapping of an object's page."""
 
-    pid: int = column("PID", key=True)
+    pid: int = column("PID", key=True, help="the process, as this /proc numbers it")
     name: str = column("name", help="its comm, raw")
     page: int = column("page", key=True, help="address at which it has the page, in pages")
     permissions: str = column("perm", help="of the mapping, rw-s")

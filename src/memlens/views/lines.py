@@ -66,13 +66,13 @@ def format_seconds(seconds: float) -> str:
     """
     Return a duration in three digits, a long one in hours or days.
 
-    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 130, 7300, 200000)]
-    ['0.04 ms', '12.3 ms', '2.5 s', '130 s', '2 h', '2 d']
+    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 1234, 7300, 200000)]
+    ['0.04 ms', '12.3 ms', '2.5 s', '1234 s', '2 h', '2 d']
     """
     if seconds < 0.9995:
         return f"{seconds * 1000:.3g} ms"
     for unit, suffix in ((86400, "d"), (3600, "h")):
-        if seconds >= 2 * unit:
+        if seconds >= unit:
             return f"{int(seconds) // unit} {suffix}"
     return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
 

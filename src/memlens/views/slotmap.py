@@ -52,15 +52,15 @@ def _wrapped(text: str, style: str, options: TableOptions) -> Iterator[Line]:
 
 def _area(area: SlotArea, report: SwapLedger, options: TableOptions) -> Iterator[Line]:
     path = escape_text(area.path) or "which device this is, the kernel does not say"
-    head, tail = f"Area {area.area} (", f"): {area.named_pages} slots named"
-    if area.used_pages is not None:
-        tail += f" of {area.used_pages} used"
-    path = cut_middle(path, max(options.width - len(head + tail), 16), options.ellipsis)
-    yield [Segment(head + path + tail, BOLD)]
+    head = f"Area {area.area} ("
+    room = max(options.width - len(head) - 1, 16)
+    yield [Segment(f"{head}{cut_middle(path, room, options.ellipsis)})", BOLD)]
     runs = report.slot_runs[report.slot_runs.column("area") == area.area]
     counts, slots_per_cell = count_cells(runs, area.slots, max(options.width - 1, 8) * _ROWS)
+    of_used = "" if area.used_pages is None else f" of {area.used_pages} used"
     size = format_size(slots_per_cell * report.page_size_bytes)
-    yield [Segment(f"a cell is {slots_per_cell} slots, {size}", DIM)]
+    text = f"{area.named_pages} slots named{of_used}; a cell is {slots_per_cell} slots, {size}"
+    yield from _wrapped(text, DIM, options)
     cells = [_cell(count, slots_per_cell) for count in counts]
     width = max(options.width - 1, 8)
     for at in range(0, len(cells), width):
