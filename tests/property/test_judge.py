@@ -28,25 +28,29 @@ from memlens.objects.opener import ANONYMOUS, VANISHED, ObjectFacts
 from memlens.pages.classes import Entry, PageClass, Reason
 from memlens.pages.parts import part_of
 from memlens.pages.runs import Runs, decode_runs
-from memlens.residency.entries import PageTable
 from memlens.residency.judge import Batch, MappingReader, Spans, batches, find_facts
 from memlens.residency.totals import Settler
 from memlens.residency.walk import Walking
+from memlens.scan.pagetable import PageTable
 from tests.property.plainobject import SHMEM, PlainMachine, PlainObject
 
 SIZE = 4096
 ZERO_PFN = 77
 PRESENT, SWAP, FILE, EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 56
+SOFT_DIRTY = 1 << 55
 # Word, categories of PAGEMAP_SCAN, entry.
 WORDS = {
     "empty": (0, 0, Entry.EMPTY),
-    "written": (PRESENT | EXCLUSIVE | 5, PAGE_IS_PRESENT, Entry.PRESENT),
+    # On kernels that track soft-dirty pages one that was never touched reads so.
+    "soft-dirty": (SOFT_DIRTY, 0, Entry.EMPTY),
+    "written": (PRESENT | EXCLUSIVE | SOFT_DIRTY | 5, PAGE_IS_PRESENT, Entry.PRESENT),
     "forked": (PRESENT | 5, PAGE_IS_PRESENT, Entry.PRESENT),
     "zero": (PRESENT | ZERO_PFN, PAGE_IS_PRESENT | PAGE_IS_PFNZERO, Entry.ZERO),
-    "swapped": (SWAP | 9 << 5, PAGE_IS_SWAPPED, Entry.SWAP),
+    "swapped": (SWAP | SOFT_DIRTY | 9 << 5, PAGE_IS_SWAPPED, Entry.SWAP),
     "guard": (SWAP | 31 | 1 << 58, PAGE_IS_SWAPPED, Entry.GUARD),
     "marker": (SWAP | 31 | 1 << 57, PAGE_IS_SWAPPED, Entry.WP_MARKER),
 }
+EMPTY = {"empty", "soft-dirty"}
 BY_CLASS = {
     "written": PageClass.PRESENT,
     "forked": PageClass.PRESENT,
@@ -115,11 +119,22 @@ def test_entries_equal_one_page_at_a_time(plain: list[str], use_scan: bool, firs
     table = PageTable(PlainPagemap(dict(enumerate(plain))), machine_of(use_scan), ZERO_PFN)
     stop = len(plain) + 5
     expected = [WORDS[name][2] for name in (*plain, *["empty"] * 5)][first:]
-    runs = table.read_entries(first, stop)
+    runs = table.entries([(first, stop)])
     assert all(first <= begin for begin, _, _ in runs)
     found = decode_runs(runs, max(stop, first), fill=Entry.EMPTY)[first:]
     assert found.tolist() == expected
     assert table.read_densely(first, max(stop, first)).tolist() == expected
+
+
+def test_kept_words_are_those_that_say_anything() -> None:
+    pages = dict(enumerate(["soft-dirty", "written", "empty", "guard"]))
+    for use_scan in (True, False):
+        machine = machine_of(use_scan)
+        table = PageTable(PlainPagemap(pages), machine, ZERO_PFN, keep_words=True)
+        table.entries([(0, 4)])
+        words = table.take_words(0, 4)
+        assert words.page.tolist() == [1, 3]
+        assert words.word.tolist() == [WORDS[pages[page]][0] for page in (1, 3)]
 
 
 def test_crumbs_are_read_as_words() -> None:
@@ -127,7 +142,7 @@ def test_crumbs_are_read_as_words() -> None:
     pages = dict.fromkeys(range(0, 200000, 2), "written")
     pagemap = PlainPagemap(pages)
     table = PageTable(pagemap, machine_of(use_scan=True), ZERO_PFN)
-    runs = table.read_entries(0, 200_000)
+    runs = table.entries([(0, 200_000)])
     assert (runs.value == Entry.PRESENT).sum() == 100_000
     assert pagemap.calls < 10
 
@@ -154,7 +169,7 @@ def mappings_of(words: st.SearchStrategy[list[str]]) -> st.SearchStrategy[list[P
     return st.lists(one, min_size=1, max_size=12)
 
 
-few_words = st.lists(st.sampled_from(["empty", "empty", "written", "guard"]), min_size=1)
+few_words = st.lists(st.sampled_from(["empty", "soft-dirty", "written", "guard"]), min_size=1)
 objects = st.lists(
     st.lists(st.sampled_from(sorted(SHMEM)), max_size=70), min_size=3, max_size=3
 )
@@ -272,7 +287,7 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
     for one, words, runs in zip(plain, later, read(batch), strict=True):
         found = decode_runs(runs, len(words), fill=255).tolist()
         for page, (was, now) in enumerate(zip(one.words, words, strict=True)):
-            is_moved = one.object is not None and was == "empty" and now == "written"
+            is_moved = one.object is not None and was in EMPTY and now == "written"
             wanted = PageClass.PRESENT if is_moved else class_of(one, page, states)
             assert found[page] == wanted
 
@@ -300,13 +315,13 @@ def test_a_mapping_that_vanished_takes_no_other_with_it(
     asking = {
         mapping.inode
         for mapping, one in zip(mappings, plain, strict=True)
-        if "empty" in one.words and mapping.start not in gone
+        if EMPTY & set(one.words) and mapping.start not in gone
     }
     for one, runs in zip(plain, read(batch), strict=True):
         found = decode_runs(runs, len(one.words), fill=255).tolist()
         for page, value in enumerate(found):
             is_lost = (
-                one.words[page] == "empty"
+                one.words[page] in EMPTY
                 and one.object is not None
                 and one.object + 1 not in asking
             )
@@ -335,7 +350,9 @@ def test_a_batch_that_is_stopped_says_what_it_has(
 # Words that change often, over an object of as many pages, some of them past its end.
 crumbs = st.builds(
     lambda words, times, more: words * times + more,
-    st.lists(st.sampled_from(["empty", "written", "marker"]), min_size=2, max_size=7),
+    st.lists(
+        st.sampled_from(["empty", "soft-dirty", "written", "marker"]), min_size=2, max_size=7
+    ),
     st.integers(1, 400),
     st.lists(st.sampled_from(sorted(WORDS)), max_size=9),
 )

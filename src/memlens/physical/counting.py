@@ -14,15 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.frameruns import FrameRuns, expand
 from memlens.pages.wordcounts import WordCounts
 from memlens.physical.runflags import ReadBuffer, RunReader
+from memlens.scan.jobs import count_threads, run_threads
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import Window
-from memlens.scan.threads import count_threads, run_threads
+from memlens.scan.pagetable import PageTable, Window
 
 # Longer runs are marked one by one.
 _SLICE_PAGES = 16
@@ -106,7 +105,7 @@ class Worker:
         self.nodes: dict[int, int] = {}
         self.flags: KpageFile | None = None
         self.cgroups: KpageFile | None = None
-        self.pagemap: Pagemap | None = None
+        self.table: PageTable | None = None
         self.reader: RunReader | None = None
 
     def open(self) -> None:
@@ -118,12 +117,11 @@ class Worker:
         if part.cgroup:
             self.cgroups = KpageFile("kpagecgroup", part.machine)
         if part.directory is not None:
-            fd, path = part.directory.open("pagemap"), f"{part.directory.path}/pagemap"
-            self.pagemap = Pagemap(fd, part.machine, path)
+            self.table = PageTable.open(part.directory, part.machine)
 
     def close(self) -> None:
         """Close them, and hand over what was counted."""
-        for file in (self.flags, self.cgroups, self.pagemap):
+        for file in (self.flags, self.cgroups, self.table):
             if file is not None:
                 file.close()
         with self.part.lock:
@@ -131,11 +129,11 @@ class Worker:
         for node, pages in self.nodes.items():
             self.part.add_tally(f"node {node}", pages)
 
-    def open_pagemap(self) -> Pagemap:
+    def page_table(self) -> PageTable:
         """Return the page table of the process."""
-        if self.pagemap is None:
+        if self.table is None:
             raise ValueError("no process is counted")
-        return self.pagemap
+        return self.table
 
     def read_flags(self, words: NDArray[np.uint64]) -> NDArray[np.uint64] | None:
         """Return the flags of the page of each pagemap word; None if frames are hidden."""

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from memlens.errors import MemlensError
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import count_frames
 from memlens.objects.filepages import CachedFile
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.physical.frameflags import iter_file_flags
+from memlens.scan.jobs import list_windows
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import list_windows, read_windows
+from memlens.scan.pagetable import PageTable
 
 _PIECE = 1 << 16
 _NO_PLACE = -1
@@ -104,8 +104,7 @@ class PageLister:
     ) -> Iterator[PageRanges]:
         """Yield the pages of a process in the order of addresses; each is read once."""
         with ProcessDir(pid, self.machine) as directory:
-            path = f"{directory.path}/pagemap"
-            pagemap = Pagemap(directory.open("pagemap"), self.machine, path)
+            table = PageTable.open(directory, self.machine)
             try:
                 jobs = list_windows(directory, self.machine, addresses)
                 windows = [window for job in jobs for window in job]
@@ -113,13 +112,13 @@ class PageLister:
                 for first, stop in windows:
                     if self._is_ended(done, total):
                         return
-                    words = read_windows(pagemap, [(first, stop)])
+                    words = table.read([(first, stop)])
                     yield from self._ranges(self._of_words(words, first))
                     done += stop - first
             except EOFError:
                 raise directory.gone_error() from None
             finally:
-                pagemap.close()
+                table.close()
 
     def list_file(
         self, path: str, offsets: tuple[int, int] | None = None

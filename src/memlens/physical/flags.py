@@ -34,8 +34,9 @@ from memlens.physical.counting import (
     share_calls,
 )
 from memlens.physical.runflags import RunFlags
+from memlens.scan.jobs import TRIES, list_windows
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import TRIES, Window, are_same, list_windows, read_windows
+from memlens.scan.pagetable import Window
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
 _SEEN_FRAMES_AT_MOST = 1 << 26
@@ -140,7 +141,7 @@ class _Batch:
 
     def read_words(self, worker: Worker, job: int) -> None:
         """Read the page table."""
-        self.words[job] = read_windows(worker.open_pagemap(), self.jobs[job])
+        self.words[job] = worker.page_table().read(self.jobs[job])
         if not self.part.is_hidden:
             self._runs[job] = find_runs(self.words[job])
 
@@ -159,8 +160,7 @@ class _Batch:
 
     def look_back(self, worker: Worker, job: int) -> None:
         """Learn whether the page table is still as it was when the flags were read."""
-        pagemap = worker.open_pagemap()
-        self.is_same[job] = are_same(pagemap, self.jobs[job], self.words[job])
+        self.is_same[job] = worker.page_table().are_same(self.jobs[job], self.words[job])
         if self.found is None and self.is_same[job]:
             _count_hidden(worker, self.words[job])
 
@@ -195,7 +195,7 @@ def _count_settled(
     for attempt in range(TRIES):
         if attempt:
             flags = worker.read_flags(words)
-        again = read_windows(worker.open_pagemap(), job)
+        again = worker.page_table().read(job)
         # A page that was counted has the word 0 here, and is not looked at again.
         is_open = words != 0 if attempt else np.ones(len(words), bool)
         is_moved = is_open & (again != words)

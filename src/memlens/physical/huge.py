@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from memlens.errors import MemlensError
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.maps import Mapping, MappingFigures
-from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO, Pagemap
+from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_HUGE, PAGE_IS_PFNZERO
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.smapstable import SmapsTable, read_smaps_table
 from memlens.kernel.zoneinfo import read_node_ranges
@@ -34,7 +34,7 @@ from memlens.pages.folios import (
 from memlens.physical.hugefigures import HugeFigures
 from memlens.physical.hugepages import SpecialPages, SpecialReader
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import KERNEL_HALF, Window, read_windows
+from memlens.scan.pagetable import PageTable, Window
 
 _PMD_FIGURES = {ANON: ("AnonHugePages",), FILE: ("ShmemPmdMapped", "FilePmdMapped")}
 _HUGETLB_FIGURES = ("Private_Hugetlb", "Shared_Hugetlb")
@@ -163,8 +163,8 @@ class HugeReader:
             # Zero pages are in no Rss.
             ranges = zip(first[is_user].tolist(), stop[is_user].tolist(), strict=True)
             for low, high in join_ranges(ranges):
-                for regions in pages.pagemap.scan(low, high - low, PAGE_IS_PFNZERO, 0):
-                    begin, end = (regions[:, :2] // page).astype(np.int64).T
+                for regions in pages.table.regions([(low, high)], PAGE_IS_PFNZERO, 0):
+                    begin, end = regions[:, :2].T
                     steps = np.zeros(len(first) + 1, np.int64)
                     np.add.at(steps, np.searchsorted(stop, begin, side="right"), 1)
                     np.add.at(steps, np.searchsorted(first, end), -1)
@@ -189,36 +189,36 @@ class HugeReader:
             found.hugetlb_pages[size["KernelPageSize"]] = hugetlb // page
         if not size.get("Rss", 0) or where.permissions[:3] == "---":
             # As thpmaps does.  Zero pages are in no Rss.
-            self._count_zero(pages.pagemap, where, found)
+            self._count_zero(pages.table, where, found)
             return found
         found.anon_pages = size.get("Anonymous", 0) // page
         found.file_pages = size["Rss"] // page - found.anon_pages
         for kind, names in _PMD_FIGURES.items():
             found.pmd_pages[kind] = sum(size.get(name, 0) for name in names) // page
         if self.flags is None:
-            self._count_zero(pages.pagemap, where, found)
+            self._count_zero(pages.table, where, found)
             return found
         windows = [(where.start // page, where.stop // page)]
         skipped = 0
         if self.use_scan and found.pmd_pages.any():
-            windows, skipped = self._leave_out_pmds(pages.pagemap, windows[0], found)
+            windows, skipped = self._leave_out_pmds(pages.table, windows[0], found)
         self._count_windows(pages, windows, found)
         self._leave_pmds_to_smaps(found, is_scanned=skipped > 0)
         return found
 
     def _leave_out_pmds(
-        self, pagemap: Pagemap, window: Window, found: HugeFigures
+        self, table: PageTable, window: Window, found: HugeFigures
     ) -> tuple[list[Window], int]:
         """Return the pages that PMDs do not map, and how many they map."""
         windows, place, skipped = [], window[0], 0
-        regions = self._scan(pagemap, window, PAGE_IS_HUGE)
+        regions = self._scan(table, window, PAGE_IS_HUGE)
         for first, stop, is_zero in regions:
             if first > place:
                 windows.append((place, first))
             if is_zero:
                 self._add_huge_zero(found, stop - first)
             elif self.node_ranges:
-                self._note_pmd_nodes(pagemap, (first, stop), found)
+                self._note_pmd_nodes(table, (first, stop), found)
             skipped += stop - first
             place = stop
         if place < window[1]:
@@ -226,30 +226,24 @@ class HugeReader:
         return windows, skipped
 
     def _scan(
-        self, pagemap: Pagemap, window: Window, any_of: int
+        self, table: PageTable, window: Window, any_of: int
     ) -> Iterator[tuple[int, int, bool]]:
         wanted = PAGE_IS_HUGE | PAGE_IS_PFNZERO
-        first, stop = window
-        for regions in pagemap.scan(first, stop - first, any_of, wanted):
-            for start, end, categories in regions.tolist():
-                is_zero = bool(categories & PAGE_IS_PFNZERO)
-                yield start // self.page_size_bytes, end // self.page_size_bytes, is_zero
+        for regions in table.regions([window], any_of, wanted):
+            for first, stop, categories in regions.tolist():
+                yield first, stop, bool(categories & PAGE_IS_PFNZERO)
 
-    def _count_zero(self, pagemap: Pagemap, where: Mapping, found: HugeFigures) -> None:
+    def _count_zero(self, table: PageTable, where: Mapping, found: HugeFigures) -> None:
         """Count the zero pages of a mapping that has nothing else."""
         is_private_memory = not (where.is_shared or where.has_object)
         if not self.use_scan or not is_private_memory:
             return
         size, pmd = self.page_size_bytes, 1 << self.pmd_order
         window = (where.start // size, where.stop // size)
-        for regions in pagemap.scan(
-            window[0],
-            window[1] - window[0],
-            PAGE_IS_PFNZERO,
-            PAGE_IS_HUGE | PAGE_IS_PFNZERO,
-        ):
-            is_huge = (regions[:, 2] & np.uint64(PAGE_IS_HUGE)) != 0
-            pages = (regions[:, 1] - regions[:, 0]) // np.uint64(size)
+        wanted = PAGE_IS_HUGE | PAGE_IS_PFNZERO
+        for regions in table.regions([window], PAGE_IS_PFNZERO, wanted):
+            is_huge = (regions[:, 2] & PAGE_IS_HUGE) != 0
+            pages = regions[:, 1] - regions[:, 0]
             found.huge_zero_pages += int(pages[is_huge].sum()) // pmd * pmd
             found.zero_pages += int(pages[~is_huge].sum())
 
@@ -306,8 +300,8 @@ class HugeReader:
             if pages:
                 found.node_pages[row.node] = found.node_pages.get(row.node, 0) + pages
 
-    def _note_pmd_nodes(self, pagemap: Pagemap, window: Window, found: HugeFigures) -> None:
-        words = read_windows(pagemap, [window])
+    def _note_pmd_nodes(self, table: PageTable, window: Window, found: HugeFigures) -> None:
+        words = table.read([window])
         present = words[words >= PM_PRESENT]
         self._note_nodes((present & PM_PFN).view(np.int64), found)
 

@@ -8,23 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.arrays import distinct
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_THP, KPF_ZERO_PAGE
 from memlens.physical.runflags import RunReader
+from memlens.scan.jobs import JOB_PAGES, TRIES, count_threads, cut_windows, run_threads
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import (
-    JOB_PAGES,
-    TRIES,
-    Window,
-    are_same,
-    cut_windows,
-    join_windows,
-    read_windows,
-)
-from memlens.scan.threads import count_threads, run_threads
+from memlens.scan.pagetable import PageTable, Window
 
 _SPECIAL = KPF_THP | KPF_KSM | KPF_ZERO_PAGE
 
@@ -51,22 +42,22 @@ class SpecialReader:
     """
     Reads ranges of one process; each thread has files of its own.
 
-    :param has_flags: False where kpageflags is hidden: there is ``pagemap`` then, and no more.
+    :param has_flags: False where kpageflags is hidden: there is ``table`` then, and no more.
 
-    ``pagemap`` is a page table that no thread reads between two results.
+    ``table`` is a page table that no thread reads between two results.
     """
 
     def __init__(
         self, directory: ProcessDir, machine: Machine, *, has_flags: bool = True
     ) -> None:
         self._files = ExitStack()
-        self._readers: list[tuple[Pagemap, RunReader]] = []
+        self._readers: list[tuple[PageTable, RunReader]] = []
         try:
-            self.pagemap = self._open(directory)
+            self.table = self._open(directory, machine)
             for number in range(count_threads() if has_flags else 0):
-                pagemap = self._open(directory) if number else self.pagemap
+                table = self._open(directory, machine) if number else self.table
                 flags = self._files.enter_context(KpageFile("kpageflags", machine))
-                self._readers.append((pagemap, RunReader(flags)))
+                self._readers.append((table, RunReader(flags)))
         except BaseException:
             self._files.close()
             raise
@@ -77,11 +68,8 @@ class SpecialReader:
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
-    def _open(self, directory: ProcessDir) -> Pagemap:
-        path = f"{directory.path}/pagemap"
-        pagemap = Pagemap(directory.open("pagemap"), directory.host, path)
-        self._files.callback(pagemap.close)
-        return pagemap
+    def _open(self, directory: ProcessDir, machine: Machine) -> PageTable:
+        return self._files.enter_context(PageTable.open(directory, machine))
 
     def iter_special(self, window: Window) -> Iterator[SpecialPages]:
         """
@@ -105,14 +93,12 @@ class SpecialReader:
         :param stop: page after the last.
         :raises EOFError: if the process is gone.
         """
-        pagemap, reader = self._readers[0]
+        table, reader = self._readers[0]
         found = [np.empty(0, np.int64)]
-        for windows in cut_windows(
-            join_windows(zip(first.tolist(), stop.tolist(), strict=True))
-        ):
-            words = read_windows(pagemap, windows)
+        for windows in cut_windows(zip(first.tolist(), stop.tolist(), strict=True)):
+            words = table.read(windows)
             flags = reader.read(words)
-            is_found = read_windows(pagemap, windows) != words
+            is_found = table.read(windows) != words
             if np.bitwise_or.reduce(flags.words) & _SPECIAL:
                 is_found |= (flags.by_page(len(words)) & _SPECIAL) != 0
             if is_found.any():
@@ -134,15 +120,15 @@ class SpecialReader:
         return [one for one in found if one is not None]
 
 
-def _read_special(pagemap: Pagemap, reader: RunReader, window: Window) -> SpecialPages:
+def _read_special(table: PageTable, reader: RunReader, window: Window) -> SpecialPages:
     """Return the special pages of a range, after a look back at the page table."""
     moved = 0
-    words = read_windows(pagemap, [window])
+    words = table.read([window])
     for _ in range(TRIES):
         found = reader.read(words)
-        if are_same(pagemap, [window], words):
+        if table.are_same([window], words):
             break
-        again = read_windows(pagemap, [window])
+        again = table.read([window])
         is_moved = again != words
         words, before = again, words
     else:

@@ -11,7 +11,6 @@ from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel import features
 from memlens.kernel.cachewalk import CacheWalker, walker
 from memlens.kernel.cgroups import parse_cgroup
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import list_pids
 from memlens.objects.opener import device_number
@@ -20,9 +19,10 @@ from memlens.physical.files import FileFigures, FileScan
 from memlens.physical.heldfiles import HeldFiles
 from memlens.physical.records import ElsewherePages, FileCharge, ProcessCharge
 from memlens.report import Missed
+from memlens.scan.jobs import list_windows
 from memlens.scan.machine import Machine
 from memlens.scan.mappings import FoundPages, MappingTable
-from memlens.scan.pagetable import list_windows, read_windows
+from memlens.scan.pagetable import PageTable
 from memlens.units import count_of
 
 FileKey = tuple[int, int]
@@ -138,23 +138,19 @@ class OwnerTable:
         with ProcessDir(pid, self.machine) as process:
             cgroup = parse_cgroup(process.read("cgroup"))
             is_inside = _is_below(cgroup, self.path)
-            pagemap = Pagemap(process.open("pagemap"), self.machine, process.path)
-            try:
+            with PageTable.open(process, self.machine) as pages:
                 table = MappingTable(process, self.machine)
-                owner = _Owner(process.title(pagemap), pid, cgroup)
+                owner = _Owner(process.title(pages.pagemap), pid, cgroup)
                 self._owners.append(owner)
                 number = len(self._owners) - 1
                 names = self._file_numbers(table)
                 foreign: list[NDArray[np.int64]] = []
                 for job in list_windows(process, self.machine):
-                    words = read_windows(pagemap, job)
-                    pages = np.concatenate([np.arange(a, b) for a, b in job])
-                    found = table.attribute(words, pages, self._zero)
+                    vfns = np.concatenate([np.arange(a, b) for a, b in job])
+                    found = table.attribute(pages.read(job), vfns, self._zero)
                     foreign.append(self._take(found, number, names, cgroup, is_inside))
                 if is_inside:
                     self._foreign.append(_distinct(np.concatenate([_NONE, *foreign])))
-            finally:
-                pagemap.close()
 
     def _take(
         self,

@@ -15,7 +15,6 @@ from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.mapstable import MapsTable, overlaps, parse_maps_table
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange, read_node_ranges
 from memlens.objects.opener import ANONYMOUS, ObjectFacts
@@ -60,6 +59,7 @@ from memlens.residency.tables import (
 )
 from memlens.residency.verdicts import Verdicts, explain_unknown, object_label
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
+from memlens.scan.pagetable import PageTable
 
 # A large mapping is read by itself, at first so many pages at a time.
 _PART_LEAST = 1 << 18
@@ -153,21 +153,19 @@ def _map(
         raise ValueError("empty range of addresses")
     with ProcessDir(pid, machine) as process:
         # Before the mappings: a program executed in between leaves this table empty.
-        pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
+        table = PageTable.open(process, machine, keep_words=words)
         try:
-            capture = _Capture(process, pagemap, words, machine, shared)
-            return capture.run(low, high)
+            return _Capture(process, table, machine, shared).run(low, high)
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
         finally:
-            pagemap.close()
+            table.close()
 
 
 @dataclass(slots=True)
 class _Capture:
     process: ProcessDir
-    pagemap: Pagemap
-    keep_words: bool
+    table: PageTable
     machine: Machine
     shared: SharedAnswers | None = None
     notes: list[str] = field(default_factory=list)
@@ -177,22 +175,16 @@ class _Capture:
 
     def run(self, low: int, high: int) -> ProcessMap:
         origin = self.machine.origin()
-        identity = self.process.identity(self.pagemap)
-        reader = make_reader(
-            self.process,
-            self.pagemap,
-            self.machine,
-            keep_words=self.keep_words,
-            shared=self.shared,
-        )
+        identity = self.process.identity(self.table.pagemap)
+        reader = make_reader(self.process, self.table, shared=self.shared)
         reader.opener.leases.prefetch()
         try:
             found = self._read_all(reader, low, high)
-            nodes = list(node_rows(self.pagemap, found, self._nodes()))
+            nodes = list(node_rows(self.table, found, self._nodes()))
         finally:
             reader.opener.leases.close()
             reader.close()
-        tables = map_tables(found, origin, self.keep_words)
+        tables = map_tables(found, origin, self.table.keep_words)
         # The last page that 64 bits can address.
         scope = Scope(low, min(high, (1 << 64) // origin.page_size_bytes))
         return ProcessMap.at(
@@ -257,8 +249,8 @@ class _Capture:
     def _check_alive(self, raw: bytes, kept: MapsTable) -> None:
         """Raise if the mappings are of no memory, or of another than the page table."""
         if len(kept):
-            page = kept[0].start // self.pagemap.page_size_bytes
-            if not raw or not len(self.pagemap.read_words(page, 1)):
+            page = kept[0].start // self.table.size
+            if not raw or self.table.word(page) is None:
                 raise self.process.gone_error()
 
     def _changed(
@@ -270,7 +262,7 @@ class _Capture:
         what = "kept changing" if is_last else "changed or vanished"
         self.notes += [f"{kept.maps[row].name} {what} during the scan" for row in gone]
         if is_last:
-            size = self.pagemap.page_size_bytes
+            size = self.table.size
             start = (kept.maps.start // np.uint64(size)).tolist()
             found = {row: without_object(kept.found(row), start[row]) for row in gone}
             return with_rows(kept, found), now.take(slice(0))
@@ -280,7 +272,7 @@ class _Capture:
         return kept, now.take(is_new & overlaps(now, lost))
 
     def _spans(self, mappings: MapsTable, low: int, high: int) -> Spans:
-        size = np.uint64(self.pagemap.page_size_bytes)
+        size = np.uint64(self.table.size)
         base, end = (
             (column // size).astype(np.int64) for column in (mappings.start, mappings.stop)
         )
@@ -343,7 +335,7 @@ class _Capture:
         facts, refusal = reader.opener.facts(mapping), ""
         part = _PART_LEAST
         try:
-            sparse = None if self.keep_words else reader.read_sparse(mapping, first, last)
+            sparse = None if self.table.keep_words else reader.read_sparse(mapping, first, last)
         except Stopped:
             sparse = Verdicts(facts, one_run(first, last - first, Reason.STOPPED))
             self._stop()
@@ -387,8 +379,8 @@ class _Capture:
     def _result(self, reader: MappingReader, mapping: Mapping, verdicts: Verdicts) -> Found:
         runs = reader.settle(mapping, verdicts)
         words = slots = None
-        if self.keep_words:
-            base = mapping.start // self.pagemap.page_size_bytes
+        if self.table.keep_words:
+            base = mapping.start // self.table.size
             first, stop = int(runs.first[0]), int(runs.stop[-1])
             words = reader.table.take_words(base + first, base + stop)
             slots = mapping_slots(runs, words, verdicts.slots)
@@ -405,37 +397,35 @@ _JOIN_PAGES = 4096
 
 
 def node_rows(
-    pagemap: Pagemap, found: MappingRows, nodes: list[NodeRange]
+    table: PageTable, found: MappingRows, nodes: list[NodeRange]
 ) -> Iterator[NodePages]:
     """
     Yield the present pages of mappings by node; nothing without nodes.
 
-    :param pagemap: the page table that they were read from.
+    :param table: the page table that they were read from.
     :param nodes: frames of each node, in order.
 
     The words are read again, so that pages which left meanwhile are in no node.
     """
-    start = (found.maps.start // np.uint64(pagemap.page_size_bytes)).tolist()
+    start = (found.maps.start // np.uint64(table.size)).tolist()
     for row, page in enumerate(start if nodes else ()):
         runs = part_of(found.runs, found.edges[row], found.edges[row + 1])
-        for node, pages in count_nodes(pagemap, page, runs, nodes).items():
+        for node, pages in count_nodes(table, page, runs, nodes).items():
             yield NodePages(page, node, pages)
 
 
 def count_nodes(
-    pagemap: Pagemap, start_page: int, runs: Runs, nodes: list[NodeRange]
+    table: PageTable, start_page: int, runs: Runs, nodes: list[NodeRange]
 ) -> dict[int, int]:
     """Return the present pages of a mapping by node; nothing where frames are hidden."""
     counts = np.zeros(len(nodes), np.int64)
     present = select_runs(runs, runs.value == PageClass.PRESENT)
-    for first, stop in window_runs(present, _JOIN_PAGES):
-        for page, words in pagemap.iter_words(start_page + first, stop - first):
-            low = page - start_page
-            piece = shift_runs(clip_runs(present, low, low + len(words)), -low)
-            is_asked = (
-                decode_runs(piece, len(words), fill=PageClass.UNKNOWN) == PageClass.PRESENT
-            )
-            counts += _count_frames(words[is_asked], nodes)
+    windows = window_runs(shift_runs(present, start_page), _JOIN_PAGES)
+    for page, words in table.words(windows):
+        low = page - start_page
+        piece = shift_runs(clip_runs(present, low, low + len(words)), -low)
+        is_asked = decode_runs(piece, len(words), fill=PageClass.UNKNOWN) == PageClass.PRESENT
+        counts += _count_frames(words[is_asked], nodes)
     found: dict[int, int] = {}
     for row, pages in zip(nodes, counts.tolist(), strict=True):
         if pages:

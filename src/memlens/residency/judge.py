@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.mapstable import MapsTable, Place
-from memlens.kernel.pagemap import KERNEL_HALF, Pagemap
+from memlens.kernel.pagemap import KERNEL_HALF
 from memlens.kernel.process import ProcessDir
 from memlens.objects.opener import (
     REPLACED,
@@ -54,7 +53,6 @@ from memlens.pages.slotruns import (
     without_pages,
 )
 from memlens.residency.answers import PIECE, TRIES, ObjectReader
-from memlens.residency.entries import WINDOW_PAGES, PageTable
 from memlens.residency.overlays import LayerSettler, MappingWalk
 from memlens.residency.sharedanswers import SharedAnswers
 from memlens.residency.totals import Settler
@@ -71,6 +69,7 @@ from memlens.residency.verdicts import (
 )
 from memlens.residency.walk import Walking
 from memlens.scan.machine import Machine, Stopped
+from memlens.scan.pagetable import WINDOW_PAGES, PageTable
 
 # Open pages closer than this are asked about together: a call costs as much as asking about
 # some thousand pages more.
@@ -203,7 +202,7 @@ class MappingReader:
 
     @property
     def _size(self) -> int:
-        return self.table.pagemap.page_size_bytes
+        return self.table.size
 
     def _kind(self, mapping: Mapping, facts: ObjectFacts) -> str:
         """Return by which column of ``VERDICT_OF`` to judge a mapping, as it is read here."""
@@ -220,7 +219,7 @@ class MappingReader:
     def _look_again(self, mapping: Mapping, kind: str, first: int, stop: int) -> Runs:
         """Return the verdicts of what the page table says now."""
         base = mapping.start // self._size
-        entries = self.table.read_entries(base + first, base + stop)
+        entries = self.table.entries([(base + first, base + stop)])
         return judge_entries(kind, shift_runs(entries, -base), first, stop)
 
     def _read_again(
@@ -407,27 +406,24 @@ class MappingReader:
 
 def make_reader(
     process: ProcessDir,
-    pagemap: Pagemap,
-    machine: Machine,
+    table: PageTable,
     *,
     opener: Opener | None = None,
-    keep_words: bool = False,
     shared: SharedAnswers | None = None,
 ) -> MappingReader:
     """
     Return a reader of a process's mappings; the caller closes it.
 
-    :param machine: says which interfaces may be used, and when to stop.
+    :param table: its page table.
     :param opener: opens the objects, one of its own if None.
-    :param keep_words: whether to keep the raw pagemap words.
     :param shared: what objects said to others within this scan.
     """
-    table = PageTable(pagemap, machine, zero_pfn=features.zero_pfn(), keep_words=keep_words)
+    machine = table.machine
     return MappingReader(
         table=table,
         opener=opener or Opener(process, None if shared is None else shared.facts),
         settler=Settler(process, machine),
-        walking=Walking(machine, keep_words),
+        walking=Walking(machine, table.keep_words),
         machine=machine,
         shared=shared,
     )
@@ -566,7 +562,7 @@ class Batch:
     _shifts: NDArray[np.int64] = field(init=False)
 
     def __post_init__(self) -> None:
-        size = np.uint64(self.reader.table.pagemap.page_size_bytes)
+        size = np.uint64(self.reader.table.size)
         spans, table = self.spans, self.spans.mappings
         self._kinds = _kind_numbers(table, self.facts)
         pages = (table.start // size).astype(np.int64)
@@ -618,7 +614,7 @@ class Batch:
         parts = []
         for first, stop in ranges:
             begin, end = row.places(np.array([first, stop])).tolist()
-            entries = row.lay(table.read_entries(first, stop))
+            entries = row.lay(table.entries([(first, stop)]))
             parts.append(fill_runs(entries, begin, end, _EMPTY))
         entries = row.cut(concat_runs(parts))
         kinds = self._kinds[row.range_of(entries.first)]

@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from memlens.errors import MemlensError
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.maps import Mapping
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.runs import EMPTY, Runs, clip_runs, concat_runs, window_runs
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import find_present
+from memlens.scan.pagetable import PageTable
 
 # Ranges that are closer are looked at in one.
 _JOIN_PAGES = 512
@@ -34,7 +33,7 @@ class Charges:
     file: KpageFile
     inodes: dict[ObjectKey, int] = field(default_factory=dict)
 
-    def learn(self, key: ObjectKey, pagemap: Pagemap, mapping: Mapping, present: Runs) -> None:
+    def learn(self, key: ObjectKey, table: PageTable, mapping: Mapping, present: Runs) -> None:
         """
         Ask about the first page that is mapped, unless the object is known.
 
@@ -42,18 +41,18 @@ class Charges:
         """
         if key in self.inodes or not len(present):
             return
-        size = pagemap.page_size_bytes
-        page = (mapping.start - mapping.offset_bytes) // size + int(present.first[0])
+        shift = (mapping.start - mapping.offset_bytes) // table.size
+        page = shift + int(present.first[0])
         try:
-            before = pagemap.read_words(page, 1)
-            if not len(before) or not int(before[0]) & _PRESENT:
+            before = table.word(page)
+            if before is None or not before & _PRESENT:
                 return
-            charged = self.file.read_range(int(before[0]) & _PFN, 1)
+            charged = self.file.read_range(before & _PFN, 1)
             # The frame may have changed hands meanwhile.
-            after = pagemap.read_words(page, 1)
+            after = table.word(page)
         except MemlensError:
             return
-        if len(after) and len(charged) and int(after[0]) == int(before[0]):
+        if len(charged) and after == before:
             self.inodes[key] = int(charged[0])
 
 
@@ -68,7 +67,7 @@ class PageTables:
 
     machine: Machine
     charges: Charges | None
-    _open: dict[int, tuple[ProcessDir, Pagemap] | None] = field(default_factory=dict)
+    _open: dict[int, tuple[ProcessDir, PageTable] | None] = field(default_factory=dict)
 
     def present(self, facts: ProcessFacts, use: ObjectUse, asked: Runs) -> tuple[Runs, bool]:
         """
@@ -85,16 +84,16 @@ class PageTables:
         opened = self._process(facts)
         if opened is None or not self._is_there(facts, use):
             return EMPTY, False
-        pagemap = opened[1]
+        table = opened[1]
         parts, is_huge = [], False
         try:
             for begin, end in window_runs(inside, _JOIN_PAGES):
-                runs, has_huge = find_present(pagemap, mapping, begin, end, self.machine)
+                runs, has_huge = table.mapped_of(mapping, begin, end)
                 parts.append(runs)
                 is_huge |= has_huge
             found = concat_runs(parts)
             if self.charges is not None:
-                self.charges.learn(use.key, pagemap, mapping, found)
+                self.charges.learn(use.key, table, mapping, found)
         except MemlensError:
             # It ended.
             return EMPTY, False
@@ -108,22 +107,21 @@ class PageTables:
                 opened[0].close()
         self._open.clear()
 
-    def _process(self, facts: ProcessFacts) -> tuple[ProcessDir, Pagemap] | None:
+    def _process(self, facts: ProcessFacts) -> tuple[ProcessDir, PageTable] | None:
         if facts.pid not in self._open:
             if len(self._open) >= _OPEN_AT_MOST:
                 self.close()
             self._open[facts.pid] = self._open_process(facts)
         return self._open[facts.pid]
 
-    def _open_process(self, facts: ProcessFacts) -> tuple[ProcessDir, Pagemap] | None:
+    def _open_process(self, facts: ProcessFacts) -> tuple[ProcessDir, PageTable] | None:
         try:
             process = ProcessDir(facts.pid, self.machine)
         except MemlensError:
             return None
         try:
             if process.stat.start_ticks == facts.start_ticks:
-                fd = process.open("pagemap")
-                return process, Pagemap(fd, self.machine, process.path)
+                return process, PageTable.open(process, self.machine)
         except MemlensError:
             pass
         process.close()

@@ -18,8 +18,8 @@ from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.arrays import distinct, is_in
 from memlens.pages.bits import PM_SWAP_SLOT_SHIFT
 from memlens.scan.facts import ProcessFacts
+from memlens.scan.frametable import KPF_ANON, KPF_SWAPCACHE
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import KPF_ANON, KPF_SWAPCACHE
 
 SWITCH = "frameslots"
 _FRAMES_AT_ONCE = 1 << 16

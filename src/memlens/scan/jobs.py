@@ -1,0 +1,110 @@
+"""Pages of a process in jobs of a bounded size, shared among threads where a core is idle."""
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_PRESENT, PAGE_IS_SWAPPED
+from memlens.kernel.process import ProcessDir
+from memlens.pages.arrays import join_ranges
+from memlens.scan.machine import Machine
+from memlens.scan.pagetable import PageTable, Window
+
+# How often a page that changes is asked again.
+TRIES = 4
+
+# More pages at once are more frames that lie together; fewer stay in the CPU's cache, and
+# fewer change meanwhile.
+JOB_PAGES = 1 << 16
+
+# Reading over a gap of so many pages costs less than another read.
+_GAP_PAGES = 64
+
+# Words are read at once where at least this share of the pages is there.
+_SPARSE = 4
+_ENTRIES = PAGE_IS_PRESENT | PAGE_IS_SWAPPED
+
+# More would wait for each other: what Python does between reads, it does one at a time.
+_THREADS_AT_MOST = 4
+
+
+def list_windows(
+    directory: ProcessDir, machine: Machine, addresses: tuple[int, int] | None = None
+) -> list[list[Window]]:
+    """
+    Return the ranges of pages to read, in jobs of a bounded size.
+
+    :param addresses: only this half-open range of addresses, in bytes.
+    """
+    size = machine.page_size_bytes
+    ranges = [
+        (mapping.start // size, mapping.stop // size)
+        for mapping in directory.read_maps()
+        if mapping.start < KERNEL_HALF
+    ]
+    if addresses is not None:
+        low, high = addresses[0] // size, -(-addresses[1] // size)
+        ranges = [(max(a, low), min(b, high)) for a, b in ranges if a < high and b > low]
+    ranges = list(join_ranges(ranges, _GAP_PAGES))
+    if machine.may("pagemap_scan") and _is_sparse(directory, ranges):
+        with PageTable.open(directory, machine) as table:
+            ranges = [
+                (first, stop)
+                for regions in table.regions(ranges, _ENTRIES, _ENTRIES)
+                for first, stop in regions[:, :2].tolist()
+            ]
+    return list(cut_windows(ranges))
+
+
+def _is_sparse(directory: ProcessDir, ranges: list[Window]) -> bool:
+    """Return whether a scan for what is there is worth its price."""
+    resident = int(directory.read("statm").split()[1])
+    pages = sum(stop - first for first, stop in ranges)
+    return pages > _SPARSE * resident + JOB_PAGES
+
+
+def cut_windows(ranges: Iterable[Window]) -> Iterator[list[Window]]:
+    """Group small ranges, with what little is between them, and cut large ones, into jobs."""
+    job: list[Window] = []
+    room = JOB_PAGES
+    for first, stop in join_ranges(ranges, _GAP_PAGES):
+        while first < stop:
+            end = min(stop, first + room)
+            job.append((first, end))
+            room -= end - first
+            first = end
+            if not room:
+                yield job
+                job, room = [], JOB_PAGES
+    if job:
+        yield job
+
+
+def count_threads() -> int:
+    """Return how many threads to read with."""
+    return min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
+
+
+def run_threads(calls: Sequence[Callable[[], None]]) -> None:
+    """
+    Run all of these at once, the first in this thread, and wait for them.
+
+    The first error of any is raised.  (concurrent.futures takes 10 ms to import.)
+    """
+    errors: list[BaseException] = []
+
+    def guard(call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guard, args=(call,)) for call in calls[1:]]
+    for thread in threads:
+        thread.start()
+    for call in calls[:1]:
+        guard(call)
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
