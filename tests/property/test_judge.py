@@ -28,7 +28,8 @@ from memlens.objects.opener import ANONYMOUS, VANISHED, ObjectFacts
 from memlens.pages.classes import Entry, PageClass, Reason
 from memlens.pages.parts import part_of
 from memlens.pages.runs import Runs, decode_runs
-from memlens.residency.judge import Batch, MappingReader, Spans, batches, find_facts
+from memlens.residency.judge import Batch, Judge
+from memlens.residency.spans import Spans, batches, find_facts
 from memlens.residency.totals import Settler
 from memlens.residency.walk import Walking
 from memlens.scan.pagetable import PageTable
@@ -197,10 +198,10 @@ class PlainOpener:
         return item
 
 
-def reader_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> MappingReader:
+def judge_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> Judge:
     process: Any = SimpleNamespace(pid=1)
     machine = machine_of(**more)
-    return MappingReader(
+    return Judge(
         table=PageTable(pagemap, machine, ZERO_PFN),
         opener=opener,
         settler=Settler(process, machine),
@@ -233,9 +234,9 @@ def spans_of(mappings: list[Mapping]) -> Spans:
     return Spans(table, np.zeros(len(pages), np.int64), np.array(pages, np.int64))
 
 
-def batch_of(reader: MappingReader, mappings: list[Mapping]) -> Batch:
+def batch_of(judge: Judge, mappings: list[Mapping]) -> Batch:
     spans = spans_of(mappings)
-    return Batch(reader, spans, find_facts(reader.opener, spans.mappings))
+    return Batch(judge, spans, find_facts(judge.opener, spans.mappings))
 
 
 def read(batch: Batch) -> list[Runs]:
@@ -261,12 +262,12 @@ def test_a_batch_equals_one_page_at_a_time(
 ) -> None:
     pagemap, mappings = build(plain)
     opener = PlainOpener(states)
-    reader = reader_of(pagemap, opener, use_scan=use_scan)
-    batch = batch_of(reader, mappings)
+    judge = judge_of(pagemap, opener, use_scan=use_scan)
+    batch = batch_of(judge, mappings)
     for mapping, one, runs in zip(mappings, plain, read(batch), strict=True):
         expected = [class_of(one, page, states) for page in range(len(one.words))]
         assert decode_runs(runs, len(one.words), fill=255).tolist() == expected
-        alone = reader.read(mapping, 0, len(one.words))
+        alone = judge.read(mapping, 0, len(one.words))
         assert list(alone.runs) == list(runs)
 
 
@@ -278,12 +279,12 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
     pagemap, mappings = build(plain)
     later = [[data.draw(st.sampled_from(["empty", "written"])) for _ in p.words] for p in plain]
     opener = PlainOpener(states)
-    reader = reader_of(pagemap, opener, use_scan=True)
+    judge = judge_of(pagemap, opener, use_scan=True)
     after, _ = build(
         [replace(one, words=words) for one, words in zip(plain, later, strict=True)]
     )
     opener.on_open = lambda: setattr(pagemap, "pages", after.pages)
-    batch = batch_of(reader, mappings)
+    batch = batch_of(judge, mappings)
     for one, words, runs in zip(plain, later, read(batch), strict=True):
         found = decode_runs(runs, len(words), fill=255).tolist()
         for page, (was, now) in enumerate(zip(one.words, words, strict=True)):
@@ -296,8 +297,8 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
 def test_each_object_is_opened_once(plain: list[Plain], states: list[list[str]]) -> None:
     pagemap, mappings = build(plain)
     opener = PlainOpener(states)
-    reader = reader_of(pagemap, opener, use_scan=True)
-    batch_of(reader, mappings).read()
+    judge = judge_of(pagemap, opener, use_scan=True)
+    batch_of(judge, mappings).read()
     assert len(opener.opened) == len(set(opener.opened))
 
 
@@ -310,8 +311,8 @@ def test_a_mapping_that_vanished_takes_no_other_with_it(
     starts = [mapping.start for mapping in mappings]
     gone = data.draw(st.frozensets(st.sampled_from(starts)))
     opener = PlainOpener(states, gone)
-    reader = reader_of(pagemap, opener, use_scan=True)
-    batch = batch_of(reader, mappings)
+    judge = judge_of(pagemap, opener, use_scan=True)
+    batch = batch_of(judge, mappings)
     asking = {
         mapping.inode
         for mapping, one in zip(mappings, plain, strict=True)
@@ -337,8 +338,8 @@ def test_a_batch_that_is_stopped_says_what_it_has(
     pagemap, mappings = build(plain)
     opener = PlainOpener(states)
     count = iter(range(1000))
-    reader = reader_of(pagemap, opener, use_scan=True, should_stop=lambda: next(count) >= polls)
-    batch = batch_of(reader, mappings)
+    judge = judge_of(pagemap, opener, use_scan=True, should_stop=lambda: next(count) >= polls)
+    batch = batch_of(judge, mappings)
     has_stopped = False
     for one, runs in zip(plain, read(batch), strict=True):
         for page, value in enumerate(decode_runs(runs, len(one.words), fill=255)):
@@ -381,9 +382,9 @@ def test_crumbs_equal_one_page_at_a_time(
     """Whether windows are read already, and the object is asked first, or not yet."""
     pagemap, [mapping] = build([Plain(0, words, 0, page)])
     mapping = replace_permissions(mapping, permissions)
-    reader = reader_of(pagemap, PlainOpener([states]), use_scan=use_scan)
-    reader.table.is_crumbled = is_crumbled
-    verdicts = reader.read(mapping, 0, len(words))
+    judge = judge_of(pagemap, PlainOpener([states]), use_scan=use_scan)
+    judge.table.is_crumbled = is_crumbled
+    verdicts = judge.read(mapping, 0, len(words))
     found = decode_runs(verdicts.runs, len(words), fill=255).tolist()
     for number, word in enumerate(words):
         expected: int = class_of(Plain(0, words, 0, page), number, [states])

@@ -147,6 +147,18 @@ class ObjectReader:
                 found[begin:end] = self._verdicts_of_each(first + begin, first + end)
         return self.settle(found)
 
+    def settled_verdicts(self, windows: list[tuple[int, int]]) -> Runs:
+        """
+        Return a verdict for every page of some ranges, in order.
+
+        :raises OSError: if the object cannot be asked at all.
+        """
+        first, stop = windows[0]
+        if len(windows) == 1 and stop - first <= PIECE:
+            return _as_runs(self.dense_verdicts(first, stop), first, stop)
+        found = concat_runs([self.verdicts(*window) for window in windows])
+        return Runs(found.first, found.pages, self.settle(found.value))
+
     def _verdicts_of_each(self, first: int, stop: int) -> NDArray[np.uint8]:
         return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
 

@@ -13,7 +13,7 @@ from memlens.objects.backing import Backing
 from memlens.objects.opener import Opener
 from memlens.pages.bits import PM_PRESENT
 from memlens.pages.classes import PageClass, Reason
-from memlens.residency.judge import make_reader
+from memlens.residency.judge import make_judge
 from memlens.residency.places import WalkedPage, is_private_copy, walk_page
 from memlens.residency.totals import Settler
 from memlens.residency.verdicts import Verdicts
@@ -205,13 +205,13 @@ class PageLook:
     def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
         opener = TracedOpener(self.process)
         opener.trace = trace
-        reader = make_reader(self.process, self.table, opener=opener)
+        judge = make_judge(self.process, self.table, opener=opener)
         try:
-            found = reader.read(self.mapping, first, stop)
-            verdicts = Verdicts(found.facts, reader.settle(self.mapping, found), found.refusal)
+            found = judge.read(self.mapping, first, stop)
+            verdicts = Verdicts(found.facts, judge.settle(self.mapping, found), found.refusal)
         finally:
-            reader.close()
-        self.settler = reader.settler
+            judge.close()
+        self.settler = judge.settler
         return verdicts
 
     def _walk(self) -> WalkedPage | None:

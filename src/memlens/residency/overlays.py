@@ -252,6 +252,23 @@ class MappingWalk:
         return restrict_runs(shift_runs(merge_runs(said), -pgoff), asked)
 
 
+def copied_up(
+    process: ProcessDir, walking: Walking, mapping: Mapping, asked: Runs
+) -> Runs | None:
+    """
+    Return what can be said of pages of a mapping of an overlay after a copy-up.
+
+    None if there was none: then the file answers that can be opened.
+
+    :param asked: pages from the start of the mapping.
+    """
+    if not is_maybe_copied_up(process, mapping):
+        return None
+    value = np.full(len(asked), Reason.COPIED_UP, np.uint8)
+    found = MappingWalk(walking, process.tid, is_overlay=True).verdicts(mapping, asked)
+    return replace_runs(Runs(asked.first, asked.pages, value), found)
+
+
 def _with_end(evidence: Runs, end: int, first: int, stop: int) -> Runs:
     """Return the evidence with pages from ``end`` on past the end of the file."""
     end = min(max(end, first), stop)

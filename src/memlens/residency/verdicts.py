@@ -1,34 +1,31 @@
 """What page-table entries mean for a mapping; an object answers what they leave open."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
+from memlens.kernel.mapstable import MapsTable
 from memlens.objects.opener import KERNEL_NAMES, ObjectFacts
-from memlens.pages.arrays import blend, look_up
+from memlens.pages.arrays import distinct
 from memlens.pages.classes import REASONS, Entry, Reason, Verdict, entry_verdicts
-from memlens.pages.runs import Runs, clip_runs, fill_runs, merge_runs, select_runs
+from memlens.pages.runs import Runs, merge_runs, select_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
 from memlens.residency.records import UnknownRun
 from memlens.residency.totals import Settler
 from memlens.units import format_size
 
-KINDS = ("anonymous", "private", "shared", "special", "kernel")
-
-# Verdicts by number of the kind of mapping and entry, and by its name.
-VERDICTS = np.stack([entry_verdicts(kind) for kind in KINDS])
-VERDICT_OF = dict(zip(KINDS, VERDICTS, strict=True))
-
 # Of hugetlbfs, watched by userfaultfd, where only words are to be had: poison reads as an
 # empty word, and only PAGEMAP_SCAN calls it a swap entry.
 WATCHED = {kind: f"{kind}, watched" for kind in ("private", "shared")}
-VERDICT_OF |= {name: VERDICT_OF[kind].copy() for kind, name in WATCHED.items()}
+_KINDS = ("anonymous", "private", "shared", "special", "kernel")
+KINDS = (*_KINDS, *WATCHED.values())
 
-
-for _name in WATCHED.values():
-    VERDICT_OF[_name][Entry.EMPTY] = Reason.TRANSIT
+# Verdicts by number of the kind of mapping, and entry.
+VERDICTS = np.stack([entry_verdicts(kind.partition(",")[0]) for kind in KINDS])
+VERDICTS[len(_KINDS) :, Entry.EMPTY] = Reason.TRANSIT
 
 
 # Members of enumerations are slow to come by.
@@ -62,26 +59,26 @@ def mapping_kind(path: str, is_shared: bool, facts: ObjectFacts) -> str:
     return "shared" if is_shared else "private"
 
 
-def judge_entries(kind: str, entries: Runs, first: int, stop: int) -> Runs:
-    """Return the verdict of every page of a range; pages in no run are empty."""
-    filled = fill_runs(clip_runs(entries, first, stop), first, stop, _EMPTY)
-    return merge_runs(Runs(filled.first, filled.pages, VERDICT_OF[kind][filled.value]))
-
-
-def judge_crumbs(
-    kind: str, entries: NDArray[np.uint8], answers: int | NDArray[np.uint8]
-) -> NDArray[np.uint8]:
+def kind_numbers(
+    table: MapsTable, facts: Sequence[ObjectFacts], is_watched: Callable[[Mapping], bool]
+) -> NDArray[np.int64]:
     """
-    Return the verdict of each page, with an object's answers for what its entry leaves open.
+    Return by which row of ``VERDICTS`` to judge each mapping.
 
-    :param entries: an ``Entry`` for each page.
-    :param answers: a verdict for each page, or for all of them.
+    :param facts: what backs each place of the table.
+    :param is_watched: says of a mapping of hugetlbfs whether words may hide poison there.
     """
-    table = VERDICT_OF[kind]
-    if isinstance(answers, int):
-        return look_up(np.where(table == _ASK, np.uint8(answers), table), entries)
-    found = look_up(table, entries)
-    return blend(found == _ASK, answers, found)
+    numbers = np.zeros((2, len(table.places)), np.int64)
+    for number in distinct(table.place).tolist():
+        path, one = table.places[number].path, facts[number]
+        for is_shared in (False, True):
+            kind = mapping_kind(path, is_shared, one)
+            if one.kind == "hugetlb" and is_watched(table[0]):
+                kind = WATCHED[kind]
+            numbers[int(is_shared), number] = KINDS.index(kind)
+    is_mode_shared = np.array([mode[3:4] == "s" for mode in table.modes], np.int64)
+    found: NDArray[np.int64] = numbers[is_mode_shared[table.mode], table.place]
+    return found
 
 
 def replace_value(runs: Runs, old: int, new: int) -> Runs:
