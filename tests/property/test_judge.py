@@ -30,8 +30,6 @@ from memlens.pages.parts import part_of
 from memlens.pages.runs import Runs, decode_runs
 from memlens.residency.judge import Batch, Judge
 from memlens.residency.spans import Spans, batches, find_facts
-from memlens.residency.totals import Settler
-from memlens.residency.walk import Walking
 from memlens.scan.pagetable import PageTable
 from tests.property.plainobject import SHMEM, PlainMachine, PlainObject
 
@@ -183,6 +181,7 @@ class PlainOpener:
         self.states = states
         self.gone = gone
         self.opened: list[int] = []
+        self.process: Any = SimpleNamespace(pid=1)
         self.on_open: Callable[[], None] = lambda: None
 
     def facts(self, mapping: Mapping) -> ObjectFacts:
@@ -199,15 +198,7 @@ class PlainOpener:
 
 
 def judge_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> Judge:
-    process: Any = SimpleNamespace(pid=1)
-    machine = machine_of(**more)
-    return Judge(
-        table=PageTable(pagemap, machine, ZERO_PFN),
-        opener=opener,
-        settler=Settler(process, machine),
-        machine=machine,
-        walking=Walking(machine),
-    )
+    return Judge(PageTable(pagemap, machine_of(**more), ZERO_PFN), opener)
 
 
 def build(plain: list[Plain]) -> tuple[PlainPagemap, list[Mapping]]:

@@ -34,9 +34,8 @@ from memlens.physical.counting import (
     share_calls,
 )
 from memlens.physical.runflags import RunFlags
-from memlens.scan.jobs import TRIES, list_windows
+from memlens.scan.jobs import TRIES, Job, list_windows
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import Window
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
 _SEEN_FRAMES_AT_MOST = 1 << 26
@@ -104,7 +103,7 @@ def _prepare_frames(part: Part) -> None:
         part.seen = np.zeros(frames, bool)
 
 
-def _count_batch(part: Part, workers: Sequence[Worker], jobs: list[list[Window]]) -> None:
+def _count_batch(part: Part, workers: Sequence[Worker], jobs: list[Job]) -> None:
     """
     Count the pages of some jobs.
 
@@ -129,7 +128,7 @@ def _count_batch(part: Part, workers: Sequence[Worker], jobs: list[list[Window]]
 class _Batch:
     """What was read of some jobs; each method is called by several threads at once."""
 
-    def __init__(self, part: Part, jobs: list[list[Window]]) -> None:
+    def __init__(self, part: Part, jobs: list[Job]) -> None:
         self.part = part
         self.jobs = jobs
         self.words = [np.empty(0, np.uint64)] * len(jobs)
@@ -187,7 +186,7 @@ class _Batch:
 
 def _count_settled(
     worker: Worker,
-    job: list[Window],
+    job: Job,
     words: NDArray[np.uint64],
     flags: NDArray[np.uint64] | None,
 ) -> None:

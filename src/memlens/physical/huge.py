@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel.kpage import KpageFile, read_sorted
-from memlens.kernel.maps import Mapping, MappingFigures
-from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_HUGE, PAGE_IS_PFNZERO
+from memlens.kernel.maps import KERNEL_HALF, Mapping, MappingFigures
+from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.smapstable import SmapsTable, read_smaps_table
 from memlens.kernel.zoneinfo import read_node_ranges

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.objects.backing import Backing
+from memlens.objects.backing import Backing, is_all_data
 from memlens.pages.arrays import look_up
-from memlens.pages.classes import Evidence, Reason, object_verdicts
+from memlens.pages.classes import Evidence, PageClass, Reason, object_verdicts
 from memlens.pages.evidence import (
     guess_evidence,
     seek_alike,
@@ -30,7 +30,6 @@ from memlens.pages.runs import (
     shift_runs,
     window_runs,
 )
-from memlens.residency.totals import settle_preallocated
 from memlens.residency.walk import ObjectWalk, Walking
 from memlens.scan.machine import Machine
 
@@ -166,7 +165,10 @@ class ObjectReader:
         """Return verdicts with those settled that the object as a whole decides."""
         if self.backing.kind != "shmem" or not self._has_seek:
             return values
-        return settle_preallocated(self.backing, values)
+        is_open = values == _OPEN_HOLE
+        if not is_open.any() or not is_all_data(self.backing):
+            return values
+        return np.where(is_open, np.uint8(PageClass.NONE), values)
 
     def count_sparse(self, stop: int) -> int | None:
         """

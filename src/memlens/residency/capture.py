@@ -17,7 +17,7 @@ from memlens.kernel.maps import Mapping
 from memlens.kernel.mapstable import MapsTable, overlaps, parse_maps_table
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange, read_node_ranges
-from memlens.objects.opener import ANONYMOUS, ObjectFacts
+from memlens.objects.opener import ANONYMOUS, ObjectFacts, Opener
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.classes import PageClass
 from memlens.pages.parts import part_of
@@ -32,7 +32,7 @@ from memlens.pages.runs import (
     window_runs,
 )
 from memlens.record import Table
-from memlens.residency.judge import Batch, Judge, make_judge
+from memlens.residency.judge import Batch, Judge
 from memlens.residency.objects import Objects
 from memlens.residency.places import mapping_slots
 from memlens.residency.records import Evidence, NodePages, ProcessMap, Scope, UnknownRun
@@ -141,7 +141,7 @@ def _map(
         # Before the mappings: a program executed in between leaves this table empty.
         table = PageTable.open(process, machine, keep_words=words)
         try:
-            return _Capture(process, table, machine, objects).run(low, high)
+            return _Capture(process, table, machine, objects or Objects()).run(low, high)
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
         finally:
@@ -153,7 +153,7 @@ class _Capture:
     process: ProcessDir
     table: PageTable
     machine: Machine
-    objects: Objects | None = None
+    objects: Objects
     notes: list[str] = field(default_factory=list)
     is_complete: bool = True
     _done: int = 0
@@ -162,7 +162,8 @@ class _Capture:
     def run(self, low: int, high: int) -> ProcessMap:
         origin = self.machine.origin()
         identity = self.process.identity(self.table.pagemap)
-        judge = make_judge(self.process, self.table, objects=self.objects)
+        opener = Opener(self.process, self.objects.facts)
+        judge = Judge(self.table, opener, self.objects)
         judge.opener.leases.prefetch()
         try:
             found = self._read_all(judge, low, high)

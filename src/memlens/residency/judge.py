@@ -6,9 +6,9 @@ The only road from mappings to classes.
     found = found.replaced(look(asked).mapped())   what is mapped by now wins
     sources, one after the other                   of whole mappings: what is still open
 
-Many mappings are looked at as one, their pages laid end to end: a process may have ten
-thousand of a few pages each, and asked one by one they cost calls and calculations on a
-handful of numbers.  A lone mapping is a batch of one, and a large one goes in parts.
+Many mappings are looked at as one, their pages laid end to end: asked one by one, ten
+thousand of a few pages each cost as many calls and calculations on a handful of numbers.
+A lone mapping is a batch of one, and a large one goes in parts.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,14 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import table_of
-from memlens.kernel.pagemap import KERNEL_HALF
-from memlens.kernel.process import ProcessDir
 from memlens.objects.opener import VANISHED, ObjectFacts, Opener
-from memlens.pages.arrays import join_ranges, look_up
+from memlens.pages.arrays import distinct, join_ranges, look_up
 from memlens.pages.classes import Entry, PageClass, Reason, Verdict
-from memlens.pages.endtoend import EndToEnd
-from memlens.pages.parts import Piece
+from memlens.pages.parts import EndToEnd, Piece
 from memlens.pages.runs import (
     RunJoiner,
     Runs,
@@ -56,16 +52,16 @@ from memlens.residency import overlays
 from memlens.residency.answers import TRIES, ObjectReader
 from memlens.residency.objects import Objects
 from memlens.residency.spans import GONE, Spans
-from memlens.residency.totals import Settler
 from memlens.residency.verdicts import (
     KINDS,
     VERDICTS,
+    Settler,
     Verdicts,
     kind_numbers,
     replace_value,
 )
 from memlens.residency.walk import Walking
-from memlens.scan.machine import Machine, Stopped
+from memlens.scan.machine import Stopped
 from memlens.scan.pagetable import WINDOW_PAGES, PageTable
 
 # Open pages closer than this are asked about together: a call costs as much as asking about
@@ -86,29 +82,33 @@ _SPARSE_PAGES = 1 << 16
 
 # Members of enumerations are slow to come by.
 _ASK, _AGAIN, _EMPTY = int(Verdict.ASK), int(Verdict.AGAIN), int(Entry.EMPTY)
-_SHARED = KINDS.index("shared")
+_SHARED, _NOT_OPENED = KINDS.index("shared"), int(Reason.NOT_OPENED)
 
 
 @dataclass(slots=True)
 class Judge:
     """
-    Judges the pages of one process.
+    Judges the pages of one process; the caller closes it.
 
     :param table: its page table.
     :param opener: opens its objects.
-    :param settler: settles by totals.
-    :param machine: says which interfaces may be used, and when to stop.
-    :param walking: the page-cache walk.
     :param objects: what objects said to others within this scan.
+
+    ``settler`` knows the sums of smaps, ``walking`` is the page-cache walk.
     """
 
     table: PageTable
     opener: Opener
-    settler: Settler
-    machine: Machine
-    walking: Walking
     objects: Objects = field(default_factory=Objects)
-    _layers: overlays.LayerSettler | None = None
+    settler: Settler = field(init=False)
+    walking: Walking = field(init=False)
+    layers: overlays.LayerSettler = field(init=False)
+
+    def __post_init__(self) -> None:
+        machine, process = self.table.machine, self.opener.process
+        self.settler = Settler(process, machine)
+        self.walking = Walking(machine, self.table.keep_words)
+        self.layers = overlays.LayerSettler(process, self.settler, self.walking)
 
     def read(self, mapping: Mapping, first: int, stop: int) -> Verdicts:
         """
@@ -119,7 +119,7 @@ class Judge:
         :raises Stopped: if the scan is to end.
         """
         facts = self.opener.facts(mapping)
-        batch = Batch(self, _one_span(mapping, first, stop), [facts])
+        batch = Batch(self, Spans.of(mapping, first, stop), [facts])
         runs, _ = batch.read()
         if batch.is_stopped:
             raise Stopped
@@ -142,48 +142,9 @@ class Judge:
         """Open the object of a mapping; or say why not."""
         return self.objects.open(self.opener, mapping, facts, self.walking)
 
-    def layers(self) -> overlays.LayerSettler:
-        """Return what settles mappings of overlays."""
-        if self._layers is None:
-            process = self.opener.process
-            self._layers = overlays.LayerSettler(process, self.settler, self.walking)
-        return self._layers
-
     def close(self) -> None:
         """Close the object that was asked last."""
         self.objects.close()
-
-    def is_watched(self, mapping: Mapping) -> bool:
-        """Return whether userfaultfd may have poisoned huge pages that only words tell of."""
-        if self.table.use_scan:
-            return False
-        figures = self.settler.figures(mapping)
-        return figures is None or figures.is_watched
-
-
-def make_judge(
-    process: ProcessDir,
-    table: PageTable,
-    *,
-    opener: Opener | None = None,
-    objects: Objects | None = None,
-) -> Judge:
-    """
-    Return a judge of a process's pages; the caller closes it.
-
-    :param table: its page table.
-    :param opener: opens the objects, one of its own if None.
-    :param objects: what objects said to others within this scan.
-    """
-    objects, machine = objects or Objects(), table.machine
-    return Judge(
-        table=table,
-        opener=opener or Opener(process, objects.facts),
-        settler=Settler(process, machine),
-        machine=machine,
-        walking=Walking(machine, table.keep_words),
-        objects=objects,
-    )
 
 
 @dataclass(slots=True)
@@ -214,7 +175,7 @@ class Batch:
     def __post_init__(self) -> None:
         size = np.uint64(self.judge.table.size)
         spans, table = self.spans, self.spans.mappings
-        self._kinds = kind_numbers(table, self.facts, self.judge.is_watched)
+        self._kinds = kind_numbers(table, self.facts, self.judge.settler.is_watched)
         pages = (table.start // size).astype(np.int64)
         begins = np.zeros(len(spans) + 1, np.int64)
         np.cumsum(spans.pages, out=begins[1:])
@@ -231,7 +192,7 @@ class Batch:
         :raises EOFError: if the page table has vanished.
         """
         total = int(self._row.begins[-1])
-        if int(self.spans.mappings.start[0]) >= KERNEL_HALF:
+        if self.spans.is_of_kernel:
             value = int(VERDICTS[self._kinds[0], Entry.OUTSIDE])
             return self._split(one_run(0, total, value))
         joiner, done, part = RunJoiner(), 0, _PART_LEAST
@@ -239,7 +200,7 @@ class Batch:
             runs = None if self.is_stopped else self._read_sparse()
             while not self.is_stopped and done < total:
                 if runs is None:
-                    self.judge.machine.check_stop()
+                    self.judge.table.machine.check_stop()
                     found = self._first_look(done, min(done + part, total))
                     runs = self._steady(self._judged(found, self._ask))
                 joiner.add(runs)
@@ -373,7 +334,7 @@ class Batch:
         total, judge = int(self._row.begins[-1]), self.judge
         mapping = self.spans.mappings[0]
         facts = self.facts[self.spans.mappings.place[0]]
-        is_shared = mapping.is_shared and facts.kind == "shmem" and not judge.table.keep_words
+        is_shared = mapping.is_shared and facts.kind == "shmem"
         is_large = len(self.spans) == 1 and total >= _SPARSE_PAGES
         if not is_shared or not is_large or self._is_by_runs():
             return None
@@ -418,16 +379,16 @@ class Batch:
         return Piece(sort_runs(join_runs(parts)))
 
     def _ask_densely(self, asked: Piece, pages: int) -> Piece:
-        reader = self._open(np.zeros(1, np.int64))
-        value: int | NDArray[np.uint8] = int(Reason.NOT_OPENED)
+        span = np.zeros(1, np.int64)
+        reader, first = self._open(span), int(self._shifts[0]) + asked.first
+        value: int | NDArray[np.uint8] = _NOT_OPENED
         if isinstance(reader, str):
-            self.refusals.setdefault(0, reader)
+            self._refuse(span, reader)
         else:
-            first = int(self._shifts[0]) + asked.first
             try:
                 value = reader.dense_verdicts(first, first + pages)
             except OSError as error:
-                self.refusals.setdefault(0, f"asking the object: {error.strerror}")
+                self._refuse(span, f"asking the object: {error.strerror}")
         return asked.told(np.full(pages, value, np.uint8) if isinstance(value, int) else value)
 
     def _ask_object(self, span: NDArray[np.int64], asked: Runs) -> Runs:
@@ -441,23 +402,18 @@ class Batch:
         if facts.kind == "overlay":
             shift = int(self.spans.first[0])
             pages = shift_runs(asked, shift)
-            found = overlays.copied_up(judge.opener.process, judge.walking, table[0], pages)
-            if found is not None:
-                return shift_runs(found, -shift)
+            copied = overlays.copied_up(judge.opener.process, judge.walking, table[0], pages)
+            if copied is not None:
+                return shift_runs(copied, -shift)
         shift_of = self._shifts[span]
         first = asked.first + shift_of
         windows = _windows(first, asked)
-        found = judge.objects.find(place, windows)
-        if found is None:
-            reader = self._open(span)
-            if isinstance(reader, str):
-                return self._refuse(span, asked, reader)
-            try:
-                found = judge.objects.ask(place, reader, windows)
-            except OSError as error:
-                return self._refuse(span, asked, f"asking the object: {error.strerror}")
-            if judge.walking.is_eager and reader.walk is not None:
-                self._take_slots(reader.walk.take_slots(), asked)
+        found = judge.objects.answers(place, windows, lambda: self._open(span))
+        if isinstance(found, str):
+            self._refuse(span, found)
+            return Runs(asked.first, asked.pages, np.full(len(asked), _NOT_OPENED, np.uint8))
+        if judge.walking.is_eager:
+            self._take_slots(judge.objects.take_slots(), asked)
         if len(asked) == 1:
             return Runs(found.first - shift_of, found.pages, found.value)
         number, picked = pick_runs(found, first, asked.pages)
@@ -481,11 +437,9 @@ class Batch:
                 break
         return opened
 
-    def _refuse(self, span: NDArray[np.int64], asked: Runs, refusal: str) -> Runs:
-        for number in dict.fromkeys(span.tolist()):
+    def _refuse(self, span: NDArray[np.int64], refusal: str) -> None:
+        for number in distinct(span).tolist():
             self.refusals.setdefault(number, refusal)
-        value = np.full(len(asked), Reason.NOT_OPENED, np.uint8)
-        return Runs(asked.first, asked.pages, value)
 
     def _split(self, runs: Runs) -> tuple[Runs, NDArray[np.int64]]:
         """Return the runs span by span, and where those of each begin."""
@@ -503,11 +457,11 @@ def _windows(first: NDArray[np.int64], asked: Runs) -> list[tuple[int, int]]:
     return window_runs(union_runs([Runs(first, asked.pages, asked.value)]), JOIN_PAGES)
 
 
-# What is asked about a whole mapping: each settles what it can of what is still open.
+# Sources are asked about a whole mapping: each settles what it can of what is still open.
 
 
 class Asked(NamedTuple):
-    """Verdicts of a mapping, of consecutive pages of it or of the whole."""
+    """Verdicts of consecutive pages of a mapping, or of the whole."""
 
     mapping: Mapping
     facts: ObjectFacts
@@ -518,12 +472,12 @@ class Asked(NamedTuple):
 def _by_layer(judge: Judge, asked: Asked) -> Runs:
     """Settle what an overlay leaves open, or says wrong of a layer on tmpfs."""
     mapping, facts, runs, is_whole = asked
-    if facts.kind != "overlay" or not judge.layers().is_asked(mapping, runs):
+    if facts.kind != "overlay" or not judge.layers.is_asked(mapping, runs):
         return runs
     reader = judge.open(mapping, facts)
     if isinstance(reader, str):
         return runs
-    return judge.layers().settle(mapping, runs, reader.backing, is_whole)
+    return judge.layers.settle(mapping, runs, reader.backing, is_whole)
 
 
 def _by_totals(judge: Judge, asked: Asked) -> Runs:
@@ -537,17 +491,12 @@ def _by_mapping(judge: Judge, asked: Asked) -> Runs:
     refused = select_runs(runs, runs.value == Reason.NOT_OPENED)
     if not len(refused):
         return runs
-    is_overlay = facts.kind == "overlay"
-    walk = overlays.MappingWalk(judge.walking, judge.opener.process.tid, is_overlay)
-    found = walk.verdicts(mapping, refused)
+    tid, is_overlay = judge.opener.process.tid, facts.kind == "overlay"
+    found = overlays.MappingWalk(judge.walking, tid, is_overlay).verdicts(mapping, refused)
     if not len(found):
         return runs
-    spans = _one_span(mapping, int(runs.first[0]), int(runs.stop[-1]))
+    spans = Spans.of(mapping, int(runs.first[0]), int(runs.stop[-1]))
     return Batch(judge, spans, [facts]).told(runs, found)
 
 
 SOURCES: tuple[Callable[[Judge, Asked], Runs], ...] = (_by_layer, _by_totals, _by_mapping)
-
-
-def _one_span(mapping: Mapping, first: int, stop: int) -> Spans:
-    return Spans(table_of([mapping]), np.array([first]), np.array([stop]))

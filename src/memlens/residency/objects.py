@@ -6,6 +6,7 @@ and some calls every time.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from memlens.kernel.maps import Mapping
 from memlens.kernel.mapstable import Place
 from memlens.objects.opener import REPLACED, ObjectFacts, Opener
 from memlens.pages.runs import Runs, clip_runs, concat_runs
+from memlens.pages.slotruns import NO_SLOTS, SlotRuns
 from memlens.residency.answers import ObjectReader
 from memlens.residency.walk import Walking
 
@@ -94,12 +96,36 @@ class Objects:
             return None
         return concat_runs([clip_runs(runs, *window) for window in windows])
 
-    def ask(self, place: Place, reader: ObjectReader, windows: list[tuple[int, int]]) -> Runs:
+    def answers(
+        self,
+        place: Place,
+        windows: list[tuple[int, int]],
+        opened: Callable[[], ObjectReader | str],
+    ) -> Runs | str:
         """
-        Ask an object about ranges of its pages, and keep what others can use.
+        Return what an object says of ranges of its pages, or why it cannot be asked.
 
-        :raises OSError: if the object cannot be asked at all.
+        :param windows: half-open ranges, in order.
+        :param opened: opens it, if it has to be asked.
         """
+        found = self.find(place, windows)
+        if found is not None:
+            return found
+        reader = opened()
+        if isinstance(reader, str):
+            return reader
+        try:
+            return self._ask(place, reader, windows)
+        except OSError as error:
+            return f"asking the object: {error.strerror}"
+
+    def take_slots(self) -> SlotRuns:
+        """Return where pages of the object that was asked last are, if that is wanted."""
+        walk = None if self._opened is None else self._opened[1].walk
+        return NO_SLOTS if walk is None else walk.take_slots()
+
+    def _ask(self, place: Place, reader: ObjectReader, windows: list[tuple[int, int]]) -> Runs:
+        """Ask an object about ranges of its pages, and keep what others can use."""
         pages = max(reader.backing.size_pages(), windows[-1][1])
         # Every IPC namespace numbers its System V segments anew.
         is_kept = (

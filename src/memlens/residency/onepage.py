@@ -13,10 +13,9 @@ from memlens.objects.backing import Backing
 from memlens.objects.opener import Opener
 from memlens.pages.bits import PM_PRESENT
 from memlens.pages.classes import PageClass, Reason
-from memlens.residency.judge import make_judge
+from memlens.residency.judge import Judge
 from memlens.residency.places import WalkedPage, is_private_copy, walk_page
-from memlens.residency.totals import Settler
-from memlens.residency.verdicts import Verdicts
+from memlens.residency.verdicts import Settler, Verdicts
 from memlens.residency.walk import Walking
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import PageTable
@@ -205,7 +204,7 @@ class PageLook:
     def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
         opener = TracedOpener(self.process)
         opener.trace = trace
-        judge = make_judge(self.process, self.table, opener=opener)
+        judge = Judge(self.table, opener)
         try:
             found = judge.read(self.mapping, first, stop)
             verdicts = Verdicts(found.facts, judge.settle(self.mapping, found), found.refusal)

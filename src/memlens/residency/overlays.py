@@ -16,7 +16,7 @@ from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import HUGETLBFS_MAGIC, KERNEL_MAGICS, RAMFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.swaps import is_swap_cache_empty
-from memlens.objects.backing import Backing
+from memlens.objects.backing import Backing, is_all_data
 from memlens.objects.overlay import is_maybe_copied_up, is_maybe_on_swap
 from memlens.pages.classes import Evidence, PageClass, Reason, Verdict, object_verdicts
 from memlens.pages.runs import (
@@ -33,7 +33,7 @@ from memlens.pages.runs import (
     select_runs,
     shift_runs,
 )
-from memlens.residency.totals import Settler, settle_preallocated
+from memlens.residency.verdicts import Settler
 from memlens.residency.walk import Walking, record_evidence
 
 _VALUES = 256
@@ -128,8 +128,9 @@ class LayerSettler:
             table[_ON_DISK], table[_CACHED] = _SWAPPED, _COPIED
         else:
             table[_ON_DISK] = table[_CACHED] = Reason.OVERLAY_SWAP
-        value = settle_preallocated(backing, table[runs.value])
-        return merge_runs(Runs(runs.first, runs.pages, value))
+        if counts[_NONE] and is_all_data(backing):
+            table[_NONE] = _NONE
+        return merge_runs(Runs(runs.first, runs.pages, table[runs.value]))
 
 
 def _is_any_hidden(mapping: Mapping, counts: NDArray[np.int64]) -> bool:

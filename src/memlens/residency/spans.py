@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.mapstable import MapsTable
-from memlens.kernel.pagemap import KERNEL_HALF
+from memlens.kernel.maps import KERNEL_HALF, Mapping
+from memlens.kernel.mapstable import MapsTable, table_of
 from memlens.objects.opener import (
     REPLACED,
     SHMEM,
@@ -41,8 +41,18 @@ class Spans:
     first: NDArray[np.int64]
     stop: NDArray[np.int64]
 
+    @classmethod
+    def of(cls, mapping: Mapping, first: int, stop: int) -> "Spans":
+        """Return pages of a single mapping."""
+        return cls(table_of([mapping]), np.array([first]), np.array([stop]))
+
     def __len__(self) -> int:
         return len(self.first)
+
+    @property
+    def is_of_kernel(self) -> bool:
+        """Return whether it is a single one in the kernel's half, of no page table."""
+        return bool(self.mappings.start[0] >= np.uint64(KERNEL_HALF))
 
     @property
     def pages(self) -> NDArray[np.int64]:

@@ -16,9 +16,14 @@ from memlens.pages.decode import bit_names
 from memlens.pages.flags import flag_names
 from memlens.record import Table
 from memlens.residency import wording
-from memlens.residency.mappers import find_holders
 from memlens.residency.onepage import PageLook, look_until_steady
-from memlens.residency.places import name_place, walked_answer, walked_meaning, word_place
+from memlens.residency.places import (
+    find_holders,
+    name_place,
+    walked_answer,
+    walked_meaning,
+    word_place,
+)
 from memlens.residency.records import (
     PageExplanation,
     PageHolder,

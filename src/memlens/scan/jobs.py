@@ -4,11 +4,15 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_PRESENT, PAGE_IS_SWAPPED
+from memlens.kernel.maps import KERNEL_HALF
+from memlens.kernel.pagemap import PAGE_IS_PRESENT, PAGE_IS_SWAPPED
 from memlens.kernel.process import ProcessDir
 from memlens.pages.arrays import join_ranges
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import PageTable, Window
+
+# Ranges that are read together.
+Job = list[Window]
 
 # How often a page that changes is asked again.
 TRIES = 4

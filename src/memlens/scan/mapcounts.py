@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.maps import mapped_ranges, parse_maps
-from memlens.kernel.pagemap import KERNEL_HALF
+from memlens.kernel.maps import KERNEL_HALF, mapped_ranges, parse_maps
 from memlens.kernel.procfs import read_file
 from memlens.pages.arrays import count_distinct, is_in
 from memlens.scan.frametable import ANSWER_LIMIT, Frames, FrameTable, read_frames

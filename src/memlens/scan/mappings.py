@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel.maps import Mapping
-from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_FILE
+from memlens.kernel.maps import KERNEL_HALF, Mapping
+from memlens.kernel.pagemap import PAGE_IS_FILE
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import FileMapping
 from memlens.objects.opener import Opener

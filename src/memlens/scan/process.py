@@ -14,6 +14,7 @@ from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroups import parse_cgroup
 from memlens.kernel.maps import (
+    KERNEL_HALF,
     Mapping,
     mapped_ranges,
     parse_maps,
@@ -35,7 +36,6 @@ from memlens.scan.pagetable import PageTable
 
 # A file system that takes longer to say what it is is not asked again.
 _PATIENCE_S = 2.0
-_USER_STOP = 1 << 63
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ class ProcessReader:
         huge = [(m.start, m.stop) for m in parse_unnamed(raw, path) if self._is_hugetlb(m)]
         if table.use_scan:
             return read_frames(table, _in_pages(mapped_ranges(raw, huge), size))
-        every = [m for m in parse_maps(raw, path) if m.start < _USER_STOP]
+        every = [m for m in parse_maps(raw, path) if m.start < KERNEL_HALF]
         wanted = _in_pages(
             [place for m in every if (place := (m.start, m.stop)) not in huge], size
         )
@@ -172,7 +172,7 @@ class ProcessReader:
             ranges = [
                 (mapping.start, mapping.stop)
                 for mapping in parse_maps(raw, f"{self.process.path}/maps")
-                if mapping.start < _USER_STOP and not mapping.is_shared
+                if mapping.start < KERNEL_HALF and not mapping.is_shared
             ]
         return read_slots(table, _in_pages(ranges, table.size), self.tools.flags)
 
