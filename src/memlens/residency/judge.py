@@ -112,10 +112,8 @@ class Judge:
 
     def read(self, mapping: Mapping, first: int, stop: int) -> Verdicts:
         """
-        Return a verdict for every page of ``[first, stop)`` of a mapping.
+        Return a verdict for every page of ``[first, stop)``, from the start of a mapping.
 
-        :param first: first page, from the start of the mapping.
-        :param stop: page after the last.
         :raises Stopped: if the scan is to end.
         """
         facts = self.opener.facts(mapping)
