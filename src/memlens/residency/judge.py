@@ -105,10 +105,10 @@ class Judge:
     layers: overlays.LayerSettler = field(init=False)
 
     def __post_init__(self) -> None:
-        machine, process = self.table.machine, self.opener.process
-        self.settler = Settler(process, machine)
+        machine = self.table.machine
+        self.settler = Settler(self.opener.process, machine)
         self.walking = Walking(machine, self.table.keep_words)
-        self.layers = overlays.LayerSettler(process, self.settler, self.walking)
+        self.layers = overlays.LayerSettler(self.settler, self.walking)
 
     def read(self, mapping: Mapping, first: int, stop: int) -> Verdicts:
         """
@@ -400,7 +400,7 @@ class Batch:
         if facts.kind == "overlay":
             shift = int(self.spans.first[0])
             pages = shift_runs(asked, shift)
-            copied = overlays.copied_up(judge.opener.process, judge.walking, table[0], pages)
+            copied = judge.layers.copied_up(table[0], pages)
             if copied is not None:
                 return shift_runs(copied, -shift)
         shift_of = self._shifts[span]

@@ -15,8 +15,7 @@ from memlens.pages.bits import PM_PRESENT
 from memlens.pages.classes import PageClass, Reason
 from memlens.residency.judge import Judge
 from memlens.residency.places import WalkedPage, is_private_copy, walk_page
-from memlens.residency.verdicts import Settler, Verdicts
-from memlens.residency.walk import Walking
+from memlens.residency.verdicts import Verdicts
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import PageTable
 
@@ -109,7 +108,7 @@ class PageLook:
     :param word_after: the same afterwards.
     :param categories: what PAGEMAP_SCAN gave, None if it was not asked.
     :param verdicts: of the page alone.
-    :param settler: knows the totals of its mapping.
+    :param judge: judged it, and knows the totals of its mapping.
     :param value: its ``PageClass``, or the ``Reason`` why there is none.
     :param is_by_totals: whether totals of the whole mapping were asked for it.
     :param swap_in_mapping: pages of the mapping on swap, where only that is known.
@@ -130,7 +129,7 @@ class PageLook:
     word_after: int | None = None
     categories: int | None = None
     verdicts: Verdicts = field(init=False)
-    settler: Settler = field(init=False)
+    judge: Judge = field(init=False)
     value: int = 0
     is_by_totals: bool = False
     swap_in_mapping: int | None = None
@@ -199,7 +198,7 @@ class PageLook:
             self.value = _value_at(self._read(0, pages, Trace()), self.page)
             self.is_by_totals = True
         if self.value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
-            self.swap_in_mapping = self.settler.pages(self.mapping, "Swap")
+            self.swap_in_mapping = self.judge.settler.pages(self.mapping, "Swap")
 
     def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
         opener = TracedOpener(self.process)
@@ -210,7 +209,7 @@ class PageLook:
             verdicts = Verdicts(found.facts, judge.settle(self.mapping, found), found.refusal)
         finally:
             judge.close()
-        self.settler = judge.settler
+        self.judge = judge
         return verdicts
 
     def _walk(self) -> WalkedPage | None:
@@ -219,7 +218,7 @@ class PageLook:
         if not is_of_object or is_private_copy(self.word):
             return None
         return walk_page(
-            Walking(self.machine),
+            self.judge.walking,
             self.process.tid,
             self.mapping,
             self.object_page,
