@@ -140,13 +140,15 @@ class EndToEnd:
         >>> list(lay_end_to_end([(10, 12), (20, 25)]).cut(runs))
         [(0, 2, 7), (2, 5, 7)]
         """
-        if not len(runs):
-            return runs
         edges = self.begins[1:-1]
+        if not len(runs) or not len(edges):
+            return runs
         number = np.maximum(np.searchsorted(runs.first, edges, side="right") - 1, 0)
         inside = edges[(runs.first[number] < edges) & (edges < runs.stop[number])]
-        first = np.sort(np.concatenate([runs.first, inside]))
-        stop = np.sort(np.concatenate([runs.stop, inside]))
+        if not len(inside):
+            return runs
+        first = np.sort(np.concatenate([runs.first, inside]), kind="stable")
+        stop = np.sort(np.concatenate([runs.stop, inside]), kind="stable")
         value = runs.value[np.searchsorted(runs.first, first, side="right") - 1]
         return Runs(first, stop - first, value)
 
