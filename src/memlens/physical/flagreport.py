@@ -38,7 +38,7 @@ from memlens.physical.flags import (
     iter_file_flags,
     resolve_cgroup,
 )
-from memlens.physical.frames import iter_frames
+from memlens.physical.frames import iter_frames, read_window
 from memlens.physical.records import (
     FlagCombination,
     FlagRange,
@@ -194,9 +194,9 @@ class PageLister:
         flags = self._flags_or_raise()
 
         def read(window: Window) -> tuple[PagePiece, int]:
-            words = flags.read_range(window[0], window[1] - window[0])
-            pfns = np.arange(window[0], window[0] + len(words))
-            return PagePiece(np.full(len(pfns), _NO_PLACE), pfns, words), len(words)
+            words, frames = read_window(flags, window)
+            pfns = np.arange(window[0], window[0] + frames)
+            return PagePiece(np.full(frames, _NO_PLACE), pfns, words), frames
 
         for piece in iter_frames(self.machine, addresses, read, at_once=1):
             yield from self._ranges(piece)

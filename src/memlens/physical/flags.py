@@ -31,7 +31,7 @@ from memlens.pages.bits import (
 )
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.pages.wordcounts import WordCounts
-from memlens.physical.frames import ChargeReader, iter_frames
+from memlens.physical.frames import ChargeReader, iter_frames, read_window
 from memlens.physical.runflags import (
     FrameRuns,
     ReadBuffer,
@@ -166,12 +166,7 @@ def count_machine_flags(
 
     def add(counts: FlagCounts) -> None:
         with KpageFile("kpageflags", machine) as flags:
-
-            def read(window: Window) -> tuple[NDArray[np.uint64], int]:
-                words = flags.read_range(window[0], window[1] - window[0])
-                return words, len(words)
-
-            for words in iter_frames(machine, addresses, read):
+            for words in iter_frames(machine, addresses, partial(read_window, flags)):
                 counts.counts.add(words)
 
     return _count(machine, add)
