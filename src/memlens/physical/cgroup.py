@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel import features
 from memlens.kernel.cgroups import (
     cgroup_paths_by_inode,
     find_cgroup,
@@ -169,7 +168,6 @@ class _OwnerTable:
         self.machine = machine
         self.path = path
         self.missed: list[Missed] = []
-        self._zero = features.zero_pfn()
         length = int(pfns[-1]) + 1 if len(pfns) else 1
         self._kind = np.zeros(length, np.uint8)
         self._kind[pfns] = kinds
@@ -258,7 +256,7 @@ class _OwnerTable:
                 foreign: list[NDArray[np.int64]] = []
                 for job in list_windows(process, self.machine):
                     vfns = np.concatenate([np.arange(a, b) for a, b in job])
-                    found = table.attribute(pages.read(job), vfns, self._zero)
+                    found = table.attribute(pages.read(job), vfns, pages.zero_pfn)
                     foreign.append(self._take(found, number, names, cgroup, is_inside))
                 if is_inside:
                     self._foreign.append(distinct(np.concatenate([_NONE, *foreign])))

@@ -7,6 +7,7 @@ Files are told one after the other and not kept: a tree may hold millions.
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,10 @@ from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel.cachewalk import CacheWalker, walker
-from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import KERNEL_MAGICS, may_hang
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import FileMappers, list_pids
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
-from memlens.objects.backing import Backing
 from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.objects.filewalk import FileWalk, OpenFile
 from memlens.objects.leases import LEASED, Leases
@@ -273,12 +272,11 @@ class HeldFiles:
         with ProcessDir(pid, self.scan.machine) as process:
             opener = Opener(process)
             opener.leases = self._leases
-            mappings = process.read_maps()
-            yield from self._mapped(opener, mappings)
+            yield from self._mapped(process, opener)
             yield from self._opened(process)
 
-    def _mapped(self, opener: Opener, mappings: Iterable[Mapping]) -> Iterator[FileFigures]:
-        for mapping in mappings:
+    def _mapped(self, process: ProcessDir, opener: Opener) -> Iterator[FileFigures]:
+        for mapping in process.read_maps():
             if not mapping.has_object or opener.facts(mapping).kind not in _KINDS:
                 continue
             named = device_number(mapping.device), mapping.inode
@@ -288,18 +286,18 @@ class HeldFiles:
             if isinstance(backing, str):
                 self.refused += 1
                 yield unknown_file(mapping.path, backing)
-            elif self._is_known(backing, named):
-                backing.close()
-            else:
-                yield from self._look(backing, mapping.path)
+                continue
+            with closing(backing):
+                if not self._is_known(backing.fd, named):
+                    yield from self._look(backing.fd, mapping.path)
 
-    def _is_known(self, backing: Backing, named: tuple[int, int]) -> bool:
+    def _is_known(self, fd: int, named: tuple[int, int]) -> bool:
         """
         Return whether a file was seen under the device and inode that stat(2) gives.
 
         On btrfs and on overlays of several file systems maps has others.
         """
-        status = os.fstat(backing.fd)
+        status = os.fstat(fd)
         own = status.st_dev, status.st_ino
         return own != named and not self.scan.is_new(*own)
 
@@ -346,17 +344,15 @@ class HeldFiles:
         if isinstance(backing, str):
             self.refused += 1
             yield unknown_file(path, backing, status.size_bytes)
-        else:
-            yield from self._look(backing, path)
+            return
+        with closing(backing):
+            yield from self._look(backing.fd, path)
 
-    def _look(self, backing: Backing, path: str) -> Iterator[FileFigures]:
+    def _look(self, fd: int, path: str) -> Iterator[FileFigures]:
         try:
-            status = os.fstat(backing.fd)
-            row = self.scan.look_at(path, backing.fd, status)
+            row = self.scan.look_at(path, fd, os.fstat(fd))
         except OSError:
             return
-        finally:
-            backing.close()
         yield row
 
 

@@ -14,7 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
+from memlens.kernel.cgroups import (
+    cgroup_paths_by_inode,
+    find_cgroup,
+    find_hierarchy,
+    read_cgroup_inode,
+)
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_SLOT, PM_SWAP_SLOT_SHIFT
@@ -36,9 +41,8 @@ from memlens.physical.flags import (
     count_machine_flags,
     count_process_flags,
     iter_file_flags,
-    resolve_cgroup,
 )
-from memlens.physical.frames import iter_frames, read_window
+from memlens.physical.frames import iter_frames, read_frames
 from memlens.physical.records import (
     FlagCombination,
     FlagRange,
@@ -49,7 +53,7 @@ from memlens.physical.records import (
 from memlens.record import Table
 from memlens.scan.jobs import list_windows
 from memlens.scan.machine import Machine, Stopped
-from memlens.scan.pagetable import PageTable, Window
+from memlens.scan.pagetable import PageTable
 from memlens.units import escape_text
 
 _NO_PLACE = -1
@@ -122,12 +126,9 @@ class PageRanges(NamedTuple):
         if not pieces:
             none = np.empty(0, np.int64)
             return cls(none, none, none, none.view(np.uint64), None, None)
-
-        def joined(number: int) -> Any:
-            columns: list[Any] = [piece[number] for piece in pieces]
-            return None if columns[0] is None else np.concatenate(columns)
-
-        return cls(*map(joined, range(len(cls._fields))))
+        columns = zip(*pieces, strict=True)
+        joined: list[Any] = [None if c[0] is None else np.concatenate(c) for c in columns]
+        return cls(*joined)
 
 
 class PageLister:
@@ -193,10 +194,10 @@ class PageLister:
         """Yield page frames in order."""
         flags = self._flags_or_raise()
 
-        def read(window: Window) -> tuple[PagePiece, int]:
-            words, frames = read_window(flags, window)
-            pfns = np.arange(window[0], window[0] + frames)
-            return PagePiece(np.full(frames, _NO_PLACE), pfns, words), frames
+        def read(frames: range) -> tuple[PagePiece, int]:
+            words, found = read_frames(flags, frames)
+            pfns = np.arange(frames.start, frames.start + found)
+            return PagePiece(np.full(found, _NO_PLACE), pfns, words), found
 
         for piece in iter_frames(self.machine, addresses, read, at_once=1):
             yield from self._ranges(piece)
@@ -269,6 +270,16 @@ def _read(
     words = np.zeros(len(pfns), np.uint64)
     words[is_frame] = file.read_pfns(pfns[is_frame].astype(np.uint64))
     return words
+
+
+def resolve_cgroup(path: str, machine: Machine) -> int:
+    """
+    Return the number by which kpagecgroup names a cgroup.
+
+    :param path: its directory, or its path as /proc/PID/cgroup gives it.
+    :raises MemlensError: if there is none.
+    """
+    return read_cgroup_inode(find_cgroup(path, machine))
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,20 +489,13 @@ def _notes(counts: FlagCounts) -> list[str]:
         notes.append(
             f"{counts.frames} distinct page frames: {shared} pages share one with another"
         )
-    if counts.swapped_pages:
-        notes.append(
-            f"{counts.swapped_pages} pages are swapped out: no frame, only the flag swap"
-        )
-    if counts.marker_pages:
-        notes.append(
-            f"{counts.marker_pages} entries look like swap and are none: "
-            "guards, poison, or pages in migration"
-        )
-    if counts.moved_pages:
-        notes.append(f"{counts.moved_pages} pages changed at every look and are left out")
-    if counts.hidden_pages:
-        notes.append(
-            f"the flags or slots of {counts.hidden_pages} pages are not known; what pagemap "
-            "says of them is shown"
-        )
+    lines = (
+        (counts.swapped_pages, "{} pages are swapped out: no frame, only the flag swap"),
+        (counts.marker_pages, "{} entries look like swap and are none: {guards}"),
+        (counts.moved_pages, "{} pages changed at every look and are left out"),
+        (counts.hidden_pages, "the flags or slots of {} pages are not known; {known}"),
+    )
+    guards = "guards, poison, or pages in migration"
+    known = "what pagemap says of them is shown"
+    notes += [line.format(n, guards=guards, known=known) for n, line in lines if n]
     return [*notes, *map(escape_text, counts.notes)]

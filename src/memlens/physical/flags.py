@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel.cgroups import find_cgroup, read_cgroup_inode
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange, count_frames, read_node_ranges
@@ -31,7 +30,7 @@ from memlens.pages.bits import (
 )
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.pages.wordcounts import WordCounts
-from memlens.physical.frames import ChargeReader, iter_frames, read_window
+from memlens.physical.frames import ChargeReader, iter_frames, read_frames
 from memlens.physical.runflags import (
     FrameRuns,
     ReadBuffer,
@@ -42,7 +41,7 @@ from memlens.physical.runflags import (
 )
 from memlens.scan.jobs import TRIES, Job, list_windows, share
 from memlens.scan.machine import Machine, Stopped
-from memlens.scan.pagetable import PageTable, Window
+from memlens.scan.pagetable import PageTable
 
 # A byte for every frame of the machine, to count each once; beyond 256 GiB left out.
 _SEEN_FRAMES_AT_MOST = 1 << 26
@@ -166,7 +165,7 @@ def count_machine_flags(
 
     def add(counts: FlagCounts) -> None:
         with KpageFile("kpageflags", machine) as flags:
-            for words in iter_frames(machine, addresses, partial(read_window, flags)):
+            for words in iter_frames(machine, addresses, partial(read_frames, flags)):
                 counts.counts.add(words)
 
     return _count(machine, add)
@@ -192,16 +191,6 @@ def count_cgroup_flags(
                 counts.moved_pages += int((~is_still).sum())
 
     return _count(machine, add)
-
-
-def resolve_cgroup(path: str, machine: Machine) -> int:
-    """
-    Return the number by which kpagecgroup names a cgroup.
-
-    :param path: its directory, or its path as /proc/PID/cgroup gives it.
-    :raises MemlensError: if there is none.
-    """
-    return read_cgroup_inode(find_cgroup(path, machine))
 
 
 def count_file_flags(

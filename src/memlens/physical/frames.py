@@ -15,7 +15,6 @@ from memlens.pages.flags import mask_of
 from memlens.physical.records import KINDS
 from memlens.scan.jobs import count_threads, share
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import Window
 
 _PIECE = 1 << 16
 _BEYOND = 1 << 52
@@ -36,7 +35,7 @@ _OF_FILE = mask_of("LRU", "UPTODATE", "MMAP", "DIRTY", "WRITEBACK", "REFERENCED"
 def iter_frames(
     machine: Machine,
     addresses: tuple[int, int] | None,
-    read: Callable[[Window], tuple[_Result, int]],
+    read: Callable[[range], tuple[_Result, int]],
     *,
     at_once: int | None = None,
 ) -> Iterator[_Result]:
@@ -58,20 +57,19 @@ def iter_frames(
     step = _PIECE * (at_once or 4 * count_threads())
     for place in range(begin, stop, step):
         starts = range(place, min(place + step, stop), _PIECE)
-        windows = [(first, min(first + _PIECE, stop)) for first in starts]
-        pieces = share(windows, read)
+        frames = [range(first, min(first + _PIECE, stop)) for first in starts]
+        pieces = share(frames, read)
         yield from (piece for piece, _ in pieces)
-        done = sum(frames for _, frames in pieces)
+        done = sum(found for _, found in pieces)
         machine.step(min(place + done - begin, total), total)
-        if done < windows[-1][1] - place:
+        if done < frames[-1].stop - place:
             return
 
 
-def read_window(file: KpageFile, window: Window) -> tuple[NDArray[np.uint64], int]:
+def read_frames(file: KpageFile, frames: range) -> tuple[NDArray[np.uint64], int]:
     """Return the words of a range of frames, and how many there are before memory ends."""
-    pages = window[1] - window[0]
     # All memory is read faster in large pieces.
-    pieces = file.iter_range(window[0], pages, pages)
+    pieces = file.iter_range(frames.start, len(frames), len(frames))
     words = next((words for _, words in pieces), np.empty(0, np.uint64))
     return words, len(words)
 
@@ -136,12 +134,12 @@ class ChargeReader:
         :raises Stopped: if the scan is to end.
         """
 
-        def read(window: Window) -> tuple[Charged, int]:
-            owners, frames = read_window(self._owners, window)
+        def read(frames: range) -> tuple[Charged, int]:
+            owners, found = read_frames(self._owners, frames)
             is_wanted = owners != 0 if inodes is None else is_in(owners, inodes)
-            pfns = np.flatnonzero(is_wanted) + window[0]
+            pfns = np.flatnonzero(is_wanted) + frames.start
             flags = read_sorted(self._flags, pfns)
-            return Charged(pfns, owners[is_wanted], flags), frames
+            return Charged(pfns, owners[is_wanted], flags), found
 
         return iter_frames(self._machine, addresses, read)
 

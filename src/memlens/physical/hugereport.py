@@ -9,8 +9,7 @@ from typing import Any
 
 from memlens.errors import MemlensError
 from memlens.kernel.cgroups import find_cgroup, read_cgroup_pids
-from memlens.kernel.process import PF_KTHREAD, parse_stat
-from memlens.kernel.procfs import read_file
+from memlens.kernel.process import PF_KTHREAD, ProcessDir
 from memlens.kernel.zoneinfo import read_pmd_order
 from memlens.pages.folios import HugeFigures
 from memlens.physical.huge import HugeReader, ReadProcess
@@ -213,6 +212,7 @@ class _Tables:
 
 def _is_kernel_thread(pid: int, machine: Machine) -> bool:
     try:
-        return bool(parse_stat(read_file(f"{machine.root}/{pid}/stat")).flags & PF_KTHREAD)
-    except OSError:
+        with ProcessDir(pid, machine) as directory:
+            return bool(directory.stat.flags & PF_KTHREAD)
+    except MemlensError:
         return False

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 
 from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.flags import expand_words, group_words, known_words, mask_of
-from memlens.physical.flagreport import PageLister, count_flags, list_flags
+from memlens.physical.flagreport import PageLister, count_flags, list_flags, resolve_cgroup
 from memlens.physical.flags import (
     FlagCounts,
     count_cgroup_flags,
     count_file_flags,
     count_machine_flags,
     count_process_flags,
-    resolve_cgroup,
 )
 from memlens.physical.runflags import find_runs
 from memlens.scan.machine import Machine
