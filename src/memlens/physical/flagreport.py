@@ -42,7 +42,7 @@ from memlens.physical.flags import (
     count_process_flags,
     iter_file_flags,
 )
-from memlens.physical.frames import iter_frames, read_frames
+from memlens.physical.frames import iter_frames, read_words
 from memlens.physical.records import (
     FlagCombination,
     FlagRange,
@@ -195,7 +195,7 @@ class PageLister:
         flags = self._flags_or_raise()
 
         def read(frames: range) -> tuple[PagePiece, int]:
-            words, found = read_frames(flags, frames)
+            words, found = read_words(flags, frames)
             pfns = np.arange(frames.start, frames.start + found)
             return PagePiece(np.full(found, _NO_PLACE), pfns, words), found
 
@@ -276,9 +276,11 @@ def resolve_cgroup(path: str, machine: Machine) -> int:
     """
     Return the number by which kpagecgroup names a cgroup.
 
-    :param path: its directory, or its path as /proc/PID/cgroup gives it.
+    :param path: its directory, its path as /proc/PID/cgroup gives it, or ``@`` and the number.
     :raises MemlensError: if there is none.
     """
+    if path.startswith("@"):
+        return int(path[1:])
     return read_cgroup_inode(find_cgroup(path, machine))
 
 
@@ -295,11 +297,7 @@ class _Subject:
     @property
     def inode(self) -> int:
         """Return what kpagecgroup calls the cgroup, 0 if there is none."""
-        if self.cgroup is None:
-            return 0
-        if self.cgroup.startswith("@"):
-            return int(self.cgroup[1:])
-        return resolve_cgroup(self.cgroup, self.machine)
+        return 0 if self.cgroup is None else resolve_cgroup(self.cgroup, self.machine)
 
     @property
     def title(self) -> str:

@@ -30,7 +30,7 @@ from memlens.pages.bits import (
 )
 from memlens.pages.flags import PAGEMAP_PART, join_words
 from memlens.pages.wordcounts import WordCounts
-from memlens.physical.frames import ChargeReader, iter_frames, read_frames
+from memlens.physical.frames import ChargeReader, iter_frames, read_words
 from memlens.physical.runflags import (
     FrameRuns,
     ReadBuffer,
@@ -165,7 +165,7 @@ def count_machine_flags(
 
     def add(counts: FlagCounts) -> None:
         with KpageFile("kpageflags", machine) as flags:
-            for words in iter_frames(machine, addresses, partial(read_frames, flags)):
+            for words in iter_frames(machine, addresses, partial(read_words, flags)):
                 counts.counts.add(words)
 
     return _count(machine, add)

@@ -66,7 +66,7 @@ def iter_frames(
             return
 
 
-def read_frames(file: KpageFile, frames: range) -> tuple[NDArray[np.uint64], int]:
+def read_words(file: KpageFile, frames: range) -> tuple[NDArray[np.uint64], int]:
     """Return the words of a range of frames, and how many there are before memory ends."""
     # All memory is read faster in large pieces.
     pieces = file.iter_range(frames.start, len(frames), len(frames))
@@ -135,7 +135,7 @@ class ChargeReader:
         """
 
         def read(frames: range) -> tuple[Charged, int]:
-            owners, found = read_frames(self._owners, frames)
+            owners, found = read_words(self._owners, frames)
             is_wanted = owners != 0 if inodes is None else is_in(owners, inodes)
             pfns = np.flatnonzero(is_wanted) + frames.start
             flags = read_sorted(self._flags, pfns)
