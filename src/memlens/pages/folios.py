@@ -5,6 +5,7 @@ A folio is what the kernel handles as one: ``1 << order`` pages, consecutive in 
 memory.  The rules are those of the kernel's thpmaps, for its counters by PTE.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -174,7 +175,7 @@ class HugeTally:
         self.blocks[order] = self.blocks[order] + counted
 
 
-class Counter(NamedTuple):
+class NamedPages(NamedTuple):
     """What it is a share of, its name, and pages."""
 
     kind: str
@@ -205,21 +206,19 @@ class HugeFigures:
     pmd_pages: NDArray[np.int64] = field(default_factory=lambda: np.zeros(2, np.int64))
     anon_pages: int = 0
     file_pages: int = 0
-    hugetlb_pages: dict[int, int] = field(default_factory=dict)
+    hugetlb_pages: Counter[int] = field(default_factory=Counter)
     ksm_pages: int = 0
     zero_pages: int = 0
     huge_zero_pages: int = 0
     moved_pages: int = 0
-    node_pages: dict[int, int] = field(default_factory=dict)
+    node_pages: Counter[int] = field(default_factory=Counter)
 
     def add(self, other: "HugeFigures") -> None:
         """Add the figures of another."""
         self.tally.merge(other.tally)
         self.pmd_pages = self.pmd_pages + other.pmd_pages
-        for size, pages in other.hugetlb_pages.items():
-            self.hugetlb_pages[size] = self.hugetlb_pages.get(size, 0) + pages
-        for node, pages in other.node_pages.items():
-            self.node_pages[node] = self.node_pages.get(node, 0) + pages
+        self.hugetlb_pages.update(other.hugetlb_pages)
+        self.node_pages.update(other.node_pages)
         self.anon_pages += other.anon_pages
         self.file_pages += other.file_pages
         self.ksm_pages += other.ksm_pages
@@ -247,7 +246,9 @@ class HugeFigures:
             or self.tally.partial.any()
         )
 
-    def counters(self, page_kib: int, pmd_order: int, *, is_hidden: bool) -> Iterator[Counter]:
+    def counters(
+        self, page_kib: int, pmd_order: int, *, is_hidden: bool
+    ) -> Iterator[NamedPages]:
         """
         Yield the counters of the kernel's thpmaps, then hugetlb pages and NUMA nodes.
 
@@ -256,25 +257,27 @@ class HugeFigures:
         """
         for kind, name in enumerate(KINDS):
             pmd = int(self.pmd_pages[kind])
-            yield Counter(name, f"{name}-thp-pmd-aligned-{page_kib << pmd_order}kB", pmd)
+            yield NamedPages(name, f"{name}-thp-pmd-aligned-{page_kib << pmd_order}kB", pmd)
             if not is_hidden:
                 yield from self._of_ptes(kind, name, page_kib, pmd_order)
         for size, pages in sorted(self.hugetlb_pages.items()):
-            yield Counter("hugetlb", f"hugetlb-{size >> 10}kB", pages)
+            yield NamedPages("hugetlb", f"hugetlb-{size >> 10}kB", pages)
         for node, pages in sorted(self.node_pages.items()):
-            yield Counter("node", f"thp-node-{node}", pages)
+            yield NamedPages("node", f"thp-node-{node}", pages)
 
     def _of_ptes(
         self, kind: int, name: str, page_kib: int, pmd_order: int
-    ) -> Iterator[Counter]:
+    ) -> Iterator[NamedPages]:
         for fit, label in enumerate(FITS):
             for order in range(1, pmd_order + 1):
                 pages = int(self.tally.whole[kind, fit, order])
                 if order >= _LEAST_ORDER or pages:
-                    yield Counter(name, f"{name}-thp-pte-{label}-{page_kib << order}kB", pages)
-        yield Counter(name, f"{name}-thp-pte-partial", int(self.tally.partial[kind]))
+                    yield NamedPages(
+                        name, f"{name}-thp-pte-{label}-{page_kib << order}kB", pages
+                    )
+        yield NamedPages(name, f"{name}-thp-pte-partial", int(self.tally.partial[kind]))
         for order, blocks in self.tally.blocks.items():
             size_kib = page_kib << order
             pmd = int(self.pmd_pages[kind])
-            yield Counter(name, f"{name}-cont-pmd-aligned-{size_kib}kB", pmd)
-            yield Counter(name, f"{name}-cont-pte-aligned-{size_kib}kB", int(blocks[kind]))
+            yield NamedPages(name, f"{name}-cont-pmd-aligned-{size_kib}kB", pmd)
+            yield NamedPages(name, f"{name}-cont-pte-aligned-{size_kib}kB", int(blocks[kind]))

@@ -7,6 +7,7 @@ before its flags were read, so it is asked again.  So it is done for files and c
 but for the asking again.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -72,7 +73,7 @@ class FlagCounts:
         self.counts = WordCounts()
         self.swapped_pages = self.marker_pages = self.moved_pages = self.hidden_pages = 0
         self.node_ranges: Sequence[NodeRange] = ()
-        self.node_pages: dict[int, int] = {}
+        self.node_pages = Counter[int]()
         self.is_complete = True
         self.notes: list[str] = []
         self.seen: NDArray[np.bool_] | None = None
@@ -110,7 +111,7 @@ class FlagCounts:
         for row in self.node_ranges:
             inside = np.minimum(stops, row.stop) - np.maximum(runs.pfn, row.first)
             pages = int(np.maximum(inside, 0).sum())
-            self.node_pages[row.node] = self.node_pages.get(row.node, 0) + pages
+            self.node_pages[row.node] += pages
 
     def add_present(self, words: NDArray[np.uint64], flags: NDArray[np.uint64] | None) -> None:
         """
@@ -281,7 +282,8 @@ def count_process_flags(
 
     def add(counts: FlagCounts) -> None:
         counts.node_ranges = read_node_ranges(machine)
-        counts.node_pages = dict.fromkeys((row.node for row in counts.node_ranges), 0)
+        nodes = sorted({row.node for row in counts.node_ranges})
+        counts.node_pages.update(dict.fromkeys(nodes, 0))
         with ExitStack() as files:
             flags = _open_flags(counts)
             if flags is not None:

@@ -395,7 +395,7 @@ class HugeReader:
         for row in self.node_ranges:
             pages = int(((pfns >= row.first) & (pfns < row.stop)).sum())
             if pages:
-                found.node_pages[row.node] = found.node_pages.get(row.node, 0) + pages
+                found.node_pages[row.node] += pages
 
     def _note_pmd_nodes(self, table: PageTable, window: Window, found: HugeFigures) -> None:
         words = table.read([window])
