@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from memlens.kernel.maps import KERNEL_HALF
 from memlens.kernel.pagemap import PAGE_IS_PRESENT, PAGE_IS_SWAPPED
@@ -13,6 +14,9 @@ from memlens.scan.pagetable import PageTable, Window
 
 # Ranges that are read together.
 Job = list[Window]
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # How often a page that changes is asked again.
 TRIES = 4
@@ -89,26 +93,38 @@ def count_threads() -> int:
     return min(len(os.sched_getaffinity(0)), _THREADS_AT_MOST)
 
 
-def run_threads(calls: Sequence[Callable[[], None]]) -> None:
+def share(
+    items: Sequence[_Item], call: Callable[[_Item], _Result], threads: int | None = None
+) -> list[_Result]:
     """
-    Run all of these at once, the first in this thread, and wait for them.
+    Return what a call gives for each item, the calls shared among threads.
+
+    >>> share([1, 2, 3], lambda number: number * 2)
+    [2, 4, 6]
+
+    :param threads: how many, this one included; ``count_threads`` if none are given.
 
     The first error of any is raised.  (concurrent.futures takes 10 ms to import.)
     """
+    found: dict[int, _Result] = {}
     errors: list[BaseException] = []
+    pending = iter(enumerate(items))
 
-    def guard(call: Callable[[], None]) -> None:
+    def work() -> None:
         try:
-            call()
+            # The next of an enumeration is one step: two threads never get the same.
+            for number, item in pending:
+                found[number] = call(item)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=guard, args=(call,)) for call in calls[1:]]
-    for thread in threads:
+    number = min(count_threads() if threads is None else threads, len(items))
+    others = [threading.Thread(target=work) for _ in range(number - 1)]
+    for thread in others:
         thread.start()
-    for call in calls[:1]:
-        guard(call)
-    for thread in threads:
+    work()
+    for thread in others:
         thread.join()
     if errors:
         raise errors[0]
+    return [found[number] for number in range(len(found))]
