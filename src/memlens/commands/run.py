@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from memlens.report import Report
-    from memlens.views.lines import Line
-    from memlens.views.table import TableOptions
+    from memlens.views.text import Line, TableOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SEGMENTS_AT_ONCE = 4096
@@ -255,14 +254,14 @@ def _print(
 
 def incomplete_line() -> "Line":
     """Return what stands before an answer that was cut short."""
-    from memlens.views.lines import ALARM, Segment
+    from memlens.views.text import ALARM, Segment
 
     return [Segment("INCOMPLETE: the scan ended early", ALARM)]
 
 
 def table_options(color: str, top: int | None = None) -> "TableOptions":
     """Return how to draw on this terminal."""
-    from memlens.views.table import TableOptions
+    from memlens.views.text import TableOptions
 
     return TableOptions(
         width=common.terminal_width(),

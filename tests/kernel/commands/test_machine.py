@@ -18,7 +18,7 @@ from memlens.commands.main import cli
 from memlens.schema import json_schema
 from memlens.shm.records import Inventory
 from memlens.views.shm import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 
 COMMANDS = ("swap", "shm", "ps")
 SCHEMAS = {"swap": "memlens.swap/2", "shm": "memlens.shm/2", "ps": "memlens.ps/2"}
