@@ -122,7 +122,7 @@ def _total(
         cached = format_size(total.cached_pages * size)
         share = f" ({percent(total.cached_pages, total.pages)})" if total.pages else ""
     parts = [
-        f"{cached} cached of {format_size(total.size_bytes)}{share}",
+        f"{cached} cached of {format_size(total.pages * size)}{share}",
         *(f"{format_size(pages * size)} {name}" for name, pages in figures.items() if pages),
         count_of(total.files, "file", "files"),
     ]
