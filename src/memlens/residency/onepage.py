@@ -16,7 +16,7 @@ from memlens.pages.classes import PageClass, Reason
 from memlens.residency.judge import Judge
 from memlens.residency.places import WalkedPage, is_private_copy, walk_page
 from memlens.residency.verdicts import Verdicts
-from memlens.scan.machine import Machine
+from memlens.scan.machine import Machine, Stopped
 from memlens.scan.pagetable import PageTable
 
 # Looks at a page that changes under the reader before the last is taken.
@@ -191,19 +191,25 @@ class PageLook:
         return is_mapped == bool(self.word & int(PM_PRESENT))
 
     def _judge(self) -> None:
-        self.verdicts = self._read(self.page, self.page + 1, self.trace)
+        # The page itself is looked at whatever the budget.
+        alone = PageTable(self.table.pagemap, self.machine.unfollowed())
+        self.verdicts = self._read(self.page, self.page + 1, self.trace, alone)
         self.value = _value_at(self.verdicts, self.page)
         pages = (self.mapping.stop - self.mapping.start) // self.size
         if self.value in _BY_TOTALS:
-            self.value = _value_at(self._read(0, pages, Trace()), self.page)
+            try:
+                whole = self._read(0, pages, Trace(), self.table)
+            except Stopped:
+                return
+            self.value = _value_at(whole, self.page)
             self.is_by_totals = True
         if self.value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
             self.swap_in_mapping = self.judge.settler.pages(self.mapping, "Swap")
 
-    def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
+    def _read(self, first: int, stop: int, trace: Trace, table: PageTable) -> Verdicts:
         opener = TracedOpener(self.process)
         opener.trace = trace
-        judge = Judge(self.table, opener)
+        judge = Judge(table, opener)
         try:
             found = judge.read(self.mapping, first, stop)
             verdicts = Verdicts(found.facts, judge.settle(self.mapping, found), found.refusal)

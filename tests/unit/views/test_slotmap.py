@@ -10,7 +10,7 @@ from memlens.scan.machine import Machine
 from memlens.shm.facts import ObjectFacts
 from memlens.swap.slotmap import SlotMap, confirm_claims, make_slot_map
 from memlens.swap.swapcache import CachedSlots
-from memlens.views.slotmap import count_cells
+from memlens.views.swap import count_cells
 
 NO_PROC = "/nowhere"
 
