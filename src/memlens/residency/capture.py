@@ -231,7 +231,12 @@ class _Capture:
         return kept[0].sorted()
 
     def _parse(self, raw: bytes) -> MapsTable:
-        return parse_maps_table(raw, f"{self.process.path}/maps")
+        table = parse_maps_table(raw, f"{self.process.path}/maps")
+        # The kernel lets go of the mappings every 4 KiB: one that was joined meanwhile with
+        # those before it comes after them, and begins where one of them does.
+        later = np.minimum.accumulate(table.start[::-1])[::-1]
+        is_joined = np.append(later[1:] <= table.start[:-1], False)[: len(table)]
+        return table.take(~is_joined) if is_joined.any() else table
 
     def _check_alive(self, raw: bytes, kept: MapsTable) -> None:
         """Raise if the mappings are of no memory, or of another than the page table."""
