@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
 from memlens.pages.runs import Runs
-from memlens.scan.mapcounts import MapCounts
+
+if TYPE_CHECKING:
+    from memlens.scan.mapcounts import MapCounts
 
 ObjectKey = tuple[int, int, int]
 
@@ -50,7 +52,7 @@ class Want:
     frames: bool = False
     rollup: bool = False
     who: Callable[[Who], bool] = lambda _who: True
-    counts: MapCounts | None = None
+    counts: "MapCounts | None" = None
     keep_frames: bool = False
 
     @property

@@ -1,7 +1,7 @@
 """Which mapping a page belongs to, and whether it counts in RSS."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,31 +103,57 @@ _NEEDED = PAGE_IS_PRESENT | PAGE_IS_FILE
 _BITS = PM_PRESENT | PM_FILE
 
 
-class MappedPages:
+@dataclass(slots=True)
+class PageTables:
     """
-    Counts mapped pages of one file after the other.
+    Page tables of processes that stay open, for many things are mapped by the same ones.
 
-    :param machine: whose processes map them.
-
-    ``denied`` counts the processes whose page table may not be read.
+    :param machine: whose processes they are.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self._open: dict[int, Pagemap | None] = {}
-        self._denied: set[int] = set()
+    machine: Machine
+    _open: dict[int, Pagemap | None] = field(default_factory=dict, init=False)
+    _denied: set[int] = field(default_factory=set, init=False)
 
     @property
     def denied(self) -> int:
-        """Return how many processes could not be read."""
+        """Return of how many processes they may not be read."""
         return len(self._denied)
 
     def close(self) -> None:
-        """Close the page tables."""
+        """Close them."""
         for pagemap in self._open.values():
             if pagemap is not None:
                 pagemap.close()
         self._open.clear()
+
+    def of(self, pid: int, start_ticks: int | None = None) -> Pagemap | None:
+        """
+        Return the page table of a process, None if it cannot be had.
+
+        :param start_ticks: when the process began that is meant, None for whichever it is.
+        """
+        if pid not in self._open:
+            if len(self._open) >= _OPEN_AT_MOST:
+                self.close()
+            self._open[pid] = self._open_one(pid, start_ticks)
+        return self._open[pid]
+
+    def _open_one(self, pid: int, start_ticks: int | None) -> Pagemap | None:
+        try:
+            with ProcessDir(pid, self.machine) as process:
+                if start_ticks in (None, process.stat.start_ticks):
+                    fd = process.open("pagemap")
+                    return Pagemap(fd, self.machine, f"{process.path}/pagemap")
+        except AccessDenied:
+            self._denied.add(pid)
+        except MemlensError:
+            pass
+        return None
+
+
+class MappedPages(PageTables):
+    """Counts mapped pages of one file after the other."""
 
     def count(self, mappings: Iterable[FileMapping], pages: int) -> int:
         """
@@ -142,7 +168,7 @@ class MappedPages:
         """Return which pages these are, as runs of value 1."""
         parts = []
         for mapping in mappings:
-            pagemap = self._pagemap(mapping.pid)
+            pagemap = self.of(mapping.pid)
             if pagemap is None:
                 continue
             try:
@@ -170,21 +196,3 @@ class MappedPages:
             parts = [select_runs(part, part.value != 0) for part in parts]
         runs = concat_runs(parts)
         return Runs(runs.first - first + mapping.offset // size, runs.pages, runs.value)
-
-    def _pagemap(self, pid: int) -> Pagemap | None:
-        if pid not in self._open:
-            if len(self._open) >= _OPEN_AT_MOST:
-                self.close()
-            self._open[pid] = self._open_pagemap(pid)
-        return self._open[pid]
-
-    def _open_pagemap(self, pid: int) -> Pagemap | None:
-        try:
-            with ProcessDir(pid, self.machine) as process:
-                path = f"{process.path}/pagemap"
-                return Pagemap(process.open("pagemap"), self.machine, path)
-        except AccessDenied:
-            self._denied.add(pid)
-        except MemlensError:
-            pass
-        return None

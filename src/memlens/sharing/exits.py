@@ -11,8 +11,8 @@ from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
 from memlens.shm.facts import holder_notes, kept_pages
-from memlens.shm.found import FoundObject
 from memlens.shm.inventory import read_objects
+from memlens.shm.sources import FoundObject
 from memlens.units import count_of
 
 
