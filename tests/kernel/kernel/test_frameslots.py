@@ -25,7 +25,7 @@ from memlens.kernel.procfs import Host
 from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
-from memlens.swap.swapcache import CachedSlots, add_unowned, find_cached_slots
+from memlens.swap.slots import CachedSlots, add_unowned, find_cached_slots
 from tests.kernel.support import oracle
 from tests.kernel.support.driver import MADV_PAGEOUT
 from tests.kernel.support.machine import setting, wait_until

@@ -12,10 +12,8 @@ from memlens.pages.runs import encode_runs
 from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
 from memlens.shm.facts import HolderFacts, ObjectFacts, split_objects
-from memlens.swap.areas import area_rows
-from memlens.swap.ledger import _process_rows
-from memlens.swap.slots import count_slots
-from memlens.swap.swapcache import CachedSlots, _doubted
+from memlens.swap.ledger import _area_rows, _process_rows
+from memlens.swap.slots import CachedSlots, _doubted, count_slots
 
 PAGE = Machine().page_size_bytes
 
@@ -188,7 +186,7 @@ def test_areas_whose_number_is_not_known_have_none(tmp_path: Path) -> None:
 
     def rows(*slots: int) -> list[tuple[int | None, int | None]]:
         private = np.array(slots, np.uint64)
-        found = area_rows(swap, private, [], Machine(str(tmp_path)))
+        found = _area_rows(swap, private, [], Machine(str(tmp_path)))
         return [(row.area, row.private_pages) for row in found]
 
     assert rows(32, 64, 34) == [(0, 2), (2, 1)]
