@@ -97,7 +97,7 @@ TAKE_THEM = {
     "parse_swaps": "a parser",
     "_parse_area": "a parser",
     "ObjectUse.pages": "plain facts in bytes, counted in pages",
-    "ProcessFacts.count_own": "plain facts in bytes, counted in pages",
+    "ProcessFacts.count_entries": "plain facts in bytes, counted in pages",
     "OwnPages": "memory that is made, of the kernel's pages",
     "Reader": "a record",
 }

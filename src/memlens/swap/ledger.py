@@ -236,7 +236,7 @@ def _process_rows(
 def _process_row(
     facts: ProcessFacts, slots: PrivateSlots, share: float | None, kept: int, size: int
 ) -> ProcessSwap:
-    entries = facts.count_own(size)
+    entries = facts.count_entries(size)
     only_mine = private = alone = None
     if not (facts.is_swap_hidden and entries):
         only_mine = slots.count_alone(facts.swap_words)
@@ -300,7 +300,7 @@ def _cgroup_rows(sweep: Sweep, rows: Iterable[ProcessSwap]) -> Iterator[CgroupSw
         if own or is_hidden or share is None or share or known:
             yield CgroupSwap(
                 charged_pages=None if known is None else known // size,
-                private_pages=own,
+                swap_slots_pages=own,
                 swap_share_bytes=None if share is None else round(share),
                 path=path,
             )

@@ -152,7 +152,7 @@ def test_a_wrong_array_is_found_out(area: Path) -> None:
 
     with memory(1013) as item:
         _, _, pfn = back_again(item)
-        with Shifted() as reader, pytest.raises(FrameSlotsInvalid, match="contradict"):
+        with Shifted(Machine()) as reader, pytest.raises(FrameSlotsInvalid, match="contradict"):
             reader.read(pfn)
 
 

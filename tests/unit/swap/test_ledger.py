@@ -30,6 +30,7 @@ def make_facts(pid: int, slots: list[int], **changes: Any) -> ProcessFacts:
         "swap_pages": np.array(slots, np.int64),
         "is_swap_hidden": False,
         "frames": None,
+        "swap_entries": len(slots),
     }
     return ProcessFacts(**{**values, **changes})
 
@@ -76,6 +77,15 @@ def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
         (1, 2 * PAGE),
     ]
     assert 3 not in rows
+
+
+def test_entries_that_name_one_slot_count_each() -> None:
+    """As where KSM has merged pages: they are one slot, freed once."""
+    processes = [make_facts(1, [10, 11], swap_entries=7)]
+    slots = count_slots(processes, CachedSlots())
+    (row,) = _process_rows(processes, slots, {}, {}, Machine())
+    assert (row.swap_entries_pages, row.swap_share_bytes) == (7, 2 * PAGE)
+    assert (row.swap_only_mine_pages, row.freed_on_exit_pages) == (2, 2)
 
 
 def test_slots_that_a_process_unseen_may_hold_are_freed_by_nobody_known() -> None:
