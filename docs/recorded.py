@@ -21,9 +21,8 @@ from memlens.sharing.records import ProcessList, Sharing
 from memlens.shm.records import Inventory
 from memlens.swap.records import SwapLedger
 from memlens.views import demo, doctor, flags, page, ps, sharing, shm, swap
-from memlens.views.lines import Line
 from memlens.views.map import render as render_map
-from memlens.views.table import TableOptions
+from memlens.views.text import Line, TableOptions
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"

@@ -275,6 +275,11 @@ class Report(Origin):
         """Return whether nothing is missed or unknown: what ``--strict`` asks."""
         return self.is_complete and not self.missed
 
+    @property
+    def is_wrong(self) -> bool:
+        """Return whether it shows memlens at fault, for which a command ends with 1."""
+        return False
+
     def table(self, name: str | None = None) -> Table[Any]:
         """
         Return a table by name; None is the first that is declared.

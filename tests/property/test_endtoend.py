@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlens.pages.endtoend import lay_end_to_end
+from memlens.pages.parts import lay_end_to_end
 from memlens.pages.runs import encode_runs, select_runs
 
 # Gaps before each range, and its length; gaps of none make neighbours.

@@ -28,25 +28,28 @@ from memlens.objects.opener import ANONYMOUS, VANISHED, ObjectFacts
 from memlens.pages.classes import Entry, PageClass, Reason
 from memlens.pages.parts import part_of
 from memlens.pages.runs import Runs, decode_runs
-from memlens.residency.entries import PageTable
-from memlens.residency.judge import Batch, MappingReader, Spans, batches, find_facts
-from memlens.residency.totals import Settler
-from memlens.residency.walk import Walking
+from memlens.residency.judge import Batch, Judge
+from memlens.residency.spans import Spans, batches, find_facts
+from memlens.scan.pagetable import PageTable
 from tests.property.plainobject import SHMEM, PlainMachine, PlainObject
 
 SIZE = 4096
 ZERO_PFN = 77
 PRESENT, SWAP, FILE, EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 56
+SOFT_DIRTY = 1 << 55
 # Word, categories of PAGEMAP_SCAN, entry.
 WORDS = {
     "empty": (0, 0, Entry.EMPTY),
-    "written": (PRESENT | EXCLUSIVE | 5, PAGE_IS_PRESENT, Entry.PRESENT),
+    # On kernels that track soft-dirty pages one that was never touched reads so.
+    "soft-dirty": (SOFT_DIRTY, 0, Entry.EMPTY),
+    "written": (PRESENT | EXCLUSIVE | SOFT_DIRTY | 5, PAGE_IS_PRESENT, Entry.PRESENT),
     "forked": (PRESENT | 5, PAGE_IS_PRESENT, Entry.PRESENT),
     "zero": (PRESENT | ZERO_PFN, PAGE_IS_PRESENT | PAGE_IS_PFNZERO, Entry.ZERO),
-    "swapped": (SWAP | 9 << 5, PAGE_IS_SWAPPED, Entry.SWAP),
+    "swapped": (SWAP | SOFT_DIRTY | 9 << 5, PAGE_IS_SWAPPED, Entry.SWAP),
     "guard": (SWAP | 31 | 1 << 58, PAGE_IS_SWAPPED, Entry.GUARD),
     "marker": (SWAP | 31 | 1 << 57, PAGE_IS_SWAPPED, Entry.WP_MARKER),
 }
+EMPTY = {"empty", "soft-dirty"}
 BY_CLASS = {
     "written": PageClass.PRESENT,
     "forked": PageClass.PRESENT,
@@ -115,11 +118,22 @@ def test_entries_equal_one_page_at_a_time(plain: list[str], use_scan: bool, firs
     table = PageTable(PlainPagemap(dict(enumerate(plain))), machine_of(use_scan), ZERO_PFN)
     stop = len(plain) + 5
     expected = [WORDS[name][2] for name in (*plain, *["empty"] * 5)][first:]
-    runs = table.read_entries(first, stop)
+    runs = table.entries([(first, stop)])
     assert all(first <= begin for begin, _, _ in runs)
     found = decode_runs(runs, max(stop, first), fill=Entry.EMPTY)[first:]
     assert found.tolist() == expected
     assert table.read_densely(first, max(stop, first)).tolist() == expected
+
+
+def test_kept_words_are_those_that_say_anything() -> None:
+    pages = dict(enumerate(["soft-dirty", "written", "empty", "guard"]))
+    for use_scan in (True, False):
+        machine = machine_of(use_scan)
+        table = PageTable(PlainPagemap(pages), machine, ZERO_PFN, keep_words=True)
+        table.entries([(0, 4)])
+        words = table.take_words(0, 4)
+        assert words.page.tolist() == [1, 3]
+        assert words.word.tolist() == [WORDS[pages[page]][0] for page in (1, 3)]
 
 
 def test_crumbs_are_read_as_words() -> None:
@@ -127,7 +141,7 @@ def test_crumbs_are_read_as_words() -> None:
     pages = dict.fromkeys(range(0, 200000, 2), "written")
     pagemap = PlainPagemap(pages)
     table = PageTable(pagemap, machine_of(use_scan=True), ZERO_PFN)
-    runs = table.read_entries(0, 200_000)
+    runs = table.entries([(0, 200_000)])
     assert (runs.value == Entry.PRESENT).sum() == 100_000
     assert pagemap.calls < 10
 
@@ -154,7 +168,7 @@ def mappings_of(words: st.SearchStrategy[list[str]]) -> st.SearchStrategy[list[P
     return st.lists(one, min_size=1, max_size=12)
 
 
-few_words = st.lists(st.sampled_from(["empty", "empty", "written", "guard"]), min_size=1)
+few_words = st.lists(st.sampled_from(["empty", "soft-dirty", "written", "guard"]), min_size=1)
 objects = st.lists(
     st.lists(st.sampled_from(sorted(SHMEM)), max_size=70), min_size=3, max_size=3
 )
@@ -167,6 +181,7 @@ class PlainOpener:
         self.states = states
         self.gone = gone
         self.opened: list[int] = []
+        self.process: Any = SimpleNamespace(pid=1)
         self.on_open: Callable[[], None] = lambda: None
 
     def facts(self, mapping: Mapping) -> ObjectFacts:
@@ -182,16 +197,8 @@ class PlainOpener:
         return item
 
 
-def reader_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> MappingReader:
-    process: Any = SimpleNamespace(pid=1)
-    machine = machine_of(**more)
-    return MappingReader(
-        table=PageTable(pagemap, machine, ZERO_PFN),
-        opener=opener,
-        settler=Settler(process, machine),
-        machine=machine,
-        walking=Walking(machine),
-    )
+def judge_of(pagemap: PlainPagemap, opener: PlainOpener, **more: Any) -> Judge:
+    return Judge(PageTable(pagemap, machine_of(**more), ZERO_PFN), opener)
 
 
 def build(plain: list[Plain]) -> tuple[PlainPagemap, list[Mapping]]:
@@ -218,9 +225,9 @@ def spans_of(mappings: list[Mapping]) -> Spans:
     return Spans(table, np.zeros(len(pages), np.int64), np.array(pages, np.int64))
 
 
-def batch_of(reader: MappingReader, mappings: list[Mapping]) -> Batch:
+def batch_of(judge: Judge, mappings: list[Mapping]) -> Batch:
     spans = spans_of(mappings)
-    return Batch(reader, spans, find_facts(reader.opener, spans.mappings))
+    return Batch(judge, spans, find_facts(judge.opener, spans.mappings))
 
 
 def read(batch: Batch) -> list[Runs]:
@@ -246,12 +253,12 @@ def test_a_batch_equals_one_page_at_a_time(
 ) -> None:
     pagemap, mappings = build(plain)
     opener = PlainOpener(states)
-    reader = reader_of(pagemap, opener, use_scan=use_scan)
-    batch = batch_of(reader, mappings)
+    judge = judge_of(pagemap, opener, use_scan=use_scan)
+    batch = batch_of(judge, mappings)
     for mapping, one, runs in zip(mappings, plain, read(batch), strict=True):
         expected = [class_of(one, page, states) for page in range(len(one.words))]
         assert decode_runs(runs, len(one.words), fill=255).tolist() == expected
-        alone = reader.read(mapping, 0, len(one.words))
+        alone = judge.read(mapping, 0, len(one.words))
         assert list(alone.runs) == list(runs)
 
 
@@ -263,16 +270,16 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
     pagemap, mappings = build(plain)
     later = [[data.draw(st.sampled_from(["empty", "written"])) for _ in p.words] for p in plain]
     opener = PlainOpener(states)
-    reader = reader_of(pagemap, opener, use_scan=True)
+    judge = judge_of(pagemap, opener, use_scan=True)
     after, _ = build(
         [replace(one, words=words) for one, words in zip(plain, later, strict=True)]
     )
     opener.on_open = lambda: setattr(pagemap, "pages", after.pages)
-    batch = batch_of(reader, mappings)
+    batch = batch_of(judge, mappings)
     for one, words, runs in zip(plain, later, read(batch), strict=True):
         found = decode_runs(runs, len(words), fill=255).tolist()
         for page, (was, now) in enumerate(zip(one.words, words, strict=True)):
-            is_moved = one.object is not None and was == "empty" and now == "written"
+            is_moved = one.object is not None and was in EMPTY and now == "written"
             wanted = PageClass.PRESENT if is_moved else class_of(one, page, states)
             assert found[page] == wanted
 
@@ -281,8 +288,8 @@ def test_a_page_that_was_mapped_meanwhile_is_present(
 def test_each_object_is_opened_once(plain: list[Plain], states: list[list[str]]) -> None:
     pagemap, mappings = build(plain)
     opener = PlainOpener(states)
-    reader = reader_of(pagemap, opener, use_scan=True)
-    batch_of(reader, mappings).read()
+    judge = judge_of(pagemap, opener, use_scan=True)
+    batch_of(judge, mappings).read()
     assert len(opener.opened) == len(set(opener.opened))
 
 
@@ -295,18 +302,18 @@ def test_a_mapping_that_vanished_takes_no_other_with_it(
     starts = [mapping.start for mapping in mappings]
     gone = data.draw(st.frozensets(st.sampled_from(starts)))
     opener = PlainOpener(states, gone)
-    reader = reader_of(pagemap, opener, use_scan=True)
-    batch = batch_of(reader, mappings)
+    judge = judge_of(pagemap, opener, use_scan=True)
+    batch = batch_of(judge, mappings)
     asking = {
         mapping.inode
         for mapping, one in zip(mappings, plain, strict=True)
-        if "empty" in one.words and mapping.start not in gone
+        if EMPTY & set(one.words) and mapping.start not in gone
     }
     for one, runs in zip(plain, read(batch), strict=True):
         found = decode_runs(runs, len(one.words), fill=255).tolist()
         for page, value in enumerate(found):
             is_lost = (
-                one.words[page] == "empty"
+                one.words[page] in EMPTY
                 and one.object is not None
                 and one.object + 1 not in asking
             )
@@ -322,8 +329,8 @@ def test_a_batch_that_is_stopped_says_what_it_has(
     pagemap, mappings = build(plain)
     opener = PlainOpener(states)
     count = iter(range(1000))
-    reader = reader_of(pagemap, opener, use_scan=True, should_stop=lambda: next(count) >= polls)
-    batch = batch_of(reader, mappings)
+    judge = judge_of(pagemap, opener, use_scan=True, should_stop=lambda: next(count) >= polls)
+    batch = batch_of(judge, mappings)
     has_stopped = False
     for one, runs in zip(plain, read(batch), strict=True):
         for page, value in enumerate(decode_runs(runs, len(one.words), fill=255)):
@@ -335,7 +342,9 @@ def test_a_batch_that_is_stopped_says_what_it_has(
 # Words that change often, over an object of as many pages, some of them past its end.
 crumbs = st.builds(
     lambda words, times, more: words * times + more,
-    st.lists(st.sampled_from(["empty", "written", "marker"]), min_size=2, max_size=7),
+    st.lists(
+        st.sampled_from(["empty", "soft-dirty", "written", "marker"]), min_size=2, max_size=7
+    ),
     st.integers(1, 400),
     st.lists(st.sampled_from(sorted(WORDS)), max_size=9),
 )
@@ -364,9 +373,9 @@ def test_crumbs_equal_one_page_at_a_time(
     """Whether windows are read already, and the object is asked first, or not yet."""
     pagemap, [mapping] = build([Plain(0, words, 0, page)])
     mapping = replace_permissions(mapping, permissions)
-    reader = reader_of(pagemap, PlainOpener([states]), use_scan=use_scan)
-    reader.table.is_crumbled = is_crumbled
-    verdicts = reader.read(mapping, 0, len(words))
+    judge = judge_of(pagemap, PlainOpener([states]), use_scan=use_scan)
+    judge.table.is_crumbled = is_crumbled
+    verdicts = judge.read(mapping, 0, len(words))
     found = decode_runs(verdicts.runs, len(words), fill=255).tolist()
     for number, word in enumerate(words):
         expected: int = class_of(Plain(0, words, 0, page), number, [states])

@@ -1,5 +1,6 @@
 """The public names: all there, each from its own module, and none loaded before it is used."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,19 @@ def test_name_loads_and_is_documented(name: str) -> None:
     assert found.__name__ == name
     assert found.__doc__
     assert name in dir(memlens)
+
+
+def test_type_checkers_see_what_is_there() -> None:
+    tree = ast.parse(Path(memlens.__file__).read_text())
+    seen = {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.col_offset
+        for alias in node.names
+        if alias.asname == alias.name
+    }
+    homes = {name: f"memlens.{home}" for name, home in memlens._HOME_OF.items()}
+    assert seen == homes
 
 
 def test_every_error_is_public() -> None:

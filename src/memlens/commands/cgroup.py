@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import run
 
 
@@ -26,15 +27,12 @@ def command(request: run.Request, path: str | None, directories: tuple[str, ...]
     """
     if path is None and directories:
         raise click.UsageError("--dir is for one cgroup: name it")
-    from memlens.physical.records import CgroupList, CgroupPages
     from memlens.views.cgroup import render
 
-    def read(**scan: Any) -> CgroupList | CgroupPages:
-        from memlens.physical.cgroup import list_cgroups, read_cgroup
-
+    def read(**scan: Any) -> memlens.CgroupList | memlens.CgroupPages:
         if path is None:
-            return list_cgroups(**scan)
-        return read_cgroup(path, directories=directories, **scan)
+            return memlens.list_cgroups(**scan)
+        return memlens.read_cgroup(path, directories=directories, **scan)
 
-    kinds = (CgroupList, CgroupPages) if path is None else (CgroupPages,)
-    run.give(request, run.Answer(kinds, read, render, "reading page frames"))
+    lists = () if path is not None else (memlens.CgroupList,)
+    run.give(request, (*lists, memlens.CgroupPages), "reading page frames", read, render)

@@ -34,20 +34,26 @@ _PID_DIGITS = 18
 
 def pid_argument(function: _F) -> _F:
     """Add the argument ``pid``, None beside ``--from``; /proc says whether there is such."""
-    convert = _convert(_parse_pid)
+    convert = converted(_parse_pid)
     return click.argument("pid", required=False, callback=convert)(function)
+
+
+def pids_argument(function: _F) -> _F:
+    """Add the argument ``pids``: any number of processes, each once."""
+    convert = converted(_parse_pid)
+    return click.argument("pids", metavar="[PID]...", nargs=-1, callback=convert)(function)
 
 
 def pid_option(function: _F) -> _F:
     """Add ``--pid PID`` as ``pid``."""
     return click.option(
-        "--pid", metavar="PID", callback=_convert(_parse_pid), help="Files of a process."
+        "--pid", metavar="PID", callback=converted(_parse_pid), help="Files of a process."
     )(function)
 
 
 def address_argument(function: _F) -> _F:
     """Add the argument ``address``, None or in hexadecimal, of 64 bits at most."""
-    convert = _convert(parse_address)
+    convert = converted(parse_address)
     return click.argument("address", required=False, callback=convert)(function)
 
 
@@ -57,7 +63,7 @@ def range_option(function: _F) -> _F:
         "--range",
         "addresses",
         metavar="START-STOP",
-        callback=_convert(parse_range),
+        callback=converted(parse_range),
         help="Only these addresses (hexadecimal, half open, rounded to pages).",
     )(function)
 
@@ -170,11 +176,17 @@ def write_csv(pieces: Iterable[str]) -> None:
         write_pieces("\n".join(map(escape_text, piece.split("\n"))))
 
 
-def _convert(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """Return a click callback for a parser that raises ValueError."""
+def converted(parse: Callable[[str], Any]) -> Callable[..., Any]:
+    """
+    Return a click callback for a parser that raises ValueError.
 
-    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
+    Several values become a tuple with each result once; None stays None.
+    """
+
+    def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
         try:
+            if isinstance(value, tuple):
+                return tuple(dict.fromkeys(map(parse, value)))
             return None if value is None else parse(value)
         except ValueError as error:
             raise click.BadParameter(str(error), ctx, param) from error

@@ -26,7 +26,4 @@ def command(request: run.Request, no_swap: bool) -> None:
 
         return run_demo(use_swap=not no_swap, **scan)
 
-    answer = run.Answer(
-        (DemoResult,), read, render, "building memory", is_wrong=lambda found: found.is_wrong
-    )
-    run.give(request, answer)
+    run.give(request, (DemoResult,), "building memory", read, render)

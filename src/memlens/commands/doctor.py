@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import run
 
 
@@ -17,12 +18,9 @@ def command(request: run.Request) -> None:
     may still say nothing. For what is missing: why, and the least privilege or kernel
     that would give it. Ends with what `memlens map` can say, and what it leaves open.
     """
-    from memlens.selftest.records import Features
     from memlens.views.doctor import render
 
-    def read(**scan: Any) -> Features:
-        from memlens.selftest.doctor import probe_features
+    def read(**scan: Any) -> memlens.Features:
+        return memlens.probe_features(**scan)
 
-        return probe_features(**scan)
-
-    run.give(request, run.Answer((Features,), read, render, "asking the kernel"))
+    run.give(request, (memlens.Features,), "asking the kernel", read, render)

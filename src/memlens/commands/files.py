@@ -1,13 +1,11 @@
 """``memlens files``: what of files is in the page cache."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import common, run
-
-if TYPE_CHECKING:
-    from memlens.physical.records import FileCache
 
 _TOP = 20
 
@@ -37,15 +35,12 @@ def command(
     run.require(
         request, paths or pid or cached or None, "files, directories, --pid or --cached"
     )
-    from memlens.physical.records import FileReport
     from memlens.views.files import render
 
-    failed: list[FileCache] = []
+    failed: list[memlens.FileCache] = []
 
-    def read(**scan: Any) -> FileReport:
-        from memlens.physical.pagecache import read_files
-
-        report = read_files(
+    def read(**scan: Any) -> memlens.FileReport:
+        report = memlens.read_files(
             paths,
             pid=pid,
             is_machine=cached,
@@ -58,7 +53,7 @@ def command(
         failed.extend(file for file in report.files[is_closed] if file.path in paths)
         return report
 
-    run.give(request, run.Answer((FileReport,), read, render, "reading files"))
+    run.give(request, (memlens.FileReport,), "reading files", read, render)
     # What the user named and could not be looked at.
     for file in failed:
         common.complain(f"{file.reason} ({file.path})")

@@ -7,37 +7,31 @@ from typing import Any
 
 import click
 
-from memlens.commands import run
-from memlens.commands.flags import parse_pids
+import memlens
+from memlens.commands import common, run
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-
-
-def _parse_blocks(
-    _ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]
-) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(map(_parse_order, value)))
 
 
 def _parse_order(text: str) -> int:
     match = re.fullmatch(r"(\d{1,15})([kKmMgG]?)", text, re.ASCII)
     if match is None:
-        raise click.BadParameter(f"not a size such as 64K: {text!r}")
+        raise ValueError(f"not a size such as 64K: {text!r}")
     pages, rest = divmod(int(match[1]) * _UNITS[match[2].lower()], os.sysconf("SC_PAGE_SIZE"))
     if rest or pages < 2 or pages & (pages - 1):
-        raise click.BadParameter(f"not 2, 4, 8, ... pages: {text!r}")
+        raise ValueError(f"not 2, 4, 8, ... pages: {text!r}")
     return pages.bit_length() - 1
 
 
 @click.command("huge")
-@click.argument("pids", metavar="[PID]...", nargs=-1, callback=parse_pids)
+@common.pids_argument
 @click.option("--cgroup", metavar="PATH", help="The processes of a cgroup and those below.")
 @click.option(
     "--cont",
     "blocks",
     multiple=True,
     metavar="SIZE",
-    callback=_parse_blocks,
+    callback=common.converted(_parse_order),
     help="Also count aligned contiguous blocks of this size, as 64K.",
 )
 @click.option("--rollup", is_flag=True, help="Only the sum, no mappings.")
@@ -59,16 +53,13 @@ def command(
     run.require(request, pids or cgroup, "PIDs, or --cgroup")
     if pids and cgroup is not None:
         raise click.UsageError("name PIDs, or --cgroup")
-    from memlens.physical.records import HugeReport
     from memlens.views.huge import render
 
-    def read(**scan: Any) -> HugeReport:
-        from memlens.physical.hugereport import map_huge
-
+    def read(**scan: Any) -> memlens.HugeReport:
         try:
-            return map_huge(pids, cgroup=cgroup, block_orders=blocks, **scan)
+            return memlens.map_huge(pids, cgroup=cgroup, block_orders=blocks, **scan)
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--cont") from error
 
     draw = partial(render, has_mappings=not rollup)
-    run.give(request, run.Answer((HugeReport,), read, draw, "reading huge pages"))
+    run.give(request, (memlens.HugeReport,), "reading huge pages", read, draw)

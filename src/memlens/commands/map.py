@@ -6,22 +6,17 @@ from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import common, run
-from memlens.errors import MemlensError
-from memlens.pages.classes import PageClass
 
 
-def _parse_classes(
-    ctx: click.Context, param: click.Parameter, value: str | None
-) -> frozenset[PageClass]:
-    known = {kind.label: kind for kind in PageClass}
-    names = [] if value is None else [name.strip() for name in value.split(",")]
+def _parse_classes(text: str) -> frozenset[memlens.PageClass]:
+    known = {kind.label: kind for kind in memlens.PageClass}
+    names = [name.strip() for name in text.split(",")]
     wrong = [name for name in names if name.replace("-", "_") not in known]
     if wrong:
-        raise click.BadParameter(
-            f"no such class: {', '.join(map(repr, wrong))}; classes are {', '.join(known)}",
-            ctx,
-            param,
+        raise ValueError(
+            f"no such class: {', '.join(map(repr, wrong))}; classes are {', '.join(known)}"
         )
     return frozenset(known[name.replace("-", "_")] for name in names)
 
@@ -34,7 +29,7 @@ def _parse_classes(
 @click.option(
     "--only",
     metavar="CLASS[,CLASS]",
-    callback=_parse_classes,
+    callback=common.converted(_parse_classes),
     help="Only mappings and runs of these classes.",
 )
 @run.report_options
@@ -44,7 +39,7 @@ def command(
     pages: bool,
     words: bool,
     addresses: tuple[int, int] | None,
-    only: frozenset[PageClass],
+    only: frozenset[memlens.PageClass] | None,
 ) -> None:
     """
     Show where every page of the process PID is.
@@ -57,20 +52,17 @@ def command(
     run.require(request, pid, "PID")
     if request.source is not None and (words or addresses is not None):
         raise click.UsageError("--words and --range are for a scan: leave out --from")
-    from memlens.residency.records import ProcessMap
     from memlens.views.map import render
 
-    def read(**scan: Any) -> ProcessMap:
-        from memlens.residency.capture import map_process
-
+    def read(**scan: Any) -> memlens.ProcessMap:
         start, stop = addresses or (None, None)
-        whole = map_process(pid or 0, start=start, stop=stop, words=words, **scan)
+        whole = memlens.map_process(pid or 0, start=start, stop=stop, words=words, **scan)
         if not len(whole.mappings):
             where = f" in {start:x}-{stop:x}" if addresses is not None else ""
-            raise MemlensError(f"process {pid} has nothing mapped{where}")
+            raise memlens.MemlensError(f"process {pid} has nothing mapped{where}")
         return whole
 
-    def keep(whole: ProcessMap) -> ProcessMap:
+    def keep(whole: memlens.ProcessMap) -> memlens.ProcessMap:
         from memlens.residency.tables import select_classes
 
         found = select_classes(whole, only) if only else whole
@@ -83,4 +75,4 @@ def command(
     table = "runs" if pages and request.as_csv else None
     draw = partial(render, has_runs=pages)
     label = f"reading process {pid}"
-    run.give(request, run.Answer((ProcessMap,), read, draw, label, table, keep=keep))
+    run.give(request, (memlens.ProcessMap,), label, read, draw, table, keep)

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import common, run
 
 
@@ -21,12 +22,9 @@ def command(request: run.Request, pid: int | None, address: int | None) -> None:
     """
     run.require(request, pid, "PID")
     run.require(request, address, "ADDRESS")
-    from memlens.residency.records import PageExplanation
     from memlens.views.page import render
 
-    def read(**scan: Any) -> PageExplanation:
-        from memlens.residency.steps import explain_page
+    def read(**scan: Any) -> memlens.PageExplanation:
+        return memlens.explain_page(pid or 0, address or 0, **scan)
 
-        return explain_page(pid or 0, address or 0, **scan)
-
-    run.give(request, run.Answer((PageExplanation,), read, render, "looking at a page"))
+    run.give(request, (memlens.PageExplanation,), "looking at a page", read, render)

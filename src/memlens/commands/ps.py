@@ -4,26 +4,29 @@ from typing import Any
 
 import click
 
-from memlens.commands import run
-from memlens.commands.flags import parse_pids
+import memlens
+from memlens.commands import common, run
 
 
-def _parse_user(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
+def _parse_user(text: str) -> int:
     import pwd
 
-    if value.isascii() and value.isdigit() and len(value) <= 10:
-        return int(value)
+    if text.isascii() and text.isdigit() and len(text) <= 10:
+        return int(text)
     try:
-        return pwd.getpwnam(value).pw_uid
+        return pwd.getpwnam(text).pw_uid
     except KeyError:
-        raise click.BadParameter(f"no such user: {value!r}", ctx, param) from None
+        raise ValueError(f"no such user: {text!r}") from None
 
 
 @click.command("ps")
-@click.argument("pids", metavar="[PID]...", nargs=-1, callback=parse_pids)
-@click.option("--user", metavar="USER", callback=_parse_user, help="Processes of this user.")
+@common.pids_argument
+@click.option(
+    "--user",
+    metavar="USER",
+    callback=common.converted(_parse_user),
+    help="Processes of this user.",
+)
 @click.option("--cgroup", metavar="PATH", help="Processes of this cgroup and those below.")
 @click.option("--name", metavar="NAME", help="Processes of this name.")
 @click.option(
@@ -51,15 +54,11 @@ def command(
     chosen = (pids or None, user, cgroup, name, group_by)
     if request.source is not None and chosen != (None,) * len(chosen):
         raise click.UsageError("--from shows what is in the file: leave out PID and filters")
-    from memlens.sharing.records import ProcessList
     from memlens.views.ps import render
 
-    def read(**scan: Any) -> ProcessList:
-        from memlens.sharing.processes import ProcessFilter, list_processes
-
-        keep = ProcessFilter(user, cgroup, name)
-        return list_processes(pids or None, group_by=group_by, keep=keep, **scan)
+    def read(**scan: Any) -> memlens.ProcessList:
+        keep = memlens.ProcessFilter(user, cgroup, name)
+        return memlens.list_processes(pids or None, group_by=group_by, keep=keep, **scan)
 
     table = None if group_by is None else "groups"
-    answer = run.Answer((ProcessList,), read, render, "reading processes", table)
-    run.give(request, answer)
+    run.give(request, (memlens.ProcessList,), "reading processes", read, render, table)

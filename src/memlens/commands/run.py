@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from memlens.report import Report
-    from memlens.views.lines import Line
-    from memlens.views.table import TableOptions
+    from memlens.views.text import Line, TableOptions
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _SEGMENTS_AT_ONCE = 4096
@@ -54,29 +53,6 @@ class Request(NamedTuple):
     color: str
     source: str | None
     proc: str
-
-
-class Answer(NamedTuple):
-    """
-    What answers a command.
-
-    :param kinds: of report; a scan gives the first, ``--from`` may read any.
-    :param read: scans; called with what the library's scans have in common: ``proc``,
-        ``budget_s``, ``on_progress``, ``should_stop``.
-    :param render: yields the lines for a person.
-    :param label: what is being done, for the progress bar.
-    :param table: what ``--table`` is if it is not given, None for the first.
-    :param is_wrong: says of a report whether it shows a fault: exit code 1.
-    :param keep: leaves of a report, scanned or read, what was asked for; None keeps all.
-    """
-
-    kinds: "Sequence[type[Report]]"
-    read: "Callable[..., Report]"
-    render: "Callable[[Any, TableOptions], Iterable[Line]]"
-    label: str
-    table: str | None = None
-    is_wrong: "Callable[[Any], bool]" = lambda _: False
-    keep: "Callable[[Any], Report] | None" = None
 
 
 def _check_budget(
@@ -155,27 +131,51 @@ def require(request: Request, value: object, name: str) -> None:
         raise click.UsageError(f"--from shows what is in the file: leave out {name}")
 
 
-def give(request: Request, answer: Answer) -> None:
+def give(
+    request: Request,
+    kinds: "Sequence[type[Report]]",
+    label: str,
+    read: "Callable[..., Report]",
+    render: "Callable[[Any, TableOptions], Iterable[Line]]",
+    table: str | None = None,
+    keep: "Callable[[Any], Report] | None" = None,
+) -> None:
     """
     Scan or read a report, print it, and end as the scan ended.
 
+    :param kinds: of report; a scan gives the first, ``--from`` may read any.
+    :param label: what is being done, for the progress bar.
+    :param read: scans; called with what the library's scans have in common: ``proc``,
+        ``budget_s``, ``on_progress``, ``should_stop``.
+    :param render: yields the lines for a person.
+    :param table: what ``--table`` is if it is not given, None for the first.
+    :param keep: leaves of a report, scanned or read, what was asked for; None keeps all.
     :raises click.exceptions.Exit: with the code, unless it is 0.
     :raises click.UsageError: if there is no such table or column.
     """
     if request.source is None:
         # What is wrong is said before the scan, not after it.
-        check_names(answer.kinds[0], request, answer.table)
-    with Watch(answer.label, request.color) as watch:
-        report = _read(request, answer, watch)
+        check_names(kinds[0], request, table)
+    with Watch(label, request.color) as watch:
+        if request.source is not None:
+            report = read_report(request.source, kinds)
+            check_names(type(report), request, table)
+        else:
+            report = read(
+                proc=request.proc,
+                budget_s=request.budget,
+                on_progress=watch.on_progress,
+                should_stop=watch.should_stop,
+            )
         watch.end_scan()
-        if answer.keep is not None:
-            report = answer.keep(report)
-        _print(request, answer, report)
+        if keep is not None:
+            report = keep(report)
+        _print(request, report, request.table or table, render)
     if not report.is_complete:
         common.complain("stopped early: the answer is incomplete")
     if watch.is_interrupted:
         raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
-    if answer.is_wrong(report):
+    if report.is_wrong:
         raise click.exceptions.Exit(common.EXIT_ERROR)
     common.strict_exit(request.strict, not report.is_all_known)
 
@@ -202,19 +202,6 @@ def check_names(kind: "type[Report]", request: Request, table: str | None) -> No
         if given.removeprefix("-") not in columns:
             error = UnknownName("column", given, columns)
             raise click.BadParameter(str(error), param_hint="--sort")
-
-
-def _read(request: Request, answer: Answer, watch: "Watch") -> "Report":
-    if request.source is not None:
-        report = read_report(request.source, answer.kinds)
-        check_names(type(report), request, answer.table)
-        return report
-    return answer.read(
-        proc=request.proc,
-        budget_s=request.budget,
-        on_progress=watch.on_progress,
-        should_stop=watch.should_stop,
-    )
 
 
 def read_report(source: str, kinds: "Sequence[type[Report]]") -> "Report":
@@ -244,8 +231,12 @@ def read_report(source: str, kinds: "Sequence[type[Report]]") -> "Report":
     return report
 
 
-def _print(request: Request, answer: Answer, report: "Report") -> None:
-    table = request.table or answer.table
+def _print(
+    request: Request,
+    report: "Report",
+    table: str | None,
+    render: "Callable[[Any, TableOptions], Iterable[Line]]",
+) -> None:
     if report.table_fields():
         report = report.arranged(table, sort=request.sort)
     if request.as_json or request.as_csv:
@@ -258,19 +249,19 @@ def _print(request: Request, answer: Answer, report: "Report") -> None:
     options = table_options(request.color, request.top)
     if not report.is_complete:
         print_lines([incomplete_line()], options.is_colored)
-    print_lines(answer.render(report, options), options.is_colored)
+    print_lines(render(report, options), options.is_colored)
 
 
 def incomplete_line() -> "Line":
     """Return what stands before an answer that was cut short."""
-    from memlens.views.lines import ALARM, Segment
+    from memlens.views.text import ALARM, Segment
 
     return [Segment("INCOMPLETE: the scan ended early", ALARM)]
 
 
 def table_options(color: str, top: int | None = None) -> "TableOptions":
     """Return how to draw on this terminal."""
-    from memlens.views.table import TableOptions
+    from memlens.views.text import TableOptions
 
     return TableOptions(
         width=common.terminal_width(),

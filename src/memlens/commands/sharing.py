@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from memlens.commands import run
-from memlens.commands.flags import parse_pids
+import memlens
+from memlens.commands import common, run
 
 
 @click.command("sharing")
-@click.argument("pids", metavar="[PID]...", nargs=-1, callback=parse_pids)
+@common.pids_argument
 @click.option("--tree", is_flag=True, help="Add all that descend from them.")
 @click.option("--mappings", is_flag=True, help="List every mapping of every process.")
 @run.report_options
@@ -25,13 +25,10 @@ def command(request: run.Request, pids: tuple[int, ...], tree: bool, mappings: b
     run.require(request, pids, "PID")
     if request.source is not None and tree:
         raise click.UsageError("--from shows what is in the file: leave out --tree")
-    from memlens.sharing.records import Sharing
     from memlens.views.sharing import render
 
-    def read(**scan: Any) -> Sharing:
-        from memlens.sharing.frames import read_sharing
-
-        return read_sharing(pids, has_descendants=tree, **scan)
+    def read(**scan: Any) -> memlens.Sharing:
+        return memlens.read_sharing(pids, has_descendants=tree, **scan)
 
     draw = partial(render, table=request.table or "processes", has_mappings=mappings)
-    run.give(request, run.Answer((Sharing,), read, draw, "reading page tables"))
+    run.give(request, (memlens.Sharing,), "reading page tables", read, draw)

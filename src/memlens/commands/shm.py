@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import run
 
 
@@ -27,17 +28,10 @@ def command(request: run.Request, name: str | None, pages: bool) -> None:
     runs = pages or request.table == "runs"
     if pages and is_list and not (request.as_json or request.table == "runs"):
         raise click.UsageError("--pages is for one OBJECT, or for --json")
-    from memlens.shm.records import Inventory
     from memlens.views.shm import render
 
-    def read(**scan: Any) -> Inventory:
-        from memlens.shm.inventory import list_shared_memory
+    def read(**scan: Any) -> memlens.Inventory:
+        return memlens.list_shared_memory(name, runs=runs, **scan)
 
-        return list_shared_memory(name, runs=runs, **scan)
-
-    run.give(
-        request,
-        run.Answer(
-            (Inventory,), read, partial(render, has_runs=pages), "reading shared memory"
-        ),
-    )
+    draw = partial(render, has_runs=pages)
+    run.give(request, (memlens.Inventory,), "reading shared memory", read, draw)

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+import memlens
 from memlens.commands import run
 
 _TABLES = {"process": "processes", "object": "objects", "cgroup": "cgroups", "area": "areas"}
@@ -30,17 +31,12 @@ def command(request: run.Request, by: str | None, has_map: bool) -> None:
     is_slots = (request.table or "").startswith("slot")
     if has_map and (by != "area" or (request.as_csv and not is_slots)):
         raise click.UsageError("--map goes with --by area, as text or JSON")
-    from memlens.swap.records import SwapLedger
     from memlens.views.swap import render
 
-    def read(**scan: Any) -> SwapLedger:
-        from memlens.swap.ledger import read_swap_ledger
-
-        return read_swap_ledger(slots=has_map or is_slots, **scan)
+    def read(**scan: Any) -> memlens.SwapLedger:
+        return memlens.read_swap_ledger(slots=has_map or is_slots, **scan)
 
     table = None if by is None else _TABLES[by]
-    view = partial(render, table=table, has_map=has_map)
-    run.give(
-        request,
-        run.Answer((SwapLedger,), read, view, "reading the swap of all processes", table),
-    )
+    draw = partial(render, table=table, has_map=has_map)
+    label = "reading the swap of all processes"
+    run.give(request, (memlens.SwapLedger,), label, read, draw, table)

@@ -193,7 +193,8 @@ _HINT = re.compile(rb" 00:(?!00 0)[0-9a-f]+ [0-9]")
 _SHARED = re.compile(rb"s [0-9a-f]+ [0-9a-f]+:")
 _RANGE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) ...s ")
 _SPAN_BYTES = 1 << 32
-_USER_STOP = 1 << 63
+# Above this address is the kernel's half, which no page table of a process covers.
+KERNEL_HALF = 1 << 63
 
 # It costs less to scan over smaller shared mappings than to scan around them.
 _SKIPPED_BYTES = 1 << 20
@@ -262,7 +263,7 @@ def _spans(lines: list[bytes]) -> list[tuple[int, int]]:
     first = 0
     while first < len(lines):
         start = _start(lines[first])
-        if start >= _USER_STOP:
+        if start >= KERNEL_HALF:
             break
         first = bisect_left(lines, start + _SPAN_BYTES, first + 1, key=_start)
         stop = int(lines[first - 1].partition(b"-")[2].partition(b" ")[0], 16)

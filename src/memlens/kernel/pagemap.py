@@ -240,7 +240,3 @@ class Pagemap:
         if error.errno == errno.EINVAL:
             raise Unsupported("this PAGEMAP_SCAN lacks a category", path=self.path) from error
         raise_errno(error, "cannot read the page table", self.path)
-
-
-# Above this address is the kernel's half, which no page table of a process covers.
-KERNEL_HALF = 1 << 63

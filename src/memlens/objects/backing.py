@@ -209,3 +209,13 @@ class Backing:
 
 _NOWHERE = (1 << 62, 1 << 62)
 _NO_EXTENTS = np.empty((0, 2), np.int64)
+
+
+def is_all_data(backing: Backing) -> bool:
+    """
+    Return whether every page that a shmem object owns is data: none is preallocated.
+
+    All that it owns counts in st_blocks, but only what was written is data.
+    """
+    extents = backing.data_extents(0, backing.size_pages())
+    return int((extents[:, 1] - extents[:, 0]).sum()) == backing.allocated_pages()

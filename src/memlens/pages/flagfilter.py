@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import and_
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +38,15 @@ class Filter:
     def __call__(self, words: Words) -> Mask:
         """Return which words are asked for."""
         return self.keeps(words)
+
+    def __and__(self, other: "Filter") -> "Filter":
+        return Filter(lambda words: self(words) & other(words), self.mask | other.mask)
+
+    def __or__(self, other: "Filter") -> "Filter":
+        return Filter(lambda words: self(words) | other(words), self.mask | other.mask)
+
+    def __invert__(self) -> "Filter":
+        return Filter(lambda words: ~self(words), self.mask)
 
 
 class FilterError(ValueError):
@@ -132,17 +143,7 @@ def parse_bits(text: str) -> Filter:
 
 def all_of(filters: Sequence[Filter]) -> Filter:
     """Return the filter that keeps what every one of these keeps."""
-
-    def keep(words: Words) -> Mask:
-        kept = np.ones(len(words), bool)
-        for wanted in filters:
-            kept &= wanted(words)
-        return kept
-
-    mask = 0
-    for wanted in filters:
-        mask |= wanted.mask
-    return Filter(keep, mask)
+    return reduce(and_, filters, Filter(lambda words: np.ones(len(words), bool), 0))
 
 
 def _sum_bits(text: str, part: str, offset: int, has_negated: bool) -> int:
@@ -226,14 +227,14 @@ class _Parser:
         """Read ``a or b or ...``."""
         found = self.both()
         while self.take("or"):
-            found = _either(found, self.both())
+            found |= self.both()
         return found
 
     def both(self) -> Filter:
         """Read ``a and b and ...``."""
         found = self.negated()
         while self.take("and"):
-            found = _both(found, self.negated())
+            found &= self.negated()
         return found
 
     def negated(self) -> Filter:
@@ -242,7 +243,7 @@ class _Parser:
         while self.take("not"):
             is_negated = not is_negated
         found = self.group() if self.peek() == "(" else self.name()
-        return _negated(found) if is_negated else found
+        return ~found if is_negated else found
 
     def group(self) -> Filter:
         """Read ``(a)``."""
@@ -273,15 +274,3 @@ class _Parser:
 def _any_of(mask: int) -> Filter:
     bits = np.uint64(mask)
     return Filter(lambda words: (words & bits) != 0, mask)
-
-
-def _either(one: Filter, other: Filter) -> Filter:
-    return Filter(lambda words: one(words) | other(words), one.mask | other.mask)
-
-
-def _both(one: Filter, other: Filter) -> Filter:
-    return Filter(lambda words: one(words) & other(words), one.mask | other.mask)
-
-
-def _negated(one: Filter) -> Filter:
-    return Filter(lambda words: ~one(words), one.mask)

@@ -117,7 +117,8 @@ def without_pages(slots: SlotRuns, gone: Runs) -> SlotRuns:
 def _cut(slots: SlotRuns, other: Runs, is_kept_inside: bool) -> SlotRuns:
     if not len(slots) or not len(other):
         return NO_SLOTS if is_kept_inside else slots
-    edges = np.sort(np.concatenate([slots.first, slots.stop, other.first, other.stop]))
+    edges = np.concatenate([slots.first, slots.stop, other.first, other.stop])
+    edges = np.sort(edges, kind="stable")
     first, stop = edges[:-1], edges[1:]
     run = np.maximum(np.searchsorted(slots.first, first, side="right") - 1, 0)
     is_slot = (first >= slots.first[run]) & (first < slots.stop[run])

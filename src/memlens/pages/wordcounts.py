@@ -59,12 +59,6 @@ class WordCounts:
         found = np.bincount(slots, pages, len(self._table))
         self._counts += found.astype(np.int64) * times
 
-    def merge(self, other: "WordCounts") -> None:
-        """Add what another has counted."""
-        words, pages = other.totals()
-        if len(words):
-            self._add(words, pages, 1)
-
     def totals(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         """Return the words that were counted, ``(n,)`` uint64, sorted, and how often."""
         pages = self._counts[self._slots(self._known)]

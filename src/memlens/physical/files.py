@@ -5,17 +5,32 @@ Files are told one after the other and not kept: a tree may hold millions.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import NamedTuple
 
-from memlens.errors import MemlensError
-from memlens.kernel.cachewalk import walker
-from memlens.kernel.processes import FileMappers
+import numpy as np
+from numpy.typing import NDArray
+
+from memlens.errors import AccessDenied, MemlensError
+from memlens.kernel.cachewalk import CacheWalker, walker
+from memlens.kernel.mounts import KERNEL_MAGICS, may_hang
+from memlens.kernel.process import ProcessDir
+from memlens.kernel.processes import FileMappers, list_pids
+from memlens.kernel.syscalls import fstatfs_type, statx_cached
 from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.objects.filewalk import FileWalk, OpenFile
+from memlens.objects.leases import LEASED, Leases
+from memlens.objects.opener import Opener, device_number, parse_mount_table, reopen
+from memlens.pages.arrays import is_in
 from memlens.scan.machine import Machine
 from memlens.scan.mappings import MappedPages
 from memlens.units import count_of, signed
+
+FileKey = tuple[int, int]
+# Kinds of objects whose pages are in the page cache.
+_KINDS = frozenset({"file", "shmem", "ramfs", "overlay", "hugetlb"})
 
 
 class FileFigures(NamedTuple):
@@ -217,3 +232,185 @@ def _walk_hugetlb(fd: int, figures: Figures, reason: str) -> tuple[Figures, str]
     except (MemlensError, OSError):
         return figures, reason
     return Figures(int(records.pages.sum())), ""
+
+
+class HeldFiles:
+    """
+    Goes through the files that processes hold.
+
+    :param scan: looks at them, and knows which were seen.
+
+    ``denied`` counts processes that could not be read, ``refused`` files that could not be
+    opened.
+    """
+
+    def __init__(self, scan: FileScan) -> None:
+        self.scan = scan
+        self.denied = 0
+        self.refused = 0
+        self._leases = Leases(self.scan.machine)
+
+    def iter_all(self) -> Iterator[FileFigures]:
+        """Yield the files of every process, each once."""
+        self.scan.read_mappers()
+        for pid in list_pids(self.scan.machine):
+            try:
+                yield from self.iter_process(pid)
+            except AccessDenied:
+                self.denied += 1
+            except MemlensError:
+                # Ended, a zombie or a kernel thread: it holds nothing.
+                continue
+
+    def iter_process(self, pid: int) -> Iterator[FileFigures]:
+        """
+        Yield the files that one process maps or has open, each once.
+
+        :raises MemlensError: if it does not exist or may not be read.
+        """
+        self.scan.read_mappers()
+        with ProcessDir(pid, self.scan.machine) as process:
+            opener = Opener(process)
+            opener.leases = self._leases
+            yield from self._mapped(process, opener)
+            yield from self._opened(process)
+
+    def _mapped(self, process: ProcessDir, opener: Opener) -> Iterator[FileFigures]:
+        for mapping in process.read_maps():
+            if not mapping.has_object or opener.facts(mapping).kind not in _KINDS:
+                continue
+            named = device_number(mapping.device), mapping.inode
+            if not self.scan.is_new(*named):
+                continue
+            backing = opener.open(mapping)
+            if isinstance(backing, str):
+                self.refused += 1
+                yield unknown_file(mapping.path, backing)
+                continue
+            with closing(backing):
+                if not self._is_known(backing.fd, named):
+                    yield from self._look(backing.fd, mapping.path)
+
+    def _is_known(self, fd: int, named: tuple[int, int]) -> bool:
+        """
+        Return whether a file was seen under the device and inode that stat(2) gives.
+
+        On btrfs and on overlays of several file systems maps has others.
+        """
+        status = os.fstat(fd)
+        own = status.st_dev, status.st_ino
+        return own != named and not self.scan.is_new(*own)
+
+    def _opened(self, process: ProcessDir) -> Iterator[FileFigures]:
+        try:
+            directory = process.open("fd", os.O_RDONLY | os.O_DIRECTORY)
+        except AccessDenied:
+            self.denied += 1
+            return
+        try:
+            hanging = _hanging_devices(process)
+            for name in os.listdir(directory):
+                yield from self._descriptor(directory, name, hanging)
+        except OSError:
+            return
+        finally:
+            os.close(directory)
+
+    def _descriptor(
+        self, directory: int, name: str, hanging: frozenset[int]
+    ) -> Iterator[FileFigures]:
+        try:
+            status = statx_cached(name, directory)
+            if not stat.S_ISREG(status.mode) or status.device in hanging:
+                return
+            if not self.scan.is_new(status.device, status.inode):
+                return
+            path = os.readlink(name, dir_fd=directory)
+            handle = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=directory)
+        except OSError:
+            return
+        try:
+            magic = fstatfs_type(handle)
+            if magic in KERNEL_MAGICS:
+                return
+            if self._leases.has(os.fstat(handle)):
+                yield unknown_file(path, LEASED)
+                return
+            backing = reopen(handle, "file", self.scan.machine, path)
+        except OSError:
+            return
+        finally:
+            os.close(handle)
+        if isinstance(backing, str):
+            self.refused += 1
+            yield unknown_file(path, backing, status.size_bytes)
+            return
+        with closing(backing):
+            yield from self._look(backing.fd, path)
+
+    def _look(self, fd: int, path: str) -> Iterator[FileFigures]:
+        try:
+            row = self.scan.look_at(path, fd, os.fstat(fd))
+        except OSError:
+            return
+        yield row
+
+
+def _hanging_devices(process: ProcessDir) -> frozenset[int]:
+    try:
+        table = parse_mount_table(process.read("mountinfo"))
+    except MemlensError:
+        return frozenset()
+    return frozenset(
+        device_number(device) for device, kind in table.types.items() if may_hang(kind)
+    )
+
+
+class FileCharges(FileScan):
+    """
+    Walks the page cache of files that processes hold, or that are in directories.
+
+    :param inodes: of the cgroups, sorted.
+
+    ``pages`` has path and charged pages by device and inode; ``has_walk`` says whether the
+    walk runs here at all.
+    """
+
+    def __init__(self, inodes: NDArray[np.uint64], machine: Machine) -> None:
+        super().__init__((), machine, is_each_once=True)
+        self.inodes = inodes
+        self.pages: dict[FileKey, tuple[str, int]] = {}
+        self.has_walk = False
+        self._walker: CacheWalker | None = None
+
+    def read(self, directories: Sequence[str]) -> None:
+        """Walk all files that are held, and those of directories."""
+        try:
+            self._walker = walker() if self.machine.may("cachewalk") else None
+        except MemlensError:
+            self._walker = None
+        if self._walker is None:
+            return
+        self.has_walk = True
+        self.paths = list(directories)
+        try:
+            for number, _ in enumerate(HeldFiles(self).iter_all()):
+                self.machine.step(number, 0)
+            for number, _ in enumerate(self.rows()):
+                self.machine.step(number, 0)
+        finally:
+            self.close()
+
+    def look_at(self, path: str, fd: int, status: os.stat_result) -> FileFigures:
+        """Note whom the pages of an open file are charged to."""
+        row = super().look_at(path, fd, status)
+        if self._walker is not None and row.cached_pages:
+            try:
+                records = self._walker.walk_fd(fd)
+            except (MemlensError, OSError):
+                return row
+            is_ours = is_in(records.cgroup_id, self.inodes) & ~records.is_swap
+            pages = int(records.pages[is_ours].sum())
+            if pages:
+                self.pages[status.st_dev, status.st_ino] = (path, pages)
+        return row

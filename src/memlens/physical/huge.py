@@ -13,28 +13,29 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel.kpage import KpageFile, read_sorted
-from memlens.kernel.maps import Mapping, MappingFigures
-from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO, Pagemap
+from memlens.kernel.maps import KERNEL_HALF, Mapping, MappingFigures
+from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.smapstable import SmapsTable, read_smaps_table
 from memlens.kernel.zoneinfo import read_node_ranges
-from memlens.pages.arrays import join_ranges
+from memlens.pages.arrays import distinct, join_ranges
 from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.flags import KPF_KSM, KPF_TAIL, KPF_THP, KPF_ZERO_PAGE
 from memlens.pages.folios import (
     ALIGNED,
     ANON,
     FILE,
+    HugeFigures,
     HugePages,
     HugeTally,
     find_cut,
     join_huge,
     select_huge,
 )
-from memlens.physical.hugefigures import HugeFigures
-from memlens.physical.hugepages import SpecialPages, SpecialReader
+from memlens.physical.runflags import ReadBuffer, RunFlags
+from memlens.scan.jobs import JOB_PAGES, TRIES, count_threads, cut_windows, share
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import KERNEL_HALF, Window, read_windows
+from memlens.scan.pagetable import PageTable, Window
 
 _PMD_FIGURES = {ANON: ("AnonHugePages",), FILE: ("ShmemPmdMapped", "FilePmdMapped")}
 _HUGETLB_FIGURES = ("Private_Hugetlb", "Shared_Hugetlb")
@@ -45,6 +46,99 @@ _FIGURES = (
 
 # Of larger mappings all is read at once, not first whether there is anything special.
 _LARGE_PAGES = 1 << 13
+
+_SPECIAL = KPF_THP | KPF_KSM | KPF_ZERO_PAGE
+
+
+class SpecialPages(NamedTuple):
+    """
+    Pages of a range that are part of a transparent huge page, merged, or zero.
+
+    :param stop: page after the range.
+    :param vfn: address divided by the page size, ``(n,)`` int64, in order.
+    :param pfn: page frame, ``(n,)`` int64.
+    :param flags: words of kpageflags, ``(n,)`` uint64.
+    :param moved_pages: pages that changed at every look, and are left out.
+    """
+
+    stop: int
+    vfn: NDArray[np.int64]
+    pfn: NDArray[np.int64]
+    flags: NDArray[np.uint64]
+    moved_pages: int
+
+
+class SpecialReader:
+    """
+    Reads ranges of one process with several threads.
+
+    :param table: its page table.
+    :param flags: kpageflags, open.
+    """
+
+    def __init__(self, table: PageTable, flags: KpageFile) -> None:
+        self.table = table
+        self.flags = flags
+        self._buffers = [ReadBuffer() for _ in range(count_threads())]
+
+    def iter_special(self, window: Window) -> Iterator[SpecialPages]:
+        """
+        Yield the special pages of a range, piece by piece.
+
+        :raises EOFError: if the process is gone.
+        """
+        first, stop = window
+        pieces = [(page, min(page + JOB_PAGES, stop)) for page in range(first, stop, JOB_PAGES)]
+        step = len(self._buffers)
+        for number in range(0, len(pieces), step):
+            # Each with a buffer of its own.
+            batch = list(zip(pieces[number : number + step], self._buffers, strict=False))
+            yield from share(batch, lambda item: self._read(*item))
+
+    def find_special(
+        self, first: NDArray[np.int64], stop: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """
+        Return which of some ranges have special pages, or pages that changed meanwhile.
+
+        :param first: first page of each range, in order, ``(n,)`` int64.
+        :param stop: page after the last.
+        :raises EOFError: if the process is gone.
+        """
+        found = [np.empty(0, np.int64)]
+        for windows in cut_windows(zip(first.tolist(), stop.tolist(), strict=True)):
+            words = self.table.read(windows)
+            flags = RunFlags.read(words, self.flags, self._buffers[0])
+            is_found = self.table.read(windows) != words
+            if np.bitwise_or.reduce(flags.words) & _SPECIAL:
+                is_found |= (flags.by_page(len(words)) & _SPECIAL) != 0
+            if is_found.any():
+                vfn = np.concatenate([np.arange(*window) for window in windows])[is_found]
+                place = np.searchsorted(first, vfn, side="right") - 1
+                found.append(place[(place >= 0) & (vfn < stop[place])])
+        return distinct(np.concatenate(found))
+
+    def _read(self, window: Window, buffer: ReadBuffer) -> SpecialPages:
+        """Return the special pages of a range, after a look back at the page table."""
+        moved = 0
+        words = self.table.read([window])
+        for _ in range(TRIES):
+            found = RunFlags.read(words, self.flags, buffer)
+            if self.table.are_same([window], words):
+                break
+            again = self.table.read([window])
+            is_moved = again != words
+            words, before = again, words
+        else:
+            moved = int(np.count_nonzero(is_moved))
+            words = np.where(is_moved, np.uint64(0), before)
+        if not np.bitwise_or.reduce(found.words) & _SPECIAL:
+            empty = np.empty(0, np.int64)
+            return SpecialPages(window[1], empty, empty, np.empty(0, np.uint64), moved)
+        flags = found.by_page(len(words))
+        places = np.flatnonzero(((flags & _SPECIAL) != 0) & (words >= PM_PRESENT))
+        pfns = (words[places] & PM_PFN).view(np.int64)
+        return SpecialPages(window[1], places + window[0], pfns, flags[places], moved)
 
 
 class ReadProcess(NamedTuple):
@@ -110,20 +204,17 @@ class HugeReader:
         with ProcessDir(pid, self.machine) as directory:
             name, profit = directory.stat.name, _read_ksm_profit(directory)
             try:
-                with self._open_pages(directory) as pages:
-                    figures, mappings = self._read_mappings(pages, directory)
+                with PageTable.open(directory, self.machine) as table:
+                    figures, mappings = self._read_mappings(table, directory)
             except EOFError:
                 raise directory.gone_error() from None
         return ReadProcess(pid, name, figures, mappings, profit)
 
-    def _open_pages(self, directory: ProcessDir) -> SpecialReader:
-        has_flags = self.flags is not None
-        return SpecialReader(directory, self.machine, has_flags=has_flags)
-
     def _read_mappings(
-        self, pages: SpecialReader, directory: ProcessDir
+        self, table: PageTable, directory: ProcessDir
     ) -> tuple[HugeFigures, list[tuple[Mapping, HugeFigures]]]:
         """Return the sum, and mappings with anything special: others are not read alone."""
+        special = None if self.flags is None else SpecialReader(table, self.flags)
         smaps = read_smaps_table(directory, _FIGURES)
         maps, size = smaps.maps, smaps.size_bytes
         page = self.page_size_bytes
@@ -132,7 +223,7 @@ class HugeReader:
         is_counted = (size["Rss"] > 0) & is_open & is_user
         anon = np.where(is_counted, size["Anonymous"] // page, 0)
         rss = np.where(is_counted, size["Rss"] // page, 0)
-        is_special = self._find_special(pages, smaps, is_counted) & is_user
+        is_special = self._find_special(table, special, smaps, is_counted) & is_user
         total, mappings = self.new_figures(), []
         total.anon_pages = int(anon[~is_special].sum())
         total.file_pages = int((rss - anon)[~is_special].sum())
@@ -142,14 +233,18 @@ class HugeReader:
                 break
             figures = {name: int(column[row]) for name, column in size.items()}
             where = maps[row]
-            found = self._read_mapping(pages, MappingFigures(where, figures))
+            found = self._read_mapping(table, special, MappingFigures(where, figures))
             total.add(found)
             if found.has_any:
                 mappings.append((where, found))
         return total, mappings
 
     def _find_special(
-        self, pages: SpecialReader, smaps: SmapsTable, is_counted: NDArray[np.bool_]
+        self,
+        table: PageTable,
+        special: SpecialReader | None,
+        smaps: SmapsTable,
+        is_counted: NDArray[np.bool_],
     ) -> NDArray[np.bool_]:
         """Return which mappings have, or may have, more than anonymous and file pages."""
         page = np.uint64(self.page_size_bytes)
@@ -163,22 +258,24 @@ class HugeReader:
             # Zero pages are in no Rss.
             ranges = zip(first[is_user].tolist(), stop[is_user].tolist(), strict=True)
             for low, high in join_ranges(ranges):
-                for regions in pages.pagemap.scan(low, high - low, PAGE_IS_PFNZERO, 0):
-                    begin, end = (regions[:, :2] // page).astype(np.int64).T
+                for regions in table.regions([(low, high)], PAGE_IS_PFNZERO, 0):
+                    begin, end = regions[:, :2].T
                     steps = np.zeros(len(first) + 1, np.int64)
                     np.add.at(steps, np.searchsorted(stop, begin, side="right"), 1)
                     np.add.at(steps, np.searchsorted(first, end), -1)
                     is_special |= np.cumsum(steps[:-1]) > 0
-        if self.flags is None:
+        if special is None:
             return is_special
         # To look twice at a large one would cost more than its figures.
         is_large = stop - first > _LARGE_PAGES
         asked = np.flatnonzero(is_counted & ~is_special & ~is_large)
-        found = pages.find_special(first[asked], stop[asked])
+        found = special.find_special(first[asked], stop[asked])
         is_special[asked[found]] = True
         return is_special | (is_counted & is_large)
 
-    def _read_mapping(self, pages: SpecialReader, row: MappingFigures) -> HugeFigures:
+    def _read_mapping(
+        self, table: PageTable, special: SpecialReader | None, row: MappingFigures
+    ) -> HugeFigures:
         found, where = self.new_figures(), row.mapping
         if where.start >= KERNEL_HALF:
             return found
@@ -189,36 +286,36 @@ class HugeReader:
             found.hugetlb_pages[size["KernelPageSize"]] = hugetlb // page
         if not size.get("Rss", 0) or where.permissions[:3] == "---":
             # As thpmaps does.  Zero pages are in no Rss.
-            self._count_zero(pages.pagemap, where, found)
+            self._count_zero(table, where, found)
             return found
         found.anon_pages = size.get("Anonymous", 0) // page
         found.file_pages = size["Rss"] // page - found.anon_pages
         for kind, names in _PMD_FIGURES.items():
             found.pmd_pages[kind] = sum(size.get(name, 0) for name in names) // page
-        if self.flags is None:
-            self._count_zero(pages.pagemap, where, found)
+        if special is None:
+            self._count_zero(table, where, found)
             return found
         windows = [(where.start // page, where.stop // page)]
         skipped = 0
         if self.use_scan and found.pmd_pages.any():
-            windows, skipped = self._leave_out_pmds(pages.pagemap, windows[0], found)
-        self._count_windows(pages, windows, found)
+            windows, skipped = self._leave_out_pmds(table, windows[0], found)
+        self._count_windows(special, windows, found)
         self._leave_pmds_to_smaps(found, is_scanned=skipped > 0)
         return found
 
     def _leave_out_pmds(
-        self, pagemap: Pagemap, window: Window, found: HugeFigures
+        self, table: PageTable, window: Window, found: HugeFigures
     ) -> tuple[list[Window], int]:
         """Return the pages that PMDs do not map, and how many they map."""
         windows, place, skipped = [], window[0], 0
-        regions = self._scan(pagemap, window, PAGE_IS_HUGE)
+        regions = self._scan(table, window, PAGE_IS_HUGE)
         for first, stop, is_zero in regions:
             if first > place:
                 windows.append((place, first))
             if is_zero:
                 self._add_huge_zero(found, stop - first)
             elif self.node_ranges:
-                self._note_pmd_nodes(pagemap, (first, stop), found)
+                self._note_pmd_nodes(table, (first, stop), found)
             skipped += stop - first
             place = stop
         if place < window[1]:
@@ -226,30 +323,24 @@ class HugeReader:
         return windows, skipped
 
     def _scan(
-        self, pagemap: Pagemap, window: Window, any_of: int
+        self, table: PageTable, window: Window, any_of: int
     ) -> Iterator[tuple[int, int, bool]]:
         wanted = PAGE_IS_HUGE | PAGE_IS_PFNZERO
-        first, stop = window
-        for regions in pagemap.scan(first, stop - first, any_of, wanted):
-            for start, end, categories in regions.tolist():
-                is_zero = bool(categories & PAGE_IS_PFNZERO)
-                yield start // self.page_size_bytes, end // self.page_size_bytes, is_zero
+        for regions in table.regions([window], any_of, wanted):
+            for first, stop, categories in regions.tolist():
+                yield first, stop, bool(categories & PAGE_IS_PFNZERO)
 
-    def _count_zero(self, pagemap: Pagemap, where: Mapping, found: HugeFigures) -> None:
+    def _count_zero(self, table: PageTable, where: Mapping, found: HugeFigures) -> None:
         """Count the zero pages of a mapping that has nothing else."""
         is_private_memory = not (where.is_shared or where.has_object)
         if not self.use_scan or not is_private_memory:
             return
         size, pmd = self.page_size_bytes, 1 << self.pmd_order
         window = (where.start // size, where.stop // size)
-        for regions in pagemap.scan(
-            window[0],
-            window[1] - window[0],
-            PAGE_IS_PFNZERO,
-            PAGE_IS_HUGE | PAGE_IS_PFNZERO,
-        ):
-            is_huge = (regions[:, 2] & np.uint64(PAGE_IS_HUGE)) != 0
-            pages = (regions[:, 1] - regions[:, 0]) // np.uint64(size)
+        wanted = PAGE_IS_HUGE | PAGE_IS_PFNZERO
+        for regions in table.regions([window], PAGE_IS_PFNZERO, wanted):
+            is_huge = (regions[:, 2] & PAGE_IS_HUGE) != 0
+            pages = regions[:, 1] - regions[:, 0]
             found.huge_zero_pages += int(pages[is_huge].sum()) // pmd * pmd
             found.zero_pages += int(pages[~is_huge].sum())
 
@@ -270,11 +361,11 @@ class HugeReader:
             found.tally.blocks[order] = np.maximum(counted - found.pmd_pages, 0)
 
     def _count_windows(
-        self, pages: SpecialReader, windows: list[Window], found: HugeFigures
+        self, special: SpecialReader, windows: list[Window], found: HugeFigures
     ) -> None:
         for window in windows:
             waiting = select_huge(*(np.empty(0, np.int64),) * 2, np.empty(0, np.uint64))
-            for piece in pages.iter_special(window):
+            for piece in special.iter_special(window):
                 found.moved_pages += piece.moved_pages
                 huge = join_huge(waiting, self._note_special(piece, found))
                 cut = len(huge.vfn)
@@ -304,10 +395,10 @@ class HugeReader:
         for row in self.node_ranges:
             pages = int(((pfns >= row.first) & (pfns < row.stop)).sum())
             if pages:
-                found.node_pages[row.node] = found.node_pages.get(row.node, 0) + pages
+                found.node_pages[row.node] += pages
 
-    def _note_pmd_nodes(self, pagemap: Pagemap, window: Window, found: HugeFigures) -> None:
-        words = read_windows(pagemap, [window])
+    def _note_pmd_nodes(self, table: PageTable, window: Window, found: HugeFigures) -> None:
+        words = table.read([window])
         present = words[words >= PM_PRESENT]
         self._note_nodes((present & PM_PFN).view(np.int64), found)
 

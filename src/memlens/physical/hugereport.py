@@ -9,11 +9,10 @@ from typing import Any
 
 from memlens.errors import MemlensError
 from memlens.kernel.cgroups import find_cgroup, read_cgroup_pids
-from memlens.kernel.process import PF_KTHREAD, parse_stat
-from memlens.kernel.procfs import read_file
+from memlens.kernel.process import PF_KTHREAD, ProcessDir
 from memlens.kernel.zoneinfo import read_pmd_order
+from memlens.pages.folios import HugeFigures
 from memlens.physical.huge import HugeReader, ReadProcess
-from memlens.physical.hugefigures import HugeFigures
 from memlens.physical.records import (
     HugeCounter,
     HugeMapping,
@@ -205,12 +204,15 @@ class _Tables:
         self, found: HugeFigures, pid: int | None, start: int | None, has_empty: bool = False
     ) -> list[HugeCounter]:
         reader = self.reader
-        rows = found.counters(reader.machine, reader.pmd_order, is_hidden=self.is_hidden)
+        rows = found.counters(
+            reader.page_size_bytes >> 10, reader.pmd_order, is_hidden=self.is_hidden
+        )
         return [HugeCounter(pid, start, *row) for row in rows if row.pages or has_empty]
 
 
 def _is_kernel_thread(pid: int, machine: Machine) -> bool:
     try:
-        return bool(parse_stat(read_file(f"{machine.root}/{pid}/stat")).flags & PF_KTHREAD)
-    except OSError:
+        with ProcessDir(pid, machine) as directory:
+            return bool(directory.stat.flags & PF_KTHREAD)
+    except MemlensError:
         return False

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
-from memlens.physical.files import FileFigures, FileScan
-from memlens.physical.heldfiles import HeldFiles
+from memlens.physical.files import FileFigures, FileScan, HeldFiles
 from memlens.physical.records import FileCache, FileReport, FileTotal, StripCell
 from memlens.record import Table
 from memlens.report import Missed, make_sum

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.objects.backing import Backing
+from memlens.objects.backing import Backing, is_all_data
 from memlens.pages.arrays import look_up
-from memlens.pages.classes import Evidence, Reason, object_verdicts
+from memlens.pages.classes import Evidence, PageClass, Reason, object_verdicts
 from memlens.pages.evidence import (
     guess_evidence,
     seek_alike,
@@ -30,7 +30,6 @@ from memlens.pages.runs import (
     shift_runs,
     window_runs,
 )
-from memlens.residency.totals import settle_preallocated
 from memlens.residency.walk import ObjectWalk, Walking
 from memlens.scan.machine import Machine
 
@@ -147,6 +146,18 @@ class ObjectReader:
                 found[begin:end] = self._verdicts_of_each(first + begin, first + end)
         return self.settle(found)
 
+    def settled_verdicts(self, windows: list[tuple[int, int]]) -> Runs:
+        """
+        Return a verdict for every page of some ranges, in order.
+
+        :raises OSError: if the object cannot be asked at all.
+        """
+        first, stop = windows[0]
+        if len(windows) == 1 and stop - first <= PIECE:
+            return _as_runs(self.dense_verdicts(first, stop), first, stop)
+        found = concat_runs([self.verdicts(*window) for window in windows])
+        return Runs(found.first, found.pages, self.settle(found.value))
+
     def _verdicts_of_each(self, first: int, stop: int) -> NDArray[np.uint8]:
         return decode_runs(shift_runs(self.verdicts(first, stop), -first), stop - first)
 
@@ -154,7 +165,10 @@ class ObjectReader:
         """Return verdicts with those settled that the object as a whole decides."""
         if self.backing.kind != "shmem" or not self._has_seek:
             return values
-        return settle_preallocated(self.backing, values)
+        is_open = values == _OPEN_HOLE
+        if not is_open.any() or not is_all_data(self.backing):
+            return values
+        return np.where(is_open, np.uint8(PageClass.NONE), values)
 
     def count_sparse(self, stop: int) -> int | None:
         """

@@ -6,7 +6,7 @@ The order of reads for one process; what changed meanwhile is read again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,39 +15,28 @@ from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.maps import Mapping
 from memlens.kernel.mapstable import MapsTable, overlaps, parse_maps_table
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange, read_node_ranges
-from memlens.objects.opener import ANONYMOUS, ObjectFacts
+from memlens.objects.opener import ANONYMOUS, ObjectFacts, Opener
 from memlens.pages.bits import PM_PFN, PM_PRESENT
-from memlens.pages.classes import PageClass, Reason
+from memlens.pages.classes import PageClass
 from memlens.pages.parts import part_of
 from memlens.pages.runs import (
     EMPTY,
-    RunJoiner,
     Runs,
     clip_runs,
     decode_runs,
     merge_runs,
-    one_run,
     select_runs,
     shift_runs,
     window_runs,
 )
-from memlens.pages.slotruns import concat_slots
 from memlens.record import Table
-from memlens.residency.judge import (
-    Batch,
-    MappingReader,
-    Spans,
-    are_plain,
-    batches,
-    find_facts,
-    make_reader,
-)
+from memlens.residency.judge import Batch, Judge
+from memlens.residency.objects import Objects
 from memlens.residency.places import mapping_slots
 from memlens.residency.records import Evidence, NodePages, ProcessMap, Scope, UnknownRun
-from memlens.residency.sharedanswers import SharedAnswers
+from memlens.residency.spans import Spans, batches, find_facts, groups
 from memlens.residency.tables import (
     Found,
     MappingRows,
@@ -59,11 +48,8 @@ from memlens.residency.tables import (
     without_object,
 )
 from memlens.residency.verdicts import Verdicts, explain_unknown, object_label
-from memlens.scan.machine import Machine, Progress, Stop, Stopped
-
-# A large mapping is read by itself, at first so many pages at a time.
-_PART_LEAST = 1 << 18
-_PART_MOST = 1 << 24
+from memlens.scan.machine import Machine, Progress, Stop
+from memlens.scan.pagetable import PageTable
 
 # Times that mappings which changed under the scan are read anew.
 _ROUNDS = 3
@@ -127,14 +113,14 @@ def map_processes(
 
     As ``map_process`` of each, but an object is asked once a second for all that map it.
     """
-    shared = SharedAnswers()
+    objects = Objects(is_shared=True)
     for pid in pids:
         # What a map costs is counted for each.
         machine = Machine(proc, should_stop=should_stop)
         if machine.is_over():
             return
         try:
-            yield _map(pid, None, None, False, machine, shared)
+            yield _map(pid, None, None, False, machine, objects)
         except MemlensError as error:
             yield error
 
@@ -145,7 +131,7 @@ def _map(
     stop: int | None,
     words: bool,
     machine: Machine,
-    shared: SharedAnswers | None = None,
+    objects: Objects | None = None,
 ) -> ProcessMap:
     size = machine.page_size_bytes
     low, high = (start or 0) // size, -(-(stop if stop is not None else 1 << 64) // size)
@@ -153,23 +139,21 @@ def _map(
         raise ValueError("empty range of addresses")
     with ProcessDir(pid, machine) as process:
         # Before the mappings: a program executed in between leaves this table empty.
-        pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
+        table = PageTable.open(process, machine, keep_words=words)
         try:
-            capture = _Capture(process, pagemap, words, machine, shared)
-            return capture.run(low, high)
+            return _Capture(process, table, machine, objects or Objects()).run(low, high)
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
         finally:
-            pagemap.close()
+            table.close()
 
 
 @dataclass(slots=True)
 class _Capture:
     process: ProcessDir
-    pagemap: Pagemap
-    keep_words: bool
+    table: PageTable
     machine: Machine
-    shared: SharedAnswers | None = None
+    objects: Objects
     notes: list[str] = field(default_factory=list)
     is_complete: bool = True
     _done: int = 0
@@ -177,22 +161,17 @@ class _Capture:
 
     def run(self, low: int, high: int) -> ProcessMap:
         origin = self.machine.origin()
-        identity = self.process.identity(self.pagemap)
-        reader = make_reader(
-            self.process,
-            self.pagemap,
-            self.machine,
-            keep_words=self.keep_words,
-            shared=self.shared,
-        )
-        reader.opener.leases.prefetch()
+        identity = self.process.identity(self.table.pagemap)
+        opener = Opener(self.process, self.objects.facts)
+        judge = Judge(self.table, opener, self.objects)
+        judge.opener.leases.prefetch()
         try:
-            found = self._read_all(reader, low, high)
-            nodes = list(node_rows(self.pagemap, found, self._nodes()))
+            found = self._read_all(judge, low, high)
+            nodes = list(node_rows(self.table, found, self._nodes()))
         finally:
-            reader.opener.leases.close()
-            reader.close()
-        tables = map_tables(found, origin, self.keep_words)
+            judge.opener.leases.close()
+            judge.close()
+        tables = map_tables(found, origin, self.table.keep_words)
         # The last page that 64 bits can address.
         scope = Scope(low, min(high, (1 << 64) // origin.page_size_bytes))
         return ProcessMap.at(
@@ -200,13 +179,13 @@ class _Capture:
             tables={
                 **tables,
                 "nodes": Table.of(NodePages, nodes),
-                "evidence": Table.of(Evidence, self._evidence(reader)),
+                "evidence": Table.of(Evidence, self._evidence(judge)),
             },
             sections={"process": process_of(identity), "scope": scope},
             sums={"pages": sum_pages(tables["mappings"])},
             cost=self.machine.cost(),
             is_complete=self.is_complete,
-            notes=(*self.notes, *dict.fromkeys(reader.walking.notes)),
+            notes=(*self.notes, *dict.fromkeys(judge.walking.notes)),
         )
 
     def _nodes(self) -> list[NodeRange]:
@@ -215,29 +194,29 @@ class _Capture:
             return []
         return read_node_ranges(self.machine)
 
-    def _evidence(self, reader: MappingReader) -> Iterator[Evidence]:
+    def _evidence(self, judge: Judge) -> Iterator[Evidence]:
         sources = {
             "pagemap": True,
-            "pagemap_scan": reader.table.use_scan,
-            "map_files": reader.opener.has_map_files,
+            "pagemap_scan": judge.table.use_scan,
+            "map_files": judge.opener.has_map_files,
             "seek_data": self.machine.may("seek_data"),
             "cachestat": self.machine.may("cachestat"),
             "mincore": self.machine.may("mincore"),
             "smaps": self.machine.may("smaps"),
-            "cachewalk": reader.walking.is_usable(),
+            "cachewalk": judge.walking.is_usable(),
             "pfns_visible": features.is_pfn_visible(),
         }
         for name, is_available in sources.items():
             yield Evidence(name, is_available, name in self.machine.meter.used)
 
-    def _read_all(self, reader: MappingReader, low: int, high: int) -> MappingRows:
+    def _read_all(self, judge: Judge, low: int, high: int) -> MappingRows:
         before = self.process.read("maps")
         wanted = self._parse(before)
         kept: list[MappingRows] = []
         for attempt in range(_ROUNDS):
             spans = self._spans(wanted, low, high)
             self._total = self._done + int(spans.pages.sum())
-            kept = [join_rows([*kept, *self._read_spans(reader, spans)])]
+            kept = [join_rows([*kept, *self._read_spans(judge, spans)])]
             if not self.is_complete:
                 break
             raw = self.process.read("maps")
@@ -257,8 +236,8 @@ class _Capture:
     def _check_alive(self, raw: bytes, kept: MapsTable) -> None:
         """Raise if the mappings are of no memory, or of another than the page table."""
         if len(kept):
-            page = kept[0].start // self.pagemap.page_size_bytes
-            if not raw or not len(self.pagemap.read_words(page, 1)):
+            page = kept[0].start // self.table.size
+            if not raw or self.table.word(page) is None:
                 raise self.process.gone_error()
 
     def _changed(
@@ -270,7 +249,7 @@ class _Capture:
         what = "kept changing" if is_last else "changed or vanished"
         self.notes += [f"{kept.maps[row].name} {what} during the scan" for row in gone]
         if is_last:
-            size = self.pagemap.page_size_bytes
+            size = self.table.size
             start = (kept.maps.start // np.uint64(size)).tolist()
             found = {row: without_object(kept.found(row), start[row]) for row in gone}
             return with_rows(kept, found), now.take(slice(0))
@@ -280,7 +259,7 @@ class _Capture:
         return kept, now.take(is_new & overlaps(now, lost))
 
     def _spans(self, mappings: MapsTable, low: int, high: int) -> Spans:
-        size = np.uint64(self.pagemap.page_size_bytes)
+        size = np.uint64(self.table.size)
         base, end = (
             (column // size).astype(np.int64) for column in (mappings.start, mappings.stop)
         )
@@ -288,92 +267,37 @@ class _Capture:
         stop = np.minimum(high, end) - base
         return Spans(mappings, first, stop).take(first < stop)
 
-    def _read_spans(self, reader: MappingReader, spans: Spans) -> Iterator[MappingRows]:
-        yield self._rows(spans.take(slice(0)), [ANONYMOUS] * len(spans.mappings.places))
+    def _read_spans(self, judge: Judge, spans: Spans) -> Iterator[MappingRows]:
+        labels = [object_label(ANONYMOUS)] * len(spans.mappings.places)
+        none = spans.mappings.take(slice(0))
+        yield MappingRows(none, labels, EMPTY, np.zeros(1, np.int64), {})
+        is_each_alone = self.table.keep_words
         for several in batches(spans):
-            facts = find_facts(reader.opener, several.mappings)
-            is_plain = are_plain(reader, several, facts)
-            if np.count_nonzero(is_plain) == 1:
-                is_plain[:] = False
-            if is_plain.any():
-                yield self._read_batch(reader, several.take(is_plain), facts)
-            for row in np.flatnonzero(~is_plain).tolist():
-                yield self._read_row(reader, several.take(slice(row, row + 1)), facts)
-
-    def _rows(
-        self, spans: Spans, facts: Sequence[ObjectFacts], runs: Runs = EMPTY
-    ) -> MappingRows:
-        """Return a table of no mapping, or of one."""
-        labels, edges = [object_label(one) for one in facts], np.array([0, len(runs)])
-        edges = edges[: len(spans) + 1]
-        return MappingRows(spans.mappings, labels, runs, edges, {})
-
-    def _read_row(
-        self, reader: MappingReader, span: Spans, facts: Sequence[ObjectFacts]
-    ) -> MappingRows:
-        mapping, first, stop = span.mappings[0], int(span.first[0]), int(span.stop[0])
-        verdicts = self._read_alone(reader, mapping, first, stop)
-        result = self._result(reader, mapping, verdicts)
-        return replace(self._rows(span, facts, result.runs), special={0: result})
+            facts = find_facts(judge.opener, several.mappings)
+            for group in groups(several, facts, is_each_alone=is_each_alone):
+                yield self._read_batch(judge, group, facts)
 
     def _read_batch(
-        self, reader: MappingReader, spans: Spans, facts: Sequence[ObjectFacts]
+        self, judge: Judge, spans: Spans, facts: Sequence[ObjectFacts]
     ) -> MappingRows:
-        batch = Batch(reader, spans, facts, is_stopped=not self.is_complete)
+        is_stopped = not self.is_complete
+        batch = Batch(judge, spans, facts, tell=self._progress, is_stopped=is_stopped)
         runs, edges = batch.read()
-        table = spans.mappings
-        special = {}
-        # What only its totals settle, or nothing.
-        is_open = np.logical_or.reduceat(runs.value >= _UNKNOWN, edges[:-1])
-        for row in np.flatnonzero(is_open).tolist():
-            mine = part_of(runs, edges[row], edges[row + 1])
-            verdicts = Verdicts(facts[table.place[row]], mine, batch.refusals.get(row, ""))
-            special[row] = self._result(reader, table[row], verdicts)
         if batch.is_stopped:
             self._stop()
-        else:
-            self._progress(int(spans.pages.sum()))
+        table = spans.mappings
+        is_overlay = np.array([one.kind == "overlay" for one in facts], bool)
+        # What only its totals settle, or nothing; of an overlay they may settle more.
+        has_more = np.logical_or.reduceat(runs.value >= _UNKNOWN, edges[:-1])
+        has_more |= is_overlay[table.place] | self.table.keep_words
+        special = {}
+        for row in np.flatnonzero(has_more).tolist():
+            mine = part_of(runs, edges[row], edges[row + 1])
+            refusal = batch.refusals.get(row, "")
+            verdicts = Verdicts(facts[table.place[row]], mine, refusal, batch.slots)
+            special[row] = self._result(judge, table[row], verdicts)
         labels = [object_label(one) for one in facts]
         return with_rows(MappingRows(table, labels, runs, edges, {}), special)
-
-    def _read_alone(
-        self, reader: MappingReader, mapping: Mapping, first: int, last: int
-    ) -> Verdicts:
-        joiner, slots = RunJoiner(), []
-        facts, refusal = reader.opener.facts(mapping), ""
-        part = _PART_LEAST
-        try:
-            sparse = None if self.keep_words else reader.read_sparse(mapping, first, last)
-        except Stopped:
-            sparse = Verdicts(facts, one_run(first, last - first, Reason.STOPPED))
-            self._stop()
-        if sparse is not None:
-            self._progress(last - first)
-            return sparse
-        while first < last:
-            try:
-                self.check_stop()
-                end = min(first + part, last)
-                verdicts = reader.read_part(mapping, first, end)
-            except Stopped:
-                self._stop()
-                joiner.add(one_run(first, last - first, Reason.STOPPED))
-                break
-            facts, refusal = verdicts.facts, refusal or verdicts.refusal
-            stop = int(verdicts.runs.stop[-1])
-            joiner.add(verdicts.runs)
-            slots.append(verdicts.slots)
-            self._progress(stop - first)
-            # Vast and uniform mappings go in large parts, others as they come.
-            part = min(part * 2, _PART_MOST)
-            first = stop
-        return Verdicts(facts, joiner.finish(), refusal, concat_slots(slots))
-
-    def check_stop(self) -> None:
-        """Raise ``Stopped`` once the scan was ended, or if the caller wants it to."""
-        if not self.is_complete:
-            raise Stopped
-        self.machine.check_stop()
 
     def _stop(self) -> None:
         if self.is_complete:
@@ -384,17 +308,17 @@ class _Capture:
         self._done += pages
         self.machine.tell(self._done, self._total)
 
-    def _result(self, reader: MappingReader, mapping: Mapping, verdicts: Verdicts) -> Found:
-        runs = reader.settle(mapping, verdicts)
+    def _result(self, judge: Judge, mapping: Mapping, verdicts: Verdicts) -> Found:
+        runs = judge.settle(mapping, verdicts)
         words = slots = None
-        if self.keep_words:
-            base = mapping.start // self.pagemap.page_size_bytes
+        if self.table.keep_words:
+            base = mapping.start // self.table.size
             first, stop = int(runs.first[0]), int(runs.stop[-1])
-            words = reader.table.take_words(base + first, base + stop)
+            words = judge.table.take_words(base + first, base + stop)
             slots = mapping_slots(runs, words, verdicts.slots)
         unknown: tuple[UnknownRun, ...] = ()
         if runs.value.max() > _UNKNOWN:
-            unknown = explain_unknown(reader.settler, mapping, runs, verdicts.refusal)
+            unknown = explain_unknown(judge.settler, mapping, runs, verdicts.refusal)
             value = np.minimum(runs.value, np.uint8(_UNKNOWN))
             runs = merge_runs(Runs(runs.first, runs.pages, value))
         return Found(runs, unknown, words, slots)
@@ -405,37 +329,35 @@ _JOIN_PAGES = 4096
 
 
 def node_rows(
-    pagemap: Pagemap, found: MappingRows, nodes: list[NodeRange]
+    table: PageTable, found: MappingRows, nodes: list[NodeRange]
 ) -> Iterator[NodePages]:
     """
     Yield the present pages of mappings by node; nothing without nodes.
 
-    :param pagemap: the page table that they were read from.
+    :param table: the page table that they were read from.
     :param nodes: frames of each node, in order.
 
     The words are read again, so that pages which left meanwhile are in no node.
     """
-    start = (found.maps.start // np.uint64(pagemap.page_size_bytes)).tolist()
+    start = (found.maps.start // np.uint64(table.size)).tolist()
     for row, page in enumerate(start if nodes else ()):
         runs = part_of(found.runs, found.edges[row], found.edges[row + 1])
-        for node, pages in count_nodes(pagemap, page, runs, nodes).items():
+        for node, pages in count_nodes(table, page, runs, nodes).items():
             yield NodePages(page, node, pages)
 
 
 def count_nodes(
-    pagemap: Pagemap, start_page: int, runs: Runs, nodes: list[NodeRange]
+    table: PageTable, start_page: int, runs: Runs, nodes: list[NodeRange]
 ) -> dict[int, int]:
     """Return the present pages of a mapping by node; nothing where frames are hidden."""
     counts = np.zeros(len(nodes), np.int64)
     present = select_runs(runs, runs.value == PageClass.PRESENT)
-    for first, stop in window_runs(present, _JOIN_PAGES):
-        for page, words in pagemap.iter_words(start_page + first, stop - first):
-            low = page - start_page
-            piece = shift_runs(clip_runs(present, low, low + len(words)), -low)
-            is_asked = (
-                decode_runs(piece, len(words), fill=PageClass.UNKNOWN) == PageClass.PRESENT
-            )
-            counts += _count_frames(words[is_asked], nodes)
+    windows = window_runs(shift_runs(present, start_page), _JOIN_PAGES)
+    for page, words in table.words(windows):
+        low = page - start_page
+        piece = shift_runs(clip_runs(present, low, low + len(words)), -low)
+        is_asked = decode_runs(piece, len(words), fill=PageClass.UNKNOWN) == PageClass.PRESENT
+        counts += _count_frames(words[is_asked], nodes)
     found: dict[int, int] = {}
     for row, pages in zip(nodes, counts.tolist(), strict=True):
         if pages:

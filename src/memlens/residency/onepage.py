@@ -6,20 +6,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.errors import MemlensError, ProcessGone, Unsupported
+from memlens.errors import MemlensError
 from memlens.kernel.maps import Mapping
-from memlens.kernel.pagemap import PAGE_IS_PFNZERO, Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.objects.backing import Backing
 from memlens.objects.opener import Opener
-from memlens.pages.bits import CATEGORIES, PM_PRESENT
+from memlens.pages.bits import PM_PRESENT
 from memlens.pages.classes import PageClass, Reason
-from memlens.residency.judge import make_reader
+from memlens.residency.judge import Judge
 from memlens.residency.places import WalkedPage, is_private_copy, walk_page
-from memlens.residency.totals import Settler
 from memlens.residency.verdicts import Verdicts
-from memlens.residency.walk import Walking
-from memlens.scan.machine import Machine
+from memlens.scan.machine import Machine, Stopped
+from memlens.scan.pagetable import PageTable
 
 # Looks at a page that changes under the reader before the last is taken.
 _TRIES = 4
@@ -33,8 +31,6 @@ _BY_TOTALS = frozenset(
         Reason.OVERLAY_SWAP,
     }
 )
-_ALL_CATEGORIES = (1 << len(CATEGORIES)) - 1
-_OLD_CATEGORIES = PAGE_IS_PFNZERO * 2 - 1
 
 # What an object was asked about one page, and what it answered, while it was asked.
 #
@@ -102,7 +98,7 @@ class PageLook:
     One look at a page, its mapping and its object.
 
     :param process: whose page it is.
-    :param pagemap: its page table.
+    :param table: its page table.
     :param address: any address in the page.
     :param machine: says which interfaces may be used.
     :param tries: which look this is, from 1.
@@ -112,7 +108,7 @@ class PageLook:
     :param word_after: the same afterwards.
     :param categories: what PAGEMAP_SCAN gave, None if it was not asked.
     :param verdicts: of the page alone.
-    :param settler: knows the totals of its mapping.
+    :param judge: judged it, and knows the totals of its mapping.
     :param value: its ``PageClass``, or the ``Reason`` why there is none.
     :param is_by_totals: whether totals of the whole mapping were asked for it.
     :param swap_in_mapping: pages of the mapping on swap, where only that is known.
@@ -123,7 +119,7 @@ class PageLook:
     """
 
     process: ProcessDir
-    pagemap: Pagemap
+    table: PageTable
     address: int
     machine: Machine
     tries: int = 1
@@ -133,7 +129,7 @@ class PageLook:
     word_after: int | None = None
     categories: int | None = None
     verdicts: Verdicts = field(init=False)
-    settler: Settler = field(init=False)
+    judge: Judge = field(init=False)
     value: int = 0
     is_by_totals: bool = False
     swap_in_mapping: int | None = None
@@ -144,7 +140,7 @@ class PageLook:
     @property
     def size(self) -> int:
         """Return the size of a page in bytes."""
-        return self.pagemap.page_size_bytes
+        return self.table.size
 
     @property
     def page(self) -> int:
@@ -164,11 +160,11 @@ class PageLook:
     def run(self) -> None:
         """Ask everything, in the order of ``map_process``."""
         self.mapping = _find_mapping(self.process, self.address)
-        self.categories = self._scan()
-        self.word = self._read_word()
+        self.categories = self.table.categories(self.address // self.size)
+        self.word = self.table.word(self.address // self.size)
         self._judge()
         self.walked = self._walk()
-        self.word_after = self._read_word()
+        self.word_after = self.table.word(self.address // self.size)
         is_same = self.mapping in self.process.read_maps()
         is_fitting = self.walked is None or self.walked.fits(self.value)
         is_same = is_same and self.word == self.word_after
@@ -195,25 +191,31 @@ class PageLook:
         return is_mapped == bool(self.word & int(PM_PRESENT))
 
     def _judge(self) -> None:
-        self.verdicts = self._read(self.page, self.page + 1, self.trace)
+        # The page itself is looked at whatever the budget.
+        alone = PageTable(self.table.pagemap, self.machine.unfollowed())
+        self.verdicts = self._read(self.page, self.page + 1, self.trace, alone)
         self.value = _value_at(self.verdicts, self.page)
         pages = (self.mapping.stop - self.mapping.start) // self.size
         if self.value in _BY_TOTALS:
-            self.value = _value_at(self._read(0, pages, Trace()), self.page)
+            try:
+                whole = self._read(0, pages, Trace(), self.table)
+            except Stopped:
+                return
+            self.value = _value_at(whole, self.page)
             self.is_by_totals = True
         if self.value in (Reason.NOT_OPENED, Reason.NOT_HONEST, Reason.HIDDEN):
-            self.swap_in_mapping = self.settler.pages(self.mapping, "Swap")
+            self.swap_in_mapping = self.judge.settler.pages(self.mapping, "Swap")
 
-    def _read(self, first: int, stop: int, trace: Trace) -> Verdicts:
+    def _read(self, first: int, stop: int, trace: Trace, table: PageTable) -> Verdicts:
         opener = TracedOpener(self.process)
         opener.trace = trace
-        reader = make_reader(self.process, self.pagemap, self.machine, opener=opener)
+        judge = Judge(table, opener)
         try:
-            found = reader.read(self.mapping, first, stop)
-            verdicts = Verdicts(found.facts, reader.settle(self.mapping, found), found.refusal)
+            found = judge.read(self.mapping, first, stop)
+            verdicts = Verdicts(found.facts, judge.settle(self.mapping, found), found.refusal)
         finally:
-            reader.close()
-        self.settler = reader.settler
+            judge.close()
+        self.judge = judge
         return verdicts
 
     def _walk(self) -> WalkedPage | None:
@@ -222,37 +224,16 @@ class PageLook:
         if not is_of_object or is_private_copy(self.word):
             return None
         return walk_page(
-            Walking(self.machine),
+            self.judge.walking,
             self.process.tid,
             self.mapping,
             self.object_page,
             is_of_layer=self.verdicts.facts.kind == "overlay",
         )
 
-    def _scan(self) -> int | None:
-        """Return every category of the page, as far as this kernel knows them."""
-        if not self.machine.may("pagemap_scan"):
-            return None
-        number = self.address // self.size
-        for wanted in (_ALL_CATEGORIES, _OLD_CATEGORIES):
-            try:
-                regions = list(self.pagemap.scan(number, 1, 0, wanted))
-                return int(regions[0][0, 2]) if regions else 0
-            except Unsupported:
-                continue
-            except MemlensError as error:
-                if isinstance(error, ProcessGone):
-                    raise
-                break
-        return None
-
-    def _read_word(self) -> int | None:
-        words = self.pagemap.read_words(self.address // self.size, 1)
-        return int(words[0]) if len(words) else None
-
 
 def look_until_steady(
-    process: ProcessDir, pagemap: Pagemap, address: int, machine: Machine
+    process: ProcessDir, table: PageTable, address: int, machine: Machine
 ) -> PageLook:
     """
     Return a look at a page that did not change meanwhile, or the last of a few.
@@ -260,12 +241,12 @@ def look_until_steady(
     :param machine: once the scan is over, what there is is taken.
     :raises MemlensError: if the address is not mapped.
     """
-    look = PageLook(process, pagemap, address, machine)
+    look = PageLook(process, table, address, machine)
     look.run()
     while not look.is_steady and look.tries <= _TRIES:
         if machine.is_over():
             break
-        before, look = look, PageLook(process, pagemap, address, machine, look.tries + 1)
+        before, look = look, PageLook(process, table, address, machine, look.tries + 1)
         look.run()
         look.compare(before)
     return look

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import HUGETLBFS_MAGIC, KERNEL_MAGICS, RAMFS_MAGIC, TMPFS_MAGIC
-from memlens.kernel.process import ProcessDir
 from memlens.kernel.swaps import is_swap_cache_empty
-from memlens.objects.backing import Backing
+from memlens.objects.backing import Backing, is_all_data
 from memlens.objects.overlay import is_maybe_copied_up, is_maybe_on_swap
 from memlens.pages.classes import Evidence, PageClass, Reason, Verdict, object_verdicts
 from memlens.pages.runs import (
@@ -33,7 +32,7 @@ from memlens.pages.runs import (
     select_runs,
     shift_runs,
 )
-from memlens.residency.totals import Settler, settle_preallocated
+from memlens.residency.verdicts import Settler
 from memlens.residency.walk import Walking, record_evidence
 
 _VALUES = 256
@@ -55,12 +54,10 @@ class LayerSettler:
     """
     Settles what an overlay leaves open, or says it wrong of.
 
-    :param process: the process.
     :param settler: knows the totals of its mappings.
     :param walking: the page-cache walk.
     """
 
-    process: ProcessDir
     settler: Settler
     walking: Walking
     _on_tmpfs: dict[str, bool] = field(default_factory=dict)
@@ -71,10 +68,10 @@ class LayerSettler:
             return False
         known = self._on_tmpfs.get(mapping.device)
         if known is None:
-            known = is_maybe_on_swap(self.process, mapping)
+            known = is_maybe_on_swap(self.settler.process, mapping)
             self._on_tmpfs[mapping.device] = known
         # After a copy-up the walk has told all there is.
-        return known and not is_maybe_copied_up(self.process, mapping)
+        return known and not is_maybe_copied_up(self.settler.process, mapping)
 
     def settle(self, mapping: Mapping, runs: Runs, backing: Backing, is_whole: bool) -> Runs:
         """
@@ -94,7 +91,7 @@ class LayerSettler:
         pgoff = mapping.offset_bytes // self.walking.machine.page_size_bytes
         first, stop = pgoff + int(doubtful.first[0]), pgoff + int(doubtful.stop[-1])
         records = self.walking.walk_mapping(
-            self.process.tid, mapping, first, stop, is_of_layer=True
+            self.settler.process.tid, mapping, first, stop, is_of_layer=True
         )
         if records is None or records.object.magic in KERNEL_MAGICS:
             return None
@@ -107,6 +104,21 @@ class LayerSettler:
         if not len(evicted) or is_swap_cache_empty(self.walking.machine):
             return found
         return replace_runs(found, _with_copies(evicted, doubtful, backing, pgoff))
+
+    def copied_up(self, mapping: Mapping, asked: Runs) -> Runs | None:
+        """
+        Return what can be said of pages of a mapping after a copy-up.
+
+        None if there was none: then the file answers that can be opened.
+
+        :param asked: pages from the start of the mapping.
+        """
+        process = self.settler.process
+        if not is_maybe_copied_up(process, mapping):
+            return None
+        value = np.full(len(asked), Reason.COPIED_UP, np.uint8)
+        found = MappingWalk(self.walking, process.tid, is_overlay=True).verdicts(mapping, asked)
+        return replace_runs(Runs(asked.first, asked.pages, value), found)
 
     def _by_totals(
         self, mapping: Mapping, runs: Runs, backing: Backing, is_whole: bool
@@ -128,8 +140,9 @@ class LayerSettler:
             table[_ON_DISK], table[_CACHED] = _SWAPPED, _COPIED
         else:
             table[_ON_DISK] = table[_CACHED] = Reason.OVERLAY_SWAP
-        value = settle_preallocated(backing, table[runs.value])
-        return merge_runs(Runs(runs.first, runs.pages, value))
+        if counts[_NONE] and is_all_data(backing):
+            table[_NONE] = _NONE
+        return merge_runs(Runs(runs.first, runs.pages, table[runs.value]))
 
 
 def _is_any_hidden(mapping: Mapping, counts: NDArray[np.int64]) -> bool:

@@ -346,7 +346,7 @@ class ProcessMap(Report, schema="memlens.map/2"):
     @property
     def is_all_known(self) -> bool:
         """Return whether nothing is missed, and no page unknown."""
-        return super().is_all_known and not self.sums["pages"]["unknown_pages"]
+        return super().is_all_known and not self.sums.get("pages", {}).get("unknown_pages")
 
     def counts(self) -> NDArray[np.int64]:
         """Return the pages of the process in each class, ``(len(PageClass),)`` int64."""

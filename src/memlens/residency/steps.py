@@ -9,7 +9,6 @@ import numpy as np
 
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel.kpage import read_kpageflags
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.pages.bits import CATEGORIES, PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.classes import CLASSES, REASONS, PageClass, Reason, Verdict, verdict_class
@@ -17,9 +16,14 @@ from memlens.pages.decode import bit_names
 from memlens.pages.flags import flag_names
 from memlens.record import Table
 from memlens.residency import wording
-from memlens.residency.mappers import find_holders
 from memlens.residency.onepage import PageLook, look_until_steady
-from memlens.residency.places import name_place, walked_answer, walked_meaning, word_place
+from memlens.residency.places import (
+    find_holders,
+    name_place,
+    walked_answer,
+    walked_meaning,
+    word_place,
+)
 from memlens.residency.records import (
     PageExplanation,
     PageHolder,
@@ -31,6 +35,7 @@ from memlens.residency.records import (
 from memlens.residency.tables import process_of
 from memlens.residency.verdicts import object_label
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
+from memlens.scan.pagetable import PageTable
 from memlens.units import ADDRESS_LIMIT, format_size, signed
 
 _HUGE = 1 << CATEGORIES.index("HUGE")
@@ -68,18 +73,18 @@ def explain_page(
         raise ValueError(f"address beyond 64 bits: {address:#x}")
     machine = Machine(proc, on_progress=on_progress, should_stop=should_stop, budget_s=budget_s)
     with ProcessDir(pid, machine) as process:
-        pagemap = Pagemap(process.open("pagemap"), machine, f"{process.path}/pagemap")
+        table = PageTable.open(process, machine)
         try:
-            return _explain(look_until_steady(process, pagemap, address, machine))
+            return _explain(look_until_steady(process, table, address, machine))
         except (ProcessGone, EOFError) as error:
             raise process.gone_error() from error
         finally:
-            pagemap.close()
+            table.close()
 
 
 def _explain(look: PageLook) -> PageExplanation:
     origin = look.machine.origin()
-    identity = look.process.identity(look.pagemap)
+    identity = look.process.identity(look.table.pagemap)
     holders: list[PageHolder] = []
     missed, is_complete = 0, True
     try:

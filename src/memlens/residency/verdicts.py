@@ -1,35 +1,44 @@
-"""What page-table entries mean for a mapping; an object answers what they leave open."""
+"""
+What page-table entries mean for a mapping, and what sums of the whole mapping settle.
 
-from dataclasses import dataclass
+An object answers what entries leave open.  smaps is read at most once for a process, and only
+if a question needs it, since the kernel walks every page table for it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.maps import Mapping
+from memlens.errors import MemlensError
+from memlens.kernel.maps import Mapping, MappingFigures
+from memlens.kernel.mapstable import MapsTable
+from memlens.kernel.process import ProcessDir
 from memlens.objects.opener import KERNEL_NAMES, ObjectFacts
-from memlens.pages.arrays import blend, look_up
-from memlens.pages.classes import REASONS, Entry, Reason, Verdict, entry_verdicts
-from memlens.pages.runs import Runs, clip_runs, fill_runs, merge_runs, select_runs
+from memlens.objects.overlay import is_maybe_on_swap
+from memlens.pages.arrays import distinct
+from memlens.pages.classes import REASONS, Entry, PageClass, Reason, Verdict, entry_verdicts
+from memlens.pages.runs import Runs, count_runs, merge_runs, select_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns
 from memlens.residency.records import UnknownRun
-from memlens.residency.totals import Settler
+from memlens.scan.machine import Machine
 from memlens.units import format_size
-
-KINDS = ("anonymous", "private", "shared", "special", "kernel")
-
-# Verdicts by number of the kind of mapping and entry, and by its name.
-VERDICTS = np.stack([entry_verdicts(kind) for kind in KINDS])
-VERDICT_OF = dict(zip(KINDS, VERDICTS, strict=True))
 
 # Of hugetlbfs, watched by userfaultfd, where only words are to be had: poison reads as an
 # empty word, and only PAGEMAP_SCAN calls it a swap entry.
 WATCHED = {kind: f"{kind}, watched" for kind in ("private", "shared")}
-VERDICT_OF |= {name: VERDICT_OF[kind].copy() for kind, name in WATCHED.items()}
+_KINDS = ("anonymous", "private", "shared", "special", "kernel")
+KINDS = (*_KINDS, *WATCHED.values())
+
+# Verdicts by number of the kind of mapping, and entry.
+VERDICTS = np.stack([entry_verdicts(kind.partition(",")[0]) for kind in KINDS])
+VERDICTS[len(_KINDS) :, Entry.EMPTY] = Reason.TRANSIT
 
 
-for _name in WATCHED.values():
-    VERDICT_OF[_name][Entry.EMPTY] = Reason.TRANSIT
-
+_VALUES = 256
+Counts = NDArray[np.int64]
+Table = NDArray[np.uint8]
 
 # Members of enumerations are slow to come by.
 _ASK, _EMPTY = int(Verdict.ASK), int(Entry.EMPTY)
@@ -62,26 +71,26 @@ def mapping_kind(path: str, is_shared: bool, facts: ObjectFacts) -> str:
     return "shared" if is_shared else "private"
 
 
-def judge_entries(kind: str, entries: Runs, first: int, stop: int) -> Runs:
-    """Return the verdict of every page of a range; pages in no run are empty."""
-    filled = fill_runs(clip_runs(entries, first, stop), first, stop, _EMPTY)
-    return merge_runs(Runs(filled.first, filled.pages, VERDICT_OF[kind][filled.value]))
-
-
-def judge_crumbs(
-    kind: str, entries: NDArray[np.uint8], answers: int | NDArray[np.uint8]
-) -> NDArray[np.uint8]:
+def kind_numbers(
+    table: MapsTable, facts: Sequence[ObjectFacts], is_watched: Callable[[Mapping], bool]
+) -> NDArray[np.int64]:
     """
-    Return the verdict of each page, with an object's answers for what its entry leaves open.
+    Return by which row of ``VERDICTS`` to judge each mapping.
 
-    :param entries: an ``Entry`` for each page.
-    :param answers: a verdict for each page, or for all of them.
+    :param facts: what backs each place of the table.
+    :param is_watched: says of a mapping of hugetlbfs whether words may hide poison there.
     """
-    table = VERDICT_OF[kind]
-    if isinstance(answers, int):
-        return look_up(np.where(table == _ASK, np.uint8(answers), table), entries)
-    found = look_up(table, entries)
-    return blend(found == _ASK, answers, found)
+    numbers = np.zeros((2, len(table.places)), np.int64)
+    for number in distinct(table.place).tolist():
+        path, one = table.places[number].path, facts[number]
+        for is_shared in (False, True):
+            kind = mapping_kind(path, is_shared, one)
+            if one.kind == "hugetlb" and is_watched(table[0]):
+                kind = WATCHED[kind]
+            numbers[int(is_shared), number] = KINDS.index(kind)
+    is_mode_shared = np.array([mode[3:4] == "s" for mode in table.modes], np.int64)
+    found: NDArray[np.int64] = numbers[is_mode_shared[table.mode], table.place]
+    return found
 
 
 def replace_value(runs: Runs, old: int, new: int) -> Runs:
@@ -97,6 +106,120 @@ def object_label(facts: ObjectFacts) -> str:
     if facts.kind in ("ramfs", "overlay", "block"):
         return "file"
     return facts.kind
+
+
+# What only the sums of smaps can settle: all pages of a question are one thing, or none.
+
+
+@dataclass(slots=True)
+class Settler:
+    """
+    Answers from /proc/PID/smaps for one process.
+
+    :param process: the process.
+    :param machine: says whether smaps may be used.
+    """
+
+    process: ProcessDir
+    machine: Machine
+    _figures: dict[Mapping, MappingFigures] | None = field(default=None)
+
+    def figures(self, mapping: Mapping) -> MappingFigures | None:
+        """Return the smaps figures of a mapping, None if there are none."""
+        if not self.machine.may("smaps"):
+            return None
+        if self._figures is None:
+            try:
+                self._figures = {row.mapping: row for row in self.process.read_smaps()}
+                self.machine.meter.used.add("smaps")
+            except MemlensError:
+                self._figures = {}
+        return self._figures.get(mapping)
+
+    def pages(self, mapping: Mapping, name: str) -> int | None:
+        """Return a figure of a mapping in pages, None if it is not known."""
+        row = self.figures(mapping)
+        if row is None or name not in row.size_bytes:
+            return None
+        return row.size_bytes[name] // self.machine.page_size_bytes
+
+    def is_watched(self, mapping: Mapping) -> bool:
+        """
+        Return whether words may hide poison of a mapping of hugetlbfs.
+
+        Where only they are to be had, it reads as an empty word.
+        """
+        if self.machine.may("pagemap_scan"):
+            return False
+        figures = self.figures(mapping)
+        return figures is None or figures.is_watched
+
+    def settle(self, mapping: Mapping, kind: str, runs: Runs, is_whole: bool) -> Runs:
+        """
+        Replace open questions of a mapping by verdicts where its totals decide.
+
+        :param kind: kind of the object, as ``ObjectFacts`` has it.
+        :param runs: runs of verdicts.
+        :param is_whole: whether the runs cover the whole mapping, without which its
+            totals say little.
+        """
+        if runs.value.max() < Verdict.ASK:
+            return runs
+        counts = count_runs(runs, _VALUES)
+        table = np.arange(_VALUES, dtype=np.uint8)
+        if counts[Verdict.HIDDEN] or counts[Verdict.HIDDEN_WP]:
+            self._settle_hidden(mapping, kind, counts, table, is_whole)
+        if counts[Verdict.MAYBE_ZERO]:
+            self._settle_zero(mapping, counts, table, is_whole)
+        if counts[Reason.KERNEL_MEMORY]:
+            row = self.figures(mapping)
+            if row is not None and "pf" in row.vm_flags:
+                table[Reason.KERNEL_MEMORY] = PageClass.DEVICE
+        # Swap counts what is on swap, with a copy in RAM or without.
+        if (
+            counts[Reason.CACHED_OR_SWAP_CACHED]
+            and is_whole
+            and mapping.is_shared
+            and self.pages(mapping, "Swap") == counts[PageClass.SWAPPED]
+        ):
+            table[Reason.CACHED_OR_SWAP_CACHED] = PageClass.CACHED
+        return merge_runs(Runs(runs.first, runs.pages, table[runs.value]))
+
+    def _settle_hidden(
+        self, mapping: Mapping, kind: str, counts: Counts, table: Table, is_whole: bool
+    ) -> None:
+        table[Verdict.HIDDEN] = table[Verdict.HIDDEN_WP] = Reason.HIDDEN
+        swap = self.pages(mapping, "Swap")
+        if swap is None or (swap and self._may_count_object(mapping, kind)):
+            return
+        hidden = int(counts[Verdict.HIDDEN] + counts[Verdict.HIDDEN_WP])
+        if swap == 0 and kind == "anonymous":
+            table[Verdict.HIDDEN_WP] = PageClass.NONE
+        elif is_whole and swap == hidden:
+            table[Verdict.HIDDEN] = table[Verdict.HIDDEN_WP] = PageClass.SWAPPED
+
+    def _may_count_object(self, mapping: Mapping, kind: str) -> bool:
+        """Return whether Swap of smaps may count pages of the object, as it does of shmem."""
+        is_overlay = kind == "overlay"
+        return kind == "shmem" or (is_overlay and is_maybe_on_swap(self.process, mapping))
+
+    def _settle_zero(
+        self, mapping: Mapping, counts: Counts, table: Table, is_whole: bool
+    ) -> None:
+        table[Verdict.MAYBE_ZERO] = Reason.MAYBE_ZERO
+        figures = self.figures(mapping)
+        if figures is not None and figures.is_hugetlb:
+            # There is no huge page of zeroes for hugetlb, and these are in no Rss.
+            table[Verdict.MAYBE_ZERO] = PageClass.PRESENT
+            return
+        rss = self.pages(mapping, "Rss")
+        if rss is None or not is_whole:
+            return
+        # Rss leaves the zero page out.
+        if rss == counts[PageClass.PRESENT] + counts[Verdict.MAYBE_ZERO]:
+            table[Verdict.MAYBE_ZERO] = PageClass.PRESENT
+        elif rss == counts[PageClass.PRESENT]:
+            table[Verdict.MAYBE_ZERO] = PageClass.ZERO
 
 
 def explain_unknown(

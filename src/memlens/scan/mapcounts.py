@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.maps import mapped_ranges, parse_maps
+from memlens.kernel.maps import KERNEL_HALF, mapped_ranges, parse_maps
 from memlens.kernel.procfs import read_file
 from memlens.pages.arrays import count_distinct, is_in
-from memlens.scan.frametable import ANSWER_LIMIT, FrameTable
+from memlens.scan.frametable import ANSWER_LIMIT, Frames, FrameTable, read_frames
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import KERNEL_HALF, Frames, read_frames
+from memlens.scan.pagetable import PageTable
 
 # Sums are held back until so many pages have come.  Reading what this process maps costs
 # about as much as asking of a hundredth of these.
@@ -253,7 +253,7 @@ def read_own_maps(machine: Machine) -> OwnMaps:
     try:
         ranges = _read_ranges(machine)
         pages = [(start // size, stop // size) for start, stop in ranges]
-        frames = read_frames(pagemap, pages, machine.unfollowed())
+        frames = read_frames(PageTable(pagemap, machine.unfollowed()), pages)
     finally:
         pagemap.close()
     # A private page of its own alone is nobody else's; a file's may become so meanwhile.

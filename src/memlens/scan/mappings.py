@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel.maps import Mapping
-from memlens.kernel.pagemap import KERNEL_HALF, PAGE_IS_FILE, PAGE_IS_PRESENT, Pagemap
+from memlens.kernel.maps import KERNEL_HALF, Mapping
+from memlens.kernel.pagemap import PAGE_IS_FILE
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import FileMapping
 from memlens.objects.opener import Opener
@@ -16,12 +16,10 @@ from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.runs import (
     Runs,
     clip_runs,
-    concat_runs,
-    encode_runs,
-    select_runs,
     union_runs,
 )
 from memlens.scan.machine import Machine
+from memlens.scan.pagetable import PageTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +97,6 @@ def _is_counted(opener: Opener, mapping: Mapping) -> bool:
 
 # Page tables that stay open, for many files are mapped by the same processes.
 _OPEN_AT_MOST = 128
-_NEEDED = PAGE_IS_PRESENT | PAGE_IS_FILE
-_BITS = PM_PRESENT | PM_FILE
 
 
 @dataclass(slots=True)
@@ -112,7 +108,7 @@ class PageTables:
     """
 
     machine: Machine
-    _open: dict[int, Pagemap | None] = field(default_factory=dict, init=False)
+    _open: dict[int, PageTable | None] = field(default_factory=dict, init=False)
     _denied: set[int] = field(default_factory=set, init=False)
 
     @property
@@ -122,12 +118,12 @@ class PageTables:
 
     def close(self) -> None:
         """Close them."""
-        for pagemap in self._open.values():
-            if pagemap is not None:
-                pagemap.close()
+        for table in self._open.values():
+            if table is not None:
+                table.close()
         self._open.clear()
 
-    def of(self, pid: int, start_ticks: int | None = None) -> Pagemap | None:
+    def of(self, pid: int, start_ticks: int | None = None) -> PageTable | None:
         """
         Return the page table of a process, None if it cannot be had.
 
@@ -139,12 +135,11 @@ class PageTables:
             self._open[pid] = self._open_one(pid, start_ticks)
         return self._open[pid]
 
-    def _open_one(self, pid: int, start_ticks: int | None) -> Pagemap | None:
+    def _open_one(self, pid: int, start_ticks: int | None) -> PageTable | None:
         try:
             with ProcessDir(pid, self.machine) as process:
                 if start_ticks in (None, process.stat.start_ticks):
-                    fd = process.open("pagemap")
-                    return Pagemap(fd, self.machine, f"{process.path}/pagemap")
+                    return PageTable.open(process, self.machine)
         except AccessDenied:
             self._denied.add(pid)
         except MemlensError:
@@ -168,31 +163,18 @@ class MappedPages(PageTables):
         """Return which pages these are, as runs of value 1."""
         parts = []
         for mapping in mappings:
-            pagemap = self.of(mapping.pid)
-            if pagemap is None:
+            table = self.of(mapping.pid)
+            if table is None:
                 continue
             try:
-                parts.append(self._read(pagemap, mapping))
+                parts.append(self._read(table, mapping))
             except MemlensError:
                 # Ended meanwhile: it maps nothing any more.
                 continue
         return clip_runs(union_runs(parts), 0, pages)
 
-    def _read(self, pagemap: Pagemap, mapping: FileMapping) -> Runs:
-        size = self.machine.page_size_bytes
-        first, length = mapping.start // size, (mapping.stop - mapping.start) // size
-        if self.machine.may("pagemap_scan"):
-            parts = []
-            for regions in pagemap.scan(first, length, PAGE_IS_PRESENT, _NEEDED):
-                rows = regions[(regions[:, 2] & np.uint64(_NEEDED)) == np.uint64(_NEEDED)]
-                begin = (rows[:, 0] // np.uint64(size)).astype(np.int64)
-                end = (rows[:, 1] // np.uint64(size)).astype(np.int64)
-                parts.append(Runs(begin, end - begin, np.ones(len(rows), np.uint8)))
-        else:
-            parts = [
-                encode_runs(((words & _BITS) == _BITS).astype(np.uint8), page)
-                for page, words in pagemap.iter_words(first, length)
-            ]
-            parts = [select_runs(part, part.value != 0) for part in parts]
-        runs = concat_runs(parts)
-        return Runs(runs.first - first + mapping.offset // size, runs.pages, runs.value)
+    def _read(self, table: PageTable, mapping: FileMapping) -> Runs:
+        first, stop = mapping.start // table.size, mapping.stop // table.size
+        runs = table.mapped(first, stop, PAGE_IS_FILE)
+        ones = np.ones(len(runs), np.uint8)
+        return Runs(runs.first - first + mapping.offset // table.size, runs.pages, ones)

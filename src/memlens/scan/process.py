@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroups import parse_cgroup
 from memlens.kernel.maps import (
+    KERNEL_HALF,
     Mapping,
     mapped_ranges,
     parse_maps,
@@ -20,7 +20,6 @@ from memlens.kernel.maps import (
     private_ranges,
 )
 from memlens.kernel.mounts import TMPFS_MAGIC
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir, list_other_tables
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
@@ -29,12 +28,10 @@ from memlens.objects.opener import Opener, device_number
 from memlens.objects.references import is_socket_link
 from memlens.pages.arrays import distinct
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
-from memlens.scan.frametable import FrameTable
+from memlens.scan.frametable import Frames, FrameTable, Slots, read_frames, read_slots
+from memlens.scan.jobs import ask_patiently
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import Frames, Slots, find_present, read_frames, read_slots
-from memlens.scan.threads import ask_patiently
-
-_USER_STOP = 1 << 63
+from memlens.scan.pagetable import PageTable
 
 
 @dataclass(slots=True)
@@ -114,61 +111,55 @@ class ProcessReader:
         raw = process.read("maps")
         slots, frames = _NO_SLOTS, None
         uses: list[ObjectUse] = []
-        pagemap = self._pagemap() if raw and want.has_page_table else None
+        table = None
+        if raw and want.has_page_table:
+            table = PageTable.open(process, self.tools.machine)
         try:
-            if pagemap is not None and want.frames and is_chosen:
-                frames = self._read_frames(pagemap, raw)
+            if table is not None and want.frames and is_chosen:
+                frames = self._read_frames(table, raw)
                 slots = Slots(frames.swap_words, _NO_PAGES, _NOTHING, _NO_PAGES)
-            elif pagemap is not None and want.swap:
-                slots = self._read_slots(pagemap, raw)
+            elif table is not None and want.swap:
+                slots = self._read_slots(table, raw)
             if want.objects:
                 mappings = parse_unnamed(raw, f"{process.path}/maps")
-                uses = self._uses(mappings, pagemap)
-            if pagemap is not None and not len(_read_first(pagemap, raw)):
+                uses = self._uses(mappings, table)
+            if table is not None and not _is_there(table, raw):
                 # The page table went away under the reader: it ended, or runs another program.
                 raise process.gone_error()
         finally:
-            if pagemap is not None:
-                pagemap.close()
+            if table is not None:
+                table.close()
         rollup = self._rollup() if want.rollup and is_chosen else {}
         return self._facts(who, slots, frames, uses, rollup)
 
     def _who(self) -> Who:
         return Who(self.process.pid, self.process.stat.name, self._uid(), self._cgroup())
 
-    def _read_frames(self, pagemap: Pagemap, raw: bytes) -> Frames:
+    def _read_frames(self, table: PageTable, raw: bytes) -> Frames:
         # Huge pages of hugetlb are not in RSS.
-        path, machine = f"{self.process.path}/maps", self.tools.machine
+        path, size = f"{self.process.path}/maps", table.size
         huge = [(m.start, m.stop) for m in parse_unnamed(raw, path) if self._is_hugetlb(m)]
-        size = pagemap.page_size_bytes
-        if machine.may("pagemap_scan"):
-            ranges = _in_pages(mapped_ranges(raw, huge), size)
-            return read_frames(pagemap, ranges, machine)
-        every = [m for m in parse_maps(raw, path) if m.start < _USER_STOP]
+        if table.use_scan:
+            return read_frames(table, _in_pages(mapped_ranges(raw, huge), size))
+        every = [m for m in parse_maps(raw, path) if m.start < KERNEL_HALF]
         wanted = _in_pages(
             [place for m in every if (place := (m.start, m.stop)) not in huge], size
         )
         opener = self._opener()
         bare = [m for m in every if not m.inode and opener.facts(m).kind == "anonymous"]
         anonymous = set(_in_pages([(m.start, m.stop) for m in bare], size))
-        return read_frames(pagemap, wanted, machine, anonymous)
+        return read_frames(table, wanted, anonymous)
 
-    def _read_slots(self, pagemap: Pagemap, raw: bytes) -> Slots:
-        tools, size = self.tools, pagemap.page_size_bytes
-        if tools.machine.may("pagemap_scan"):
+    def _read_slots(self, table: PageTable, raw: bytes) -> Slots:
+        if table.use_scan:
             ranges = private_ranges(raw)
         else:
             ranges = [
                 (mapping.start, mapping.stop)
                 for mapping in parse_maps(raw, f"{self.process.path}/maps")
-                if mapping.start < _USER_STOP and not mapping.is_shared
+                if mapping.start < KERNEL_HALF and not mapping.is_shared
             ]
-        pages = _in_pages(ranges, size)
-        return read_slots(pagemap, pages, tools.machine, tools.flags)
-
-    def _pagemap(self) -> Pagemap:
-        process = self.process
-        return Pagemap(process.open("pagemap"), process.host, process.path)
+        return read_slots(table, _in_pages(ranges, table.size), self.tools.flags)
 
     def _facts(
         self,
@@ -246,21 +237,20 @@ class ProcessReader:
     def _opener(self) -> Opener:
         return Opener(self.process)
 
-    def _uses(self, mappings: list[Mapping], pagemap: Pagemap | None) -> list[ObjectUse]:
+    def _uses(self, mappings: list[Mapping], table: PageTable | None) -> list[ObjectUse]:
         uses = []
         for mapping, stop, count in _join_mappings(mappings):
             if not self._is_shmem_mapping(mapping):
                 continue
             key = self._key(device_number(mapping.device), mapping.inode, mapping.path)
             use = ObjectUse(key, mapping.path, mapping, stop=stop, mappings=count)
-            if pagemap is not None and (self.want.present or self.want.present_pages):
-                use = self._with_present(use, mapping, pagemap)
+            if table is not None and (self.want.present or self.want.present_pages):
+                use = self._with_present(use, mapping, table)
             uses.append(use)
         return [*uses, *self._open_uses()]
 
-    def _with_present(self, use: ObjectUse, mapping: Mapping, pagemap: Pagemap) -> ObjectUse:
-        pages = use.pages(pagemap.page_size_bytes)
-        present, is_huge = find_present(pagemap, mapping, *pages, self.tools.machine)
+    def _with_present(self, use: ObjectUse, mapping: Mapping, table: PageTable) -> ObjectUse:
+        present, is_huge = table.mapped_of(mapping, *use.pages(table.size))
         # Of memory in crumbs these are many: they are not kept for a sum.
         return use._replace(
             present=present if self.want.present else None,
@@ -357,8 +347,8 @@ def _in_pages(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]
     return [(start // size, stop // size) for start, stop in ranges]
 
 
-def _read_first(pagemap: Pagemap, raw: bytes) -> NDArray[np.uint64]:
-    return pagemap.read_words(int(raw.partition(b"-")[0], 16) // pagemap.page_size_bytes, 1)
+def _is_there(table: PageTable, raw: bytes) -> bool:
+    return table.word(int(raw.partition(b"-")[0], 16) // table.size) is not None
 
 
 def _is_tmpfs_fd(directory: int, name: str) -> bool:

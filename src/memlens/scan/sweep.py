@@ -20,8 +20,8 @@ from memlens.objects.opener import internal_device
 from memlens.objects.tmpfs import SHMEM_TYPES
 from memlens.report import Missed
 from memlens.scan.facts import ProcessFacts, Want
+from memlens.scan.frametable import find_swap_cached
 from memlens.scan.machine import Machine, Stopped
-from memlens.scan.pagetable import find_swap_cached
 from memlens.scan.process import ProcessReader, ShmemDevices, Tools
 from memlens.units import count_of
 

@@ -19,7 +19,6 @@ from memlens.kernel import features
 from memlens.kernel.features import has_average_counts
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.maps import MappingFigures
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import add_descendants, read_parents
 from memlens.kernel.swaps import parse_meminfo
@@ -29,10 +28,11 @@ from memlens.record import Table
 from memlens.report import Missed
 from memlens.scan.facts import Want
 from memlens.scan.frametable import FrameRanks, FrameSet
+from memlens.scan.jobs import list_windows
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.mapcounts import OtherMaps
 from memlens.scan.mappings import FoundPages, MappingTable
-from memlens.scan.pagetable import Window, list_windows, read_windows
+from memlens.scan.pagetable import PageTable, Window
 from memlens.scan.sweep import Sweep
 from memlens.sharing.exits import Memories, find_memories
 from memlens.sharing.records import (
@@ -114,7 +114,7 @@ class _Member:
     """A process of the scan."""
 
     directory: ProcessDir
-    pagemap: Pagemap
+    table: PageTable
     parent: "_Member | None" = None
     before: FrameSet = field(default_factory=FrameSet)
     after: FrameSet = field(default_factory=FrameSet)
@@ -144,12 +144,11 @@ class _Run:
         for pid in pids:
             try:
                 directory = ProcessDir(pid, self.machine)
-                path = f"{directory.path}/pagemap"
-                pagemap = Pagemap(directory.open("pagemap"), self.machine, path)
+                table = PageTable.open(directory, self.machine)
             except MemlensError as error:
                 self._miss(pid, error)
                 continue
-            member = _Member(directory, pagemap)
+            member = _Member(directory, table)
             self.members.append(member)
             by_pid[pid] = member
         for member in self.members:
@@ -161,7 +160,7 @@ class _Run:
 
     def close(self) -> None:
         for member in self.members:
-            member.pagemap.close()
+            member.table.close()
             member.directory.close()
 
     def read(self) -> Sharing:
@@ -208,7 +207,7 @@ class _Run:
         self._miss(member.pid, error)
         self.members.remove(member)
         member.share = None
-        member.pagemap.close()
+        member.table.close()
         for other in self.members:
             if other.parent is member:
                 other.parent = None
@@ -225,7 +224,7 @@ class _Run:
 
     def _read_first(self, member: _Member) -> None:
         for job in self._windows(member):
-            words = read_windows(member.pagemap, job)
+            words = member.table.read(job)
             member.before.add(self.ranks.learn(_pfns(words, self.zero_pfn)))
 
     def _read_second(self, member: _Member, others: OtherMaps) -> None:
@@ -233,7 +232,7 @@ class _Run:
         counts = ShareCounts.zeros(len(table.mappings))
         moved = swapped = private = 0
         for job in self._windows(member):
-            words = read_windows(member.pagemap, job)
+            words = member.table.read(job)
             pages = _addresses(job)
             found = table.attribute(words, pages, self.zero_pfn)
             swapped += _count_swapped(words)
@@ -266,7 +265,7 @@ class _Run:
     ) -> None:
         """Tell pages apart that a child shares with its parent, has copied, or made."""
         try:
-            there = read_windows(parent.pagemap, job)[found.index]
+            there = parent.table.read(job)[found.index]
         except EOFError:
             return
         is_shared = parent.after.has(ranks)
@@ -417,7 +416,7 @@ def _share(
         copied_pages=int(counts.copied.sum()) if is_fork else None,
         new_private_pages=int(counts.new_private.sum()) if is_fork else None,
         new_object_pages=int(counts.new_objects.sum()) if is_fork else None,
-        name=member.directory.title(member.pagemap),
+        name=member.directory.title(member.table.pagemap),
     )
 
 

@@ -20,10 +20,10 @@ from memlens.record import Table
 from memlens.report import make_sum
 from memlens.residency.walk import Walking
 from memlens.scan.facts import Want
+from memlens.scan.jobs import ask_patiently
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.objectnames import no_such_object, resolve_name
 from memlens.scan.sweep import Sweep
-from memlens.scan.threads import ask_patiently
 from memlens.shm.facts import ObjectFacts, mapper_notes, remainder_note
 from memlens.shm.objects import Inspector
 from memlens.shm.records import HeldRange, Holder, Inventory, ObjectRun, SharedObject

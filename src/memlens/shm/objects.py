@@ -15,7 +15,6 @@ from memlens.kernel import features
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.maps import Mapping
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.syscalls import statx_cached
 from memlens.objects.backing import Backing
 from memlens.objects.opener import device_text
@@ -42,7 +41,7 @@ from memlens.residency.walk import Walking
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
 from memlens.scan.machine import Machine
 from memlens.scan.mappings import PageTables
-from memlens.scan.pagetable import find_present
+from memlens.scan.pagetable import PageTable
 from memlens.scan.sweep import Sweep
 from memlens.shm.facts import HolderFacts, ObjectFacts
 from memlens.shm.sources import GONE, NOT_SHMEM, Finder, FoundObject
@@ -392,37 +391,37 @@ class ObjectTables(PageTables):
         """
         mapping, size = use.mapping, self.machine.page_size_bytes
         inside = EMPTY if mapping is None else clip_runs(asked, *use.pages(size))
-        pagemap = self.of(facts.pid, facts.start_ticks) if len(inside) else None
-        if mapping is None or pagemap is None or not self._is_there(facts.pid, use, mapping):
+        table = self.of(facts.pid, facts.start_ticks) if len(inside) else None
+        if mapping is None or table is None or not self._is_there(facts.pid, use, mapping):
             return EMPTY, False
         parts, is_huge = [], False
         try:
             for begin, end in window_runs(inside, _JOIN_PAGES):
-                runs, has_huge = find_present(pagemap, mapping, begin, end, self.machine)
+                runs, has_huge = table.mapped_of(mapping, begin, end)
                 parts.append(runs)
                 is_huge |= has_huge
             found = concat_runs(parts)
             if self.file is not None and use.key not in self.cgroups and len(found):
                 page = (mapping.start - mapping.offset_bytes) // size + int(found.first[0])
-                self._learn_cgroup(use.key, pagemap, page, self.file)
+                self._learn_cgroup(use.key, table, page, self.file)
         except MemlensError:
             # It ended.
             return EMPTY, False
         return found, is_huge
 
     def _learn_cgroup(
-        self, key: ObjectKey, pagemap: Pagemap, page: int, file: KpageFile
+        self, key: ObjectKey, table: PageTable, page: int, file: KpageFile
     ) -> None:
         try:
-            before = pagemap.read_words(page, 1)
-            if not len(before) or not int(before[0]) & _PRESENT:
+            before = table.word(page)
+            if before is None or not before & _PRESENT:
                 return
-            charged = file.read_range(int(before[0]) & _PFN, 1)
+            charged = file.read_range(before & _PFN, 1)
             # The frame may have changed hands meanwhile.
-            after = pagemap.read_words(page, 1)
+            after = table.word(page)
         except MemlensError:
             return
-        if len(after) and len(charged) and int(after[0]) == int(before[0]):
+        if len(charged) and after == before:
             self.cgroups[key] = int(charged[0])
 
     def _is_there(self, pid: int, use: ObjectUse, mapping: Mapping) -> bool:

@@ -26,8 +26,8 @@ from memlens.pages.arrays import count_distinct, distinct, is_in
 from memlens.pages.bits import PM_SWAP_AREA, PM_SWAP_SLOT_SHIFT
 from memlens.record import Table
 from memlens.scan.facts import ProcessFacts
+from memlens.scan.frametable import KPF_ANON, KPF_SWAPCACHE
 from memlens.scan.machine import Machine
-from memlens.scan.pagetable import KPF_ANON, KPF_SWAPCACHE
 from memlens.shm.facts import ObjectFacts
 from memlens.swap.records import (
     SLOT_SIGNS,

@@ -5,8 +5,16 @@ from collections.abc import Iterator
 from memlens.physical.records import CgroupList, CgroupPages, CgroupTotal, ElsewherePages
 from memlens.record import Table
 from memlens.units import count_of, escape_text, format_size
-from memlens.views.lines import BOLD, Line, Segment, cut_middle
-from memlens.views.table import TableOptions, render_foot, render_table, render_top
+from memlens.views.text import (
+    BOLD,
+    Line,
+    Segment,
+    TableOptions,
+    cut_middle,
+    render_foot,
+    render_table,
+    render_top,
+)
 
 _TOP = 10
 

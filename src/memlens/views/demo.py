@@ -6,8 +6,18 @@ from itertools import groupby
 from memlens.pages.classes import CLASSES
 from memlens.selftest.records import Answer, DemoResult, DemoTotal, Finding
 from memlens.units import escape_text
-from memlens.views.lines import ALARM, BOLD, DIM, Line, Segment, wrap
-from memlens.views.table import TableOptions, render_foot, strip_line
+from memlens.views.text import (
+    ALARM,
+    BOLD,
+    DIM,
+    Line,
+    Segment,
+    TableOptions,
+    render_foot,
+    render_more,
+    strip_line,
+    wrap,
+)
 
 _WIDTH, _LEAST_WIDTH = 80, 40
 _HOW, _PAGES, _NAIVE, _FOUND = 40, 6, 14, 14
@@ -41,9 +51,7 @@ def render(report: DemoResult, options: TableOptions) -> Iterator[Line]:
                 yield _answer(how, answer, bool(finding.wrong_pages), options)
                 how = ""
             yield from _faults(finding, report, width)
-    if len(report.specimens) > len(findings):
-        rest = len(report.specimens) - len(findings)
-        yield [Segment(f"{rest} more (--top N shows more)", DIM)]
+    yield from render_more(len(report.specimens) - len(findings))
     yield []
     yield from _left_out(report, width)
     yield from _summary(report, total, width)

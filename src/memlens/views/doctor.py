@@ -5,8 +5,7 @@ from itertools import groupby
 
 from memlens.selftest.records import Features, Gap, Probe
 from memlens.units import format_size
-from memlens.views.lines import ALARM, BOLD, DIM, Line, Segment, wrap
-from memlens.views.table import TableOptions, render_foot
+from memlens.views.text import ALARM, BOLD, DIM, Line, Segment, TableOptions, render_foot, wrap
 
 _LEAST_WIDTH = 40
 _INDENT = " " * 10

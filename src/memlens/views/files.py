@@ -7,8 +7,17 @@ from itertools import pairwise
 from memlens.physical.records import FileCache, FileReport, FileTotal, StripCell
 from memlens.record import Table
 from memlens.units import count_of, escape_text, format_size
-from memlens.views.lines import DIM, Line, Segment, percent, render_labelled
-from memlens.views.table import TableOptions, cells_of, render_cells, render_foot
+from memlens.views.text import (
+    DIM,
+    Line,
+    Segment,
+    TableOptions,
+    cells_of,
+    percent,
+    render_cells,
+    render_foot,
+    render_labelled,
+)
 
 _TOP = 20
 _STRIP_LEAST, _STRIP_MOST, _STRIP_SHARE = 8, 48, 5
@@ -113,7 +122,7 @@ def _total(
         cached = format_size(total.cached_pages * size)
         share = f" ({percent(total.cached_pages, total.pages)})" if total.pages else ""
     parts = [
-        f"{cached} cached of {format_size(total.size_bytes)}{share}",
+        f"{cached} cached of {format_size(total.pages * size)}{share}",
         *(f"{format_size(pages * size)} {name}" for name, pages in figures.items() if pages),
         count_of(total.files, "file", "files"),
     ]

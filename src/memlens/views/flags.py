@@ -10,8 +10,17 @@ import numpy as np
 from memlens.physical.records import FlagRange, FlagReport
 from memlens.record import Column, Table
 from memlens.units import escape_text, format_size
-from memlens.views.lines import BOLD, DIM, Line, Segment, percent
-from memlens.views.table import TableOptions, cells_of, render_cells, render_foot
+from memlens.views.text import (
+    BOLD,
+    Line,
+    Segment,
+    TableOptions,
+    cells_of,
+    percent,
+    render_cells,
+    render_foot,
+    render_more,
+)
 
 _GAP = 2
 _FLAGS_LEAST = 20
@@ -27,9 +36,9 @@ def render(report: FlagReport, options: TableOptions) -> Iterator[Line]:
         yield []
     is_list = "ranges" in report.tables
     yield from (_ranges if is_list else _combinations)(report, options)
-    more = len(report.ranges if is_list else report.combinations) - (options.top or 0)
-    if options.top and more > 0:
-        yield [Segment(f"{more} more (--top N shows more)", DIM)]
+    if options.top:
+        rows = report.ranges if is_list else report.combinations
+        yield from render_more(len(rows) - options.top)
     if total is not None:
         pages = format_size(total.total_pages * size)
         yield [Segment(f"{total.total_pages} pages ({pages}) in all", BOLD)]

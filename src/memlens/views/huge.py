@@ -4,8 +4,15 @@ from collections.abc import Iterator, Sequence
 
 from memlens.physical.records import HugeCounter, HugeMapping, HugeReport, HugeTotal
 from memlens.units import ADDRESS_LIMIT, count_of, escape_text, format_size
-from memlens.views.lines import BOLD, Line, Segment, cut_middle
-from memlens.views.table import TableOptions, render_foot
+from memlens.views.text import (
+    BOLD,
+    Line,
+    Segment,
+    TableOptions,
+    cut_middle,
+    render_foot,
+    render_more,
+)
 
 _Counters = dict[tuple[int | None, int | None], list[HugeCounter]]
 
@@ -47,8 +54,7 @@ def _processes(
             yield from _figures(mapping, rows, "    ", report)
         yield []
     if len(report.processes) > len(shown):
-        more = len(report.processes) - len(shown)
-        yield [Segment(f"{more} more (--top N shows more)")]
+        yield from render_more(len(report.processes) - len(shown))
         yield []
 
 

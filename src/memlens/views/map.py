@@ -24,22 +24,24 @@ from memlens.residency.records import (
     runs_of,
 )
 from memlens.units import count_of, escape_text, format_size
-from memlens.views.lines import (
+from memlens.views.strip import legend, render_strip
+from memlens.views.text import (
     ALARM,
     BOLD,
     DIM,
     Line,
+    Part,
     Segment,
+    TableOptions,
     cell_len,
     cut_middle,
-    percent,
+    render_foot,
     render_labelled,
+    render_more,
+    render_sum,
 )
-from memlens.views.strip import draw_strip
-from memlens.views.table import TableOptions, render_summary
 
 _REASONS_SHOWN = 8
-_NOTES_SHOWN = 8
 _FRAMES = "pfns_visible"
 _PIECE = 1 << 15
 
@@ -202,9 +204,7 @@ class _Mappings:
             yield from ([Segment(f"{line:>{indent}}")] for line in other[1:])
             if self.has_details:
                 yield from self._details(row, runs)
-        rest = len(self.report.mappings) - len(self.rows)
-        if rest:
-            yield [Segment(f"{rest} more (--top N shows more)", DIM)]
+        yield from render_more(len(self.report.mappings) - len(self.rows))
 
     def _heading(self) -> Iterator[Line]:
         layout = self.layout
@@ -242,7 +242,7 @@ class _Mappings:
             line.append(Segment(f"{gap}{other:>{_OTHER_WIDTH}}"))
         if layout.strip:
             line.append(Segment(gap))
-            line += _strip(runs, first, stop, layout.strip, self.options)
+            line += render_strip(runs, first, stop, layout.strip, self.options)
         return line
 
     def _pages(self, counts: list[int], row: ClassRow) -> str:
@@ -282,29 +282,6 @@ class _Mappings:
         return f"  {page * self.size:x}-{(page + pages) * self.size:x}"
 
 
-def _strip(runs: Runs, first: int, stop: int, width: int, options: TableOptions) -> Line:
-    line: Line = []
-    text, style = "", ""
-    for kind, is_mixed in draw_strip(runs, first, stop, width):
-        wanted = "" if kind is None else CLASSES[kind].color
-        if wanted != style and text:
-            line.append(Segment(text, style))
-            text = ""
-        text += " " if kind is None else cell_character(kind, is_mixed, options)
-        style = wanted
-    return [*line, Segment(text, style)]
-
-
-def cell_character(kind: PageClass, is_mixed: bool, options: TableOptions) -> str:
-    """Return the character of a cell: a block where colour tells the class, else its sign."""
-    row = CLASSES[kind]
-    # Those that hold nothing, and whose colours are hard to tell apart, keep their sign.
-    is_something = row.holds_ram or row.holds_slot or kind == PageClass.ON_DISK
-    if options.is_colored and options.is_unicode and is_something:
-        return "▒" if is_mixed else "█"
-    return row.sign
-
-
 def scanned_pages(row: MappingTotals, scope: Scope | None) -> tuple[int, int]:
     """Return the half-open range of a mapping's pages that was asked for."""
     if scope is None:
@@ -316,36 +293,17 @@ def scanned_pages(row: MappingTotals, scope: Scope | None) -> tuple[int, int]:
 def _totals(report: ProcessMap, options: TableOptions) -> Iterator[Line]:
     """Yield the total of every class, which is the legend as well."""
     counts = report.counts().tolist()
-    size = report.page_size_bytes
-    total = sum(counts)
-    digits = len(str(total))
-
-    def line(label: str, style: str, pages: int, meaning: str) -> Iterator[Line]:
-        unit = "page " if pages == 1 else "pages"
-        share = percent(pages, total)
-        amount = f"{format_size(pages * size):>6} {pages:>{digits}} {unit} {share:>4}  "
-        return _total_line(label, style, amount, meaning, options.width)
-
-    yield []
-    for row in CLASSES:
-        if counts[row.page_class]:
-            sign = cell_character(row.page_class, False, options)
-            label = f"{sign} {row.label:<12}"
-            yield from line(label, row.color, counts[row.page_class], row.meaning)
-    for node, pages in report.node_pages().items():
-        yield from line(f"  {f'node {node}':<12}", DIM, pages, "present, by NUMA node")
     mappings = f"in {count_of(len(report.mappings), 'mapping', 'mappings')}"
-    yield from line(f"  {'total':<12}", BOLD, total, mappings)
-
-
-def _total_line(
-    label: str, style: str, amount: str, meaning: str, width: int
-) -> Iterator[Line]:
-    indent = len(label) + len(amount)
-    parts = textwrap.wrap(meaning, max(width - indent, 20)) or [""]
-    yield [Segment(label, style), Segment(amount), Segment(parts[0], DIM)]
-    for part in parts[1:]:
-        yield [Segment(" " * indent), Segment(part, DIM)]
+    parts = [
+        *legend(counts, options),
+        *(
+            Part(f"  {f'node {node}':<12}", pages, "present, by NUMA node", DIM)
+            for node, pages in report.node_pages().items()
+        ),
+        Part(f"  {'total':<12}", sum(counts), mappings, BOLD),
+    ]
+    yield []
+    yield from render_sum(parts, sum(counts), report, options)
 
 
 def _summary(report: ProcessMap, options: TableOptions) -> Iterator[Line]:
@@ -353,10 +311,7 @@ def _summary(report: ProcessMap, options: TableOptions) -> Iterator[Line]:
     style = BOLD if unknown == ["nothing"] else ALARM
     yield from render_labelled("unknown", unknown, options.width, style)
     yield from render_labelled("evidence", [_evidence_line(report)], options.width)
-    notes = list(report.notes[:_NOTES_SHOWN])
-    if len(report.notes) > _NOTES_SHOWN:
-        notes.append(f"{len(report.notes) - _NOTES_SHOWN} more (--json has them)")
-    yield from render_summary(report.missed, notes, report.cost, options)
+    yield from render_foot(report, options)
 
 
 def _unknown_lines(report: ProcessMap) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """One page explained: what was asked, what the kernel answered, and the verdict."""
 
-import textwrap
 from collections.abc import Iterator
 
 from memlens.pages.classes import CLASS_OF, CLASSES, PageClass
@@ -12,8 +11,16 @@ from memlens.residency.records import (
     folio_text,
 )
 from memlens.units import ADDRESS_LIMIT, count_of, escape_text, format_size
-from memlens.views.lines import BOLD, DIM, Line, Segment
-from memlens.views.table import TableOptions, render_foot
+from memlens.views.text import (
+    BOLD,
+    DIM,
+    Line,
+    Segment,
+    TableOptions,
+    paragraph,
+    render_foot,
+    render_more,
+)
 
 _LEAST_WIDTH = 40
 _WIDEST = 120
@@ -46,16 +53,16 @@ def render(report: PageExplanation, options: TableOptions) -> Iterator[Line]:
 def _step(number: int, step: Step, options: TableOptions) -> Iterator[Line]:
     bar, arrow = ("│ ", "→ ") if options.is_unicode else ("| ", "> ")
     width = options.width
-    yield from _wrap(step.asked, width, f"{number:2}  ", "    ", "bold cyan")
-    yield from _wrap(step.answer, width, f"    {bar}", f"    {bar}")
-    yield from _wrap(step.meaning, width, f"    {arrow}", "      ", DIM)
+    yield from paragraph([Segment(f"{number:2}  ")], step.asked, width, "bold cyan")
+    yield from paragraph([Segment(f"    {bar}")], step.answer, width, below=f"    {bar}")
+    yield from paragraph([Segment(f"    {arrow}")], step.meaning, width, DIM)
 
 
 def _verdict(verdict: PageVerdict, width: int) -> Iterator[Line]:
     row = CLASSES[CLASS_OF.get(verdict.page_class, PageClass.UNKNOWN)]
-    label = f"{escape_text(verdict.page_class)}: "
+    label = Segment(f"{escape_text(verdict.page_class)}: ", f"bold {row.color}")
     text = verdict.reason or verdict.meaning
-    yield from _wrap(text, width, label, " " * 4, head_style=f"bold {row.color}")
+    yield from paragraph([label], text, width, below=" " * 4)
 
 
 def _facts(report: PageExplanation, verdict: PageVerdict, width: int) -> Iterator[Line]:
@@ -86,8 +93,7 @@ def _facts(report: PageExplanation, verdict: PageVerdict, width: int) -> Iterato
 
 
 def _fact(label: str, text: str, width: int) -> Iterator[Line]:
-    head = f"{label:{_LABEL}}"
-    yield from _wrap(text, width, head, " " * _LABEL, head_style=BOLD)
+    yield from paragraph([Segment(f"{label:{_LABEL}}", BOLD)], text, width)
 
 
 def _holders(
@@ -110,12 +116,10 @@ def _holders(
             if is_this and row.page == verdict.page:
                 line.append(Segment(", this one", DIM))
             yield line
-    rest = len(report.holders) - len(rows)
-    if rest:
-        yield [Segment(f"          {rest} more (--top N shows more)", DIM)]
+    yield from render_more(len(report.holders) - len(rows))
     if missed:
         what = count_of(missed, "process", "processes")
-        yield [Segment(f"          {what} could not be looked at", "yellow")]
+        yield [Segment(f"{what} could not be looked at", "yellow")]
 
 
 def _holder_state(row: PageHolder) -> Segment:
@@ -124,15 +128,3 @@ def _holder_state(row: PageHolder) -> Segment:
     if row.is_present is None:
         return Segment("not known", "magenta")
     return Segment("mapped", "green") if row.is_present else Segment("not mapped now", DIM)
-
-
-def _wrap(
-    text: str, width: int, first: str, other: str, style: str = "", head_style: str = ""
-) -> Iterator[Line]:
-    """Yield lines of text from outside, each after what stands before it."""
-    parts = textwrap.wrap(
-        escape_text(text), width - max(len(first), len(other)), break_on_hyphens=False
-    )
-    for number, part in enumerate(parts or [""]):
-        head = other if number else first
-        yield [Segment(head, "" if number else head_style), Segment(part, style)]

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from memlens.sharing.records import ProcessList
-from memlens.views.lines import Line
-from memlens.views.table import TableOptions, render_foot, render_top
+from memlens.views.text import Line, TableOptions, render_foot, render_top
 
 _PROCESS_COLUMNS = (
     "pid",

@@ -8,8 +8,17 @@ import numpy as np
 from memlens.record import Table, Values
 from memlens.sharing.records import MappingShare, Sharing
 from memlens.units import count_of, format_size
-from memlens.views.lines import BOLD, DIM, Line, Segment
-from memlens.views.table import TableOptions, render_foot, render_table, render_top
+from memlens.views.text import (
+    BOLD,
+    DIM,
+    Line,
+    Segment,
+    TableOptions,
+    render_foot,
+    render_more,
+    render_table,
+    render_top,
+)
 
 _R = TypeVar("_R")
 _MAPPINGS_SHOWN = 8
@@ -163,8 +172,7 @@ def _summed_mappings(report: Sharing, options: TableOptions) -> Iterator[Line]:
     yield from render_table(
         sums.top(_MAPPINGS_SHOWN), report.page_size_bytes, options, [*names, "path"]
     )
-    if len(sums) > _MAPPINGS_SHOWN:
-        yield [Segment(f"{len(sums) - _MAPPINGS_SHOWN} more (--mappings lists all)", DIM)]
+    yield from render_more(len(sums) - _MAPPINGS_SHOWN, "(--mappings lists all)")
 
 
 def _by_path(mappings: Table[MappingShare]) -> Table[MappingShare]:

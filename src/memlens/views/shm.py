@@ -1,6 +1,5 @@
 """What ``memlens shm`` shows: all shared-memory objects, or one page by page."""
 
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,29 +11,26 @@ from memlens.pages.runs import Runs, count_runs
 from memlens.record import Table, columns_of
 from memlens.shm.records import Inventory, ObjectRun, SharedObject
 from memlens.units import count_of, escape_text, format_size
-from memlens.views.lines import (
+from memlens.views.strip import legend, render_strip
+from memlens.views.text import (
     ALARM,
     BOLD,
     DIM,
     Line,
+    Part,
     Segment,
+    TableOptions,
     cell_len,
     cut_middle,
     format_seconds,
-    percent,
-    render_labelled,
-)
-from memlens.views.map import cell_character
-from memlens.views.strip import draw_strip
-from memlens.views.table import (
-    TableOptions,
-    render_amount,
     render_foot,
+    render_labelled,
+    render_sum,
     render_table,
     render_top,
+    wrap,
 )
 
-CLASS_STYLES = {row.page_class: row.color for row in CLASSES}
 _KINDS = {kind.label: kind for kind in PageClass}
 _MEANINGS = {
     PageClass.PRESENT: "in RAM, mapped by at least one process",
@@ -82,16 +78,13 @@ def _account(report: Inventory, options: TableOptions) -> Iterator[Line]:
     """Yield what the objects explain of Shmem."""
     shmem = report.sums["shmem"]
     total, remainder = shmem["total_pages"] or 0, shmem["remainder_pages"] or 0
-    digits = len(str(total))
     objects = count_of(len(report.objects), "object", "objects")
-    for label, pages, style, meaning in (
-        ("objects", total - remainder, "", f"in RAM, of {objects}, each page once"),
-        ("remainder", remainder, ALARM if remainder else "", "what no object explains"),
-        ("Shmem", total, BOLD, "as /proc/meminfo says"),
-    ):
-        amount = format_size(pages * report.page_size_bytes)
-        head = f"{label:<10} {amount:>6} {pages:>{digits}} pages {percent(pages, total):>4}  "
-        yield from render_amount(head, style, meaning, options)
+    parts = (
+        Part("objects    ", total - remainder, f"in RAM, of {objects}, each page once"),
+        Part("remainder  ", remainder, "what no object explains", ALARM if remainder else ""),
+        Part("Shmem      ", total, "as /proc/meminfo says", BOLD),
+    )
+    yield from render_sum(parts, total, report, options)
 
 
 def _of(item: SharedObject, table: Table[Any]) -> Table[Any]:
@@ -110,14 +103,16 @@ def _render_object(
     yield [Segment(name, BOLD), *([Segment(f"  {about}", DIM)] if is_short else ())]
     if not is_short:
         yield [Segment(about, DIM)]
-    for part in textwrap.wrap(", ".join(_facts(item, size)), options.width):
-        yield [Segment(part, DIM)]
+    yield from wrap(", ".join(_facts(item, size)), options.width, style=DIM)
     runs = _runs(_of(item, report.runs))
     if len(runs):
         yield []
-        yield _strip(runs, options)
+        yield render_strip(runs, 0, int(runs.stop[-1]), options.width, options)
         yield []
-        yield from _totals(item, runs, size, options)
+        counts = count_runs(runs, len(PageClass)).tolist()
+        meanings = _UNSEEN_MEANINGS if item.may_have_more_holders else _MEANINGS
+        parts = legend(counts, options, meanings)
+        yield from render_sum(parts, sum(counts), report, options)
     if has_runs:
         yield []
         yield from _list_runs(runs, size)
@@ -156,45 +151,9 @@ def _runs(table: Table[ObjectRun]) -> Runs:
     return Runs(table.column("first"), table.column("pages"), np.array(kinds, np.uint8))
 
 
-def _strip(runs: Runs, options: TableOptions) -> Line:
-    line: Line = []
-    for kind, is_mixed in draw_strip(runs, 0, int(runs.stop[-1]), options.width):
-        if kind is None:
-            line.append(Segment(" "))
-        else:
-            character = cell_character(kind, is_mixed, options)
-            line.append(Segment(character, CLASS_STYLES[kind]))
-    return line
-
-
-def _totals(item: SharedObject, runs: Runs, size: int, options: TableOptions) -> Iterator[Line]:
-    counts = count_runs(runs, len(PageClass))
-    pages = int(counts.sum())
-    digits = len(str(pages))
-    meanings = _UNSEEN_MEANINGS if item.may_have_more_holders else _MEANINGS
-    for row in CLASSES:
-        count = int(counts[row.page_class])
-        if not count:
-            continue
-        sign = cell_character(row.page_class, False, options)
-        label = f"{sign} {row.page_class.label:<12}"
-        amount = format_size(count * size)
-        rest = f"{amount:>6} {count:>{digits}} pages {percent(count, pages):>4}  "
-        meaning = meanings.get(row.page_class, row.meaning)
-        room = max(options.width - len(label) - len(rest), 20)
-        parts = textwrap.wrap(meaning, room)
-        yield [
-            Segment(label, CLASS_STYLES[row.page_class]),
-            Segment(rest),
-            Segment(parts[0], DIM),
-        ]
-        for part in parts[1:]:
-            yield [Segment(" " * (len(label) + len(rest))), Segment(part, DIM)]
-
-
 def _list_runs(runs: Runs, size: int) -> Iterator[Line]:
     for first, pages, value in runs:
         kind = PageClass(value)
         where = f"{first}-{first + pages}"
         text = f"  {where:22}{format_size(pages * size):>6}{pages:>10} pages  "
-        yield [Segment(text, DIM), Segment(kind.label, CLASS_STYLES[kind])]
+        yield [Segment(text, DIM), Segment(kind.label, CLASSES[kind].color)]

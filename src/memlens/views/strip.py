@@ -15,6 +15,7 @@ A cell mostly stands for many pages, yet shows one class.  Which one:
 A mapping with no more pages than cells shows every page as it is.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.runs import Runs
+from memlens.views.text import Line, Part, Segment, TableOptions
 
 
 class Cell(NamedTuple):
@@ -118,3 +120,43 @@ def _show_all(kinds: list[PageClass], cells: list[list[int]], chosen: list[int |
 
 def _rank(kind: PageClass) -> int:
     return CLASSES[kind].rank
+
+
+def cell_character(kind: PageClass, is_mixed: bool, options: TableOptions) -> str:
+    """Return the character of a cell: a block where colour tells the class, else its sign."""
+    row = CLASSES[kind]
+    # Those that hold nothing, and whose colours are hard to tell apart, keep their sign.
+    is_something = row.holds_ram or row.holds_slot or kind == PageClass.ON_DISK
+    if options.is_colored and options.is_unicode and is_something:
+        return "▒" if is_mixed else "█"
+    return row.sign
+
+
+def render_strip(runs: Runs, first: int, stop: int, cells: int, options: TableOptions) -> Line:
+    """Return the strip of the pages ``[first, stop)``, a piece for each colour."""
+    line: Line = []
+    text, style = "", ""
+    for kind, is_mixed in draw_strip(runs, first, stop, cells):
+        wanted = "" if kind is None else CLASSES[kind].color
+        if wanted != style and text:
+            line.append(Segment(text, style))
+            text = ""
+        text += " " if kind is None else cell_character(kind, is_mixed, options)
+        style = wanted
+    return [*line, Segment(text, style)]
+
+
+def legend(
+    counts: Sequence[int], options: TableOptions, meanings: Mapping[PageClass, str] = {}
+) -> Iterator[Part]:
+    """
+    Yield the parts of a sum by class: the sign of each in a strip, and what it means.
+
+    :param counts: pages of each class.
+    :param meanings: what differs from what the classes mean elsewhere.
+    """
+    for row in CLASSES:
+        kind = row.page_class
+        if counts[kind]:
+            label = f"{cell_character(kind, False, options)} {row.label:<12}"
+            yield Part(label, counts[kind], meanings.get(kind, row.meaning), row.color)

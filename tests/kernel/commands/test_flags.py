@@ -20,8 +20,7 @@ from memlens.physical.pagecache import read_files
 from memlens.report import Report
 from memlens.schema import json_schema
 from memlens.views import files, flags, huge
-from memlens.views.lines import Line
-from memlens.views.table import TableOptions
+from memlens.views.text import Line, TableOptions
 from tests.kernel.support import driver
 from tests.kernel.support.driver import HUGE, MADV_GUARD_INSTALL, MADV_HUGEPAGE, PAGE, Target
 from tests.kernel.support.kernel_tools import page_types

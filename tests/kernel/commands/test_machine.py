@@ -1,4 +1,4 @@
-"""``memlens swap``, ``shm`` and ``ps``: what they print of this machine, to any user."""
+"""What commands print of this machine, to any user."""
 
 import csv
 import io
@@ -14,11 +14,12 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
+from memlens.commands.main import COMMANDS as EVERY
 from memlens.commands.main import cli
 from memlens.schema import json_schema
 from memlens.shm.records import Inventory
 from memlens.views.shm import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 
 COMMANDS = ("swap", "shm", "ps")
 SCHEMAS = {"swap": "memlens.swap/2", "shm": "memlens.shm/2", "ps": "memlens.ps/2"}
@@ -93,21 +94,34 @@ def test_filters_leave_only_what_they_name() -> None:
     assert {row["key"]: row["processes"] for row in found["groups"]} == members
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+MAPPED = id(COMMANDS)
+WHAT = {
+    **{name: [str(os.getpid())] for name in ("map", "sharing", "flags", "huge")},
+    "page": [str(os.getpid()), f"{MAPPED:x}"],
+    "files": [__file__],
+    "demo": ["--no-swap"],
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_a_budget_that_is_too_small_is_said(name: str) -> None:
-    code, out, err = run(name, "--budget", "0.000001", "--json")
+    asked = [name, *WHAT.get(name, ()), "--budget", "0.000001"]
+    code, out, err = run(*asked, "--json")
     found = json.loads(out)
     # Without swap nothing is scanned.
     is_cut_short = name != "swap" or bool(found["tables"]["areas"])
     assert code == 0
     assert found["is_complete"] is not is_cut_short
-    assert ("incomplete" in err) is is_cut_short
-    assert run(name, "--budget", "0.000001", "--strict")[0] == (3 if is_cut_short else 0)
+    assert err == "memlens: stopped early: the answer is incomplete\n" * is_cut_short
+    code, out, _ = run(*asked, "--strict")
+    assert code == (3 if is_cut_short else 0)
+    assert out.startswith("INCOMPLETE") is is_cut_short
 
 
 # The first thing that a scan does is to list /proc: then comes Ctrl-C.
 INTERRUPTED = """
 import os, signal, sys
+from memlens.commands.main import COMMANDS as EVERY
 from memlens.commands.main import cli
 seen = []
 def interrupt(event, arguments):

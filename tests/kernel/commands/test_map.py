@@ -25,7 +25,7 @@ from memlens.residency.records import MappingPages, ProcessMap
 from memlens.residency.tables import select_classes
 from memlens.schema import json_schema
 from memlens.views.map import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 from tests.kernel.support import driver
 
 MEMLENS = [sys.executable, "-m", "memlens"]

@@ -13,7 +13,7 @@ from memlens.errors import MemlensError
 from memlens.kernel.cgroups import find_hierarchy
 from memlens.kernel.procfs import Host
 from memlens.physical.cgroup import list_cgroups, read_cgroup
-from memlens.physical.frameflags import resolve_cgroup
+from memlens.physical.flagreport import resolve_cgroup
 from memlens.physical.hugereport import list_cgroup_pids
 from memlens.physical.records import CgroupPages
 from memlens.scan.machine import Machine

@@ -14,7 +14,7 @@ import pytest
 
 from memlens.errors import MemlensError
 from memlens.objects.leases import LEASED
-from memlens.physical.frameflags import count_file_flags
+from memlens.physical.flags import count_file_flags
 from memlens.physical.pagecache import read_files
 from memlens.physical.records import FileCache
 from memlens.scan.machine import Machine

@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 
 from memlens.kernel.zoneinfo import NodeRange
 from memlens.pages.flags import expand_words, group_words, known_words, mask_of
-from memlens.pages.frameruns import find_runs
-from memlens.physical.counting import FlagCounts, Part, Worker
-from memlens.physical.flaglist import PageLister
-from memlens.physical.flagreport import count_flags, list_flags
-from memlens.physical.flags import count_process_flags
-from memlens.physical.frameflags import (
+from memlens.physical.flagreport import PageLister, count_flags, list_flags, resolve_cgroup
+from memlens.physical.flags import (
+    FlagCounts,
     count_cgroup_flags,
     count_file_flags,
     count_machine_flags,
-    resolve_cgroup,
+    count_process_flags,
 )
+from memlens.physical.runflags import find_runs
 from memlens.scan.machine import Machine
 from tests.kernel.support import driver
 from tests.kernel.support.cgroups import Squeeze
@@ -333,8 +331,8 @@ def test_beyond_memory_is_nothing() -> None:
 def test_pages_of_a_node_add_up(many_kinds: Target) -> None:
     """Take the two halves of this machine's memory for nodes."""
     frames = count_machine_flags(Machine()).total_pages
-    part = Part(Machine())
-    part.node_ranges = [NodeRange(0, 0, frames // 2), NodeRange(3, frames // 2, 1 << 40)]
+    counts = FlagCounts(Machine())
+    counts.node_ranges = [NodeRange(0, 0, frames // 2), NodeRange(3, frames // 2, 1 << 40)]
     with stopped(many_kinds) as pid:
         words = []
         for mapping in Path(f"/proc/{pid}/maps").read_text().splitlines():
@@ -344,11 +342,10 @@ def test_pages_of_a_node_add_up(many_kinds: Target) -> None:
                     word_at(f"/proc/{pid}/pagemap", page)
                     for page in range(start // PAGE, stop // PAGE)
                 ]
-    worker = Worker(part)
-    worker.note_runs(find_runs(np.array(words, np.uint64)))
+    counts.note_runs(find_runs(np.array(words, np.uint64)))
     pfns = [word & ((1 << 55) - 1) for word in words if word >> 63]
     low = sum(pfn < frames // 2 for pfn in pfns)
-    assert worker.nodes == {0: low, 3: len(pfns) - low}
+    assert counts.node_pages == {0: low, 3: len(pfns) - low}
 
 
 def test_a_list_that_is_ended_keeps_what_it_has() -> None:

@@ -16,7 +16,7 @@ from memlens.physical.hugereport import list_cgroup_pids, map_huge
 from memlens.physical.records import HugeReport, HugeTotal
 from memlens.scan.machine import Machine
 from memlens.views.huge import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 from tests.kernel.support import driver
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import (

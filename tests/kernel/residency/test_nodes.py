@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from memlens import PageClass, map_process
-from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Host
 from memlens.kernel.zoneinfo import count_frames, read_node_ranges
 from memlens.residency.capture import count_nodes
+from memlens.scan.machine import Machine
+from memlens.scan.pagetable import PageTable
 from tests.kernel.support.driver import HUGE, MADV_HUGEPAGE, PAGE, target
 from tests.kernel.support.oracle import PRESENT, read_pagemap
 
@@ -37,15 +38,14 @@ def test_present_pages_by_node(machine: None, tmp_path: Path) -> None:
         driven.libc("madvise", huge, HUGE, MADV_HUGEPAGE)
         driven.poke(huge, [0])
         found = map_process(driven.pid)
-        with ProcessDir(driven.pid, Host()) as process:
-            pagemap = Pagemap(process.open("pagemap"), Host(), "pagemap")
-            try:
-                by_start = {
-                    row.start: count_nodes(pagemap, row.start_page, row.runs, nodes)
-                    for row in found.each
-                }
-            finally:
-                pagemap.close()
+        with (
+            ProcessDir(driven.pid, Host()) as process,
+            PageTable.open(process, Machine()) as table,
+        ):
+            by_start = {
+                row.start: count_nodes(table, row.start_page, row.runs, nodes)
+                for row in found.each
+            }
         for mapping in found.each:
             wanted = expected(driven.pid, mapping.start, mapping.classes())
             assert by_start[mapping.start] == wanted

@@ -31,9 +31,9 @@ from memlens import (
 from memlens.kernel.cgroups import find_hierarchy
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.procfs import Host
+from memlens.scan.frametable import Frames
 from memlens.scan.machine import Machine
 from memlens.scan.mapcounts import MapCounts
-from memlens.scan.pagetable import Frames
 from tests.kernel.support import oracle
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import (

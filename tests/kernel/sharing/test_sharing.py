@@ -19,7 +19,7 @@ from memlens.schema import json_schema
 from memlens.sharing.frames import read_sharing
 from memlens.sharing.records import MappingShare, ProcessShare, Sharing
 from memlens.views.sharing import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 from tests.kernel.support import driver, oracle
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.commands import run, run_json, unless_others_begin

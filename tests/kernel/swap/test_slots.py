@@ -23,7 +23,7 @@ from memlens.residency.walk import ObjectWalk, Walking
 from memlens.scan.machine import Machine
 from memlens.schema import json_schema
 from memlens.views.swap import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 from tests.kernel.support import oracle
 from tests.kernel.support.driver import MADV_PAGEOUT
 from tests.kernel.support.machine import wait_until

@@ -11,10 +11,9 @@ from memlens.kernel.kpage import KpageFile
 from memlens.kernel.procfs import Host
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT
 from memlens.pages.flags import PAGEMAP_PART
-from memlens.pages.frameruns import find_runs
 from memlens.pages.wordcounts import WordCounts
 from memlens.physical import runflags
-from memlens.physical.runflags import ReadBuffer, RunFlags, RunReader
+from memlens.physical.runflags import ReadBuffer, RunFlags, find_runs
 
 FRAMES = 5000
 
@@ -82,9 +81,9 @@ def test_parts_count_every_page_once(
 
 
 def test_a_reader_uses_its_memory_again(file: KpageFile) -> None:
-    reader = RunReader(file)
-    first = reader.read(words_of(LAYOUTS["in order"], 0))
-    second = reader.read(words_of(LAYOUTS["gaps"], 1))
+    buffer = ReadBuffer()
+    first = RunFlags.read(words_of(LAYOUTS["in order"], 0), file, buffer)
+    second = RunFlags.read(words_of(LAYOUTS["gaps"], 1), file, buffer)
     assert np.shares_memory(first.words, second.words)
     assert second.by_page(len(LAYOUTS["gaps"])).tolist() == slow_flags(
         words_of(LAYOUTS["gaps"], 1)

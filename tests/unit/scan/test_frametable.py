@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from memlens.kernel.kpage import KpageFile
-from memlens.scan.frametable import ANSWER_LIMIT, FrameTable
+from memlens.scan.frametable import ANSWER_LIMIT, Frames, FrameTable
 from memlens.scan.machine import Machine
 from memlens.scan.mapcounts import FrameSums, MapCounts
-from memlens.scan.pagetable import Frames
 
 ZONE = "Node 0, zone DMA\n  spanned {pages}\n  start_pfn: 0\n"
 

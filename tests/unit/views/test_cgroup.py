@@ -16,7 +16,7 @@ from memlens.physical.records import (
 from memlens.record import Table
 from memlens.report import Cost, Missed, Origin
 from memlens.views import cgroup
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 
 COST = Cost(0.1, 4096, 0.001)
 EVIL = "/tmp-like/\x1b[2J" + "long " * 40 + "end"

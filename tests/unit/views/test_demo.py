@@ -20,7 +20,7 @@ from memlens.selftest.records import (
     SwapUse,
 )
 from memlens.views.demo import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 
 GOOD = Judged(
     Finding(1, "memfd", "swapped out", 1, 23, 23, 0, 0),

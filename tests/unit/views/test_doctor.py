@@ -16,7 +16,7 @@ from memlens.selftest.doctor import derive_outlooks
 from memlens.selftest.probe_rows import PROBE_TABLE
 from memlens.selftest.records import Area, Capability, Features, Probe, Reader, Zram, Zswap
 from memlens.views.doctor import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 
 ESCAPE = "\x1b"
 

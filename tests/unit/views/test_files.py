@@ -8,8 +8,7 @@ from memlens.physical.records import FileCache, FileReport, FileTotal, StripCell
 from memlens.record import Table
 from memlens.report import Cost, Missed, Origin, make_sum
 from memlens.views import files
-from memlens.views.lines import cell_len
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions, cell_len
 
 EVIL = "/tmp-like/\x1b[2J" + "long " * 40 + "end"
 WIDTHS = (40, 80, 120, 200)

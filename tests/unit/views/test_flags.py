@@ -20,8 +20,7 @@ from memlens.physical.records import (
 from memlens.record import Table
 from memlens.report import Cost, Origin
 from memlens.views import flags, huge
-from memlens.views.lines import Line
-from memlens.views.table import TableOptions
+from memlens.views.text import Line, TableOptions
 
 ORIGIN = Origin("2026-01-31T08:15:00Z", "host", "boot", "6.18.0", 4096, "0.1.0")
 COST = Cost(0.1, 4096, 0.001)

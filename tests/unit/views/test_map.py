@@ -11,9 +11,8 @@ from memlens.pages.decode import Words
 from memlens.record import Table
 from memlens.residency.records import NodePages, Process, ProcessMap, Scope
 from memlens.residency.tables import select_classes
-from memlens.views.lines import cell_len, format_seconds
 from memlens.views.map import render, scanned_pages
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions, cell_len, format_seconds
 from tests.unit.processmaps import EVERY, map_of, mapping_of
 
 

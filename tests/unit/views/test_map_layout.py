@@ -4,8 +4,8 @@ import pytest
 
 from memlens.pages.classes import PageClass
 from memlens.residency.records import ProcessMap
-from memlens.views.lines import cell_len, cut_middle
 from memlens.views.map import Layout, choose_layout, short_name
+from memlens.views.text import cell_len, cut_middle
 from tests.unit.processmaps import EVERY, PAGE, map_of, mapping_of
 
 

@@ -21,7 +21,7 @@ from memlens.residency.records import (
 )
 from memlens.schema import json_schema
 from memlens.views.page import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions
 from tests.unit.processmaps import ORIGIN
 
 VERDICT = PageVerdict(

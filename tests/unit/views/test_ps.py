@@ -15,8 +15,7 @@ from memlens.report import Cost, Missed, Origin
 from memlens.schema import json_schema
 from memlens.sharing.records import ProcessGroup, ProcessList, ProcessMemory
 from memlens.views import ps
-from memlens.views.lines import cell_len
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions, cell_len
 
 EVIL = "evil\x1b[31m\nname\udcff"
 ROWS = [

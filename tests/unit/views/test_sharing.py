@@ -20,8 +20,7 @@ from memlens.sharing.records import (
     SharingTotal,
 )
 from memlens.views import sharing
-from memlens.views.lines import cell_len
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions, cell_len
 
 EVIL = "/tmp-like/\x1b[2J" + "long " * 40 + "end"
 WIDTHS = (40, 80, 120, 200)

@@ -16,9 +16,8 @@ from memlens.schema import json_schema
 from memlens.shm.facts import HolderFacts, ObjectFacts
 from memlens.shm.inventory import make_tables
 from memlens.shm.records import Inventory
-from memlens.views.lines import cell_len
 from memlens.views.shm import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions, cell_len
 
 EVIL = "evil\x1b[31m\nname\udcff"
 ORIGIN = Origin("2026-01-31T08:15:00Z", "host", "boot", "6.18.0", 4096, "0.1.0")

@@ -24,9 +24,8 @@ from memlens.swap.records import (
     SwappedObject,
     ZswapUse,
 )
-from memlens.views.lines import cell_len
 from memlens.views.swap import render
-from memlens.views.table import TableOptions
+from memlens.views.text import TableOptions, cell_len
 
 EVIL = "evil\x1b[31m\nname\udcff"
 ORIGIN = Origin("2026-01-31T08:15:00Z", "host", "boot", "6.18.0", 4096, "0.1.0")

@@ -15,7 +15,7 @@ from memlens.swap.slots import (
     count_slots,
     make_slot_map,
 )
-from memlens.views.slotmap import count_cells
+from memlens.views.swap import count_cells
 
 NO_PROC = "/nowhere"
 

@@ -3,8 +3,7 @@
 import pytest
 
 from memlens.record import Table, column, record
-from memlens.views.lines import cell_len
-from memlens.views.table import TableOptions, render_table
+from memlens.views.text import TableOptions, cell_len, render_table
 
 
 @record("test.things")

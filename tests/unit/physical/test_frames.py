@@ -3,7 +3,7 @@
 import numpy as np
 
 from memlens.pages.flags import mask_of
-from memlens.physical.charges import Charged, classify_kinds, count_by_owner
+from memlens.physical.frames import Charged, classify_kinds, count_by_owner
 from memlens.physical.records import KINDS
 
 KIND_FLAGS = {
@@ -24,5 +24,6 @@ def test_kinds_of_charged_frames() -> None:
 def test_counts_by_owner() -> None:
     flags = np.array([KIND_FLAGS["file"], KIND_FLAGS["shmem"], KIND_FLAGS["file"]], np.uint64)
     piece = Charged(np.array([3, 4, 9]), np.array([8, 7, 8], np.uint64), flags)
-    found = {inode: counts.tolist() for inode, counts in count_by_owner(piece)}
-    assert found == {7: [0, 0, 1, 0, 0, 0], 8: [0, 0, 0, 2, 0, 0]}
+    inodes, counts = count_by_owner(piece)
+    assert inodes.tolist() == [7, 8]
+    assert counts.tolist() == [[0, 1, 0, 0, 0], [0, 0, 2, 0, 0]]

@@ -1,30 +1,139 @@
 """
-Tables of anything: columns that text, JSON and CSV all read, fitted to a terminal.
+What the views of text are made of: pieces of text with a style, paragraphs, and tables.
 
-Where there is no room, columns that matter least are left out; what a row names comes last
-and gets the room that is left.
+A style is spelled as rich spells it; rich itself is needed only where lines are coloured.
+A table is fitted to the terminal: where there is no room, columns that matter least are left
+out; what a row names comes last and gets the room that is left.
 """
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from memlens.record import Column, Table, Unit
-from memlens.report import Cost, Missed, Report
+from memlens.report import Cost, Report
 from memlens.units import ADDRESS_LIMIT, escape_text, format_size
-from memlens.views.lines import (
-    ALARM,
-    DIM,
-    Line,
-    Segment,
-    cell_len,
-    cut_middle,
-    format_cost,
-    format_seconds,
-    render_labelled,
-)
 
-T = TypeVar("T")
+BOLD, DIM, ALARM = "bold", "dim", "bold red"
+
+
+class Segment(NamedTuple):
+    """Text, and its style as rich spells it: ``bold red``."""
+
+    text: str
+    style: str = ""
+
+
+Line = list[Segment]
+
+
+def cell_len(text: str) -> int:
+    """Return the cells that text takes in a terminal."""
+    # Names that were cut have an ellipsis, and are no reason to import rich either.
+    if text.replace("…", "").isascii():
+        return len(text)
+    from rich.cells import cell_len as measure
+
+    return measure(text)
+
+
+def cut_middle(text: str, width: int, ellipsis: str) -> str:
+    """Return text in a width, without its middle if it is longer."""
+    if cell_len(text) <= width:
+        return text
+    tail = max((width - len(ellipsis)) // 2, 0)
+    head = max(width - len(ellipsis) - tail, 0)
+    end = _take(reversed(text), tail)[::-1]
+    return _take(text, head) + ellipsis + end
+
+
+def _take(characters: Iterable[str], width: int) -> str:
+    """Return the first characters that fit a width."""
+    taken = ""
+    for character in characters:
+        if cell_len(taken + character) > width:
+            break
+        taken += character
+    return taken
+
+
+def format_cost(cost: Cost) -> str:
+    """Return what a scan cost as one line."""
+    return (
+        f"{format_seconds(cost.wall_s)}, {format_size(cost.read_bytes)} read, "
+        f"longest single read {format_seconds(cost.longest_read_s)}"
+    )
+
+
+def format_seconds(seconds: float) -> str:
+    """
+    Return a duration in three digits, a long one in hours or days.
+
+    >>> [format_seconds(s) for s in (0.00004, 0.0123, 2.5, 1234, 7300, 200000)]
+    ['0.04 ms', '12.3 ms', '2.5 s', '1234 s', '2 h', '2 d']
+    """
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    for unit, suffix in ((86400, "d"), (3600, "h")):
+        if seconds >= unit:
+            return f"{int(seconds) // unit} {suffix}"
+    return f"{seconds:.3g} s" if seconds < 1000 else f"{seconds:.0f} s"
+
+
+def paragraph(
+    head: Line, text: str, width: int, style: str = "", below: str | None = None
+) -> Iterator[Line]:
+    """
+    Yield text from outside beside what stands before its first line.
+
+    :param below: what stands before its other lines; None is blanks.
+    """
+    room = sum(cell_len(part.text) for part in head)
+    below = " " * room if below is None else below
+    lines = textwrap.wrap(
+        escape_text(text), max(width - max(room, len(below)), 20), break_on_hyphens=False
+    )
+    for number, line in enumerate(lines or [""]):
+        yield [*([Segment(below)] if number else head), Segment(line, style)]
+
+
+def render_labelled(
+    title: str, lines: Iterable[str], width: int, style: str = BOLD
+) -> Iterator[Line]:
+    """Yield paragraphs, the first with a label before it."""
+    for number, line in enumerate(lines):
+        yield from paragraph(
+            [Segment(f"{title if not number else '':<9} ", style)], line, width
+        )
+
+
+def wrap(text: str, width: int, indent: str = "", style: str = "") -> Iterator[Line]:
+    """Yield the lines of a paragraph; words that are too long are cut, not lost."""
+    head = [Segment(indent)] if indent else []
+    return paragraph(head, text, width, style) if text else iter(())
+
+
+def render_more(rest: int, where: str = "(--top N shows more)") -> Iterator[Line]:
+    """Yield how much more there is, if any, and what shows it."""
+    if rest > 0:
+        yield [Segment(f"{rest} more {where}", DIM)]
+
+
+def percent(pages: float, total: float) -> str:
+    """
+    Return a share that never rounds to nothing or to all, "" of nothing.
+
+    >>> [percent(n, 1000) for n in (0, 1, 500, 999, 1000)]
+    ['0%', '<1%', '50%', '>99%', '100%']
+    """
+    if not total:
+        return ""
+    share = 100 * pages / total
+    if pages < total and share >= 99.5:
+        return ">99%"
+    return f"{share:.0f}%" if share >= 0.5 or not pages else "<1%"
+
+
 Value = int | float | str | None
 
 
@@ -33,7 +142,8 @@ _NAME_LEAST = 12
 # A name that gets less loses a column of the first rank to leave out.
 _NAME_WANTED = 17
 _TEXT_MOST = 20
-_MISSED_SHOWN = 8
+# Lines of what was missed, and notes.
+_FOOT_SHOWN = 8
 _WIDE = 110
 
 
@@ -115,8 +225,7 @@ def render_top(
     """
     top = table.top(most if options.top is None else options.top)
     yield from render_table(top, report.page_size_bytes, options, names)
-    if len(table) > len(top):
-        yield [Segment(f"{len(table) - len(top)} more (--top N shows more)", DIM)]
+    yield from render_more(len(table) - len(top))
 
 
 def _draw(
@@ -250,26 +359,39 @@ def _is_left(column: Column) -> bool:
     return column.unit in ("text", "name")
 
 
-def render_amount(head: str, style: str, meaning: str, options: TableOptions) -> Iterator[Line]:
-    """Yield an amount, and beside it what it means."""
-    parts = textwrap.wrap(meaning, max(options.width - len(head), 20)) or [""]
-    yield [Segment(head, style), Segment(parts[0], DIM)]
-    for part in parts[1:]:
-        yield [Segment(" " * len(head)), Segment(part, DIM)]
+class Part(NamedTuple):
+    """
+    A line of a sum.
+
+    :param label: what it is, padded up to the amount.
+    :param meaning: one line, shown beside the amount.
+    """
+
+    label: str
+    pages: int
+    meaning: str
+    style: str = ""
 
 
-def render_summary(
-    missed: Sequence[Missed], notes: Sequence[str], cost: Cost, options: TableOptions
+def render_sum(
+    parts: Iterable[Part], total: int, report: Report, options: TableOptions
 ) -> Iterator[Line]:
-    """Yield what was missed and why, what to know, and what the scan cost."""
-    lines = [escape_text(f"{item.what}: {item.reason}") for item in missed[:_MISSED_SHOWN]]
-    if len(missed) > _MISSED_SHOWN:
-        lines.append(f"{len(missed) - _MISSED_SHOWN} more (--json has them)")
-    yield from render_labelled("missed", lines, options.width, ALARM)
-    yield from render_labelled("note", [escape_text(note) for note in notes], options.width)
-    yield from render_labelled("cost", [format_cost(cost)], options.width)
+    """Yield the parts of a sum: each in bytes, in pages, and as a share of it."""
+    for label, pages, meaning, style in parts:
+        size = format_size(pages * report.page_size_bytes)
+        unit = "page " if pages == 1 else "pages"
+        count = f"{pages:>{len(str(total))}} {unit} {percent(pages, total):>4}"
+        head = [Segment(f"{label}{size:>6} {count}  ", style)]
+        yield from paragraph(head, meaning, options.width, DIM)
 
 
 def render_foot(report: Report, options: TableOptions) -> Iterator[Line]:
     """Yield what was missed and why, what to know, and what the scan cost."""
-    yield from render_summary(report.missed, report.notes, report.cost, options)
+    for title, lines, style in (
+        ("missed", [f"{item.what}: {item.reason}" for item in report.missed], ALARM),
+        ("note", list(report.notes), BOLD),
+        ("cost", [format_cost(report.cost)], BOLD),
+    ):
+        if len(lines) > _FOOT_SHOWN:
+            lines[_FOOT_SHOWN:] = [f"{len(lines) - _FOOT_SHOWN} more (--json has them)"]
+        yield from render_labelled(title, lines, options.width, style)

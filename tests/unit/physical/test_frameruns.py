@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlens.pages.bits import PM_PRESENT
-from memlens.pages.frameruns import FrameRuns, expand, find_runs, find_spans, join_runs
+from memlens.physical.runflags import FrameRuns, expand, find_runs, find_spans, join_runs
 
 # A hidden frame reads 0, and then so do all; 1 beside it is no frame of a process.
 FRAME = st.integers(2, 60)
