@@ -33,7 +33,7 @@ TREE = Tree(SOURCE)
 # A file has a subject, and that much room for it.
 LINES_AT_MOST = 500
 # On the way to what scripts/shape.py wants: lowered with every step, never raised.
-DEPTH_AT_MOST = 18
+DEPTH_AT_MOST = 14
 IMPORTS_AT_MOST = 5.0
 
 # What is below everything that knows the kernel.
@@ -101,7 +101,7 @@ TAKE_THEM = {
     "parse_swaps": "a parser",
     "_parse_area": "a parser",
     "ObjectUse.pages": "plain facts in bytes, counted in pages",
-    "ProcessFacts.count_own": "plain facts in bytes, counted in pages",
+    "ProcessFacts.count_entries": "plain facts in bytes, counted in pages",
     "OwnPages": "memory that is made, of the kernel's pages",
     "Reader": "a record",
 }

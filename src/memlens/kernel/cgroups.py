@@ -6,6 +6,7 @@ Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst.
 
 import os
 import stat
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from memlens.errors import MemlensError
@@ -85,11 +86,29 @@ def parse_hierarchy(raw: bytes) -> MemoryHierarchy:
     return unified
 
 
+def walk_cgroups(directory: str) -> Iterator[tuple[str, list[str]]]:
+    """
+    Yield a cgroup and all below it, each with the names of those right below it.
+
+    However deep they are: os.walk calls itself at every level before Python 3.12.
+    """
+    pending = [directory]
+    while pending:
+        at = pending.pop()
+        try:
+            with os.scandir(at) as entries:
+                names = [e.name for e in entries if e.is_dir(follow_symlinks=False)]
+        except OSError:
+            continue
+        yield at, names
+        pending += [f"{at}/{name}" for name in reversed(names)]
+
+
 def cgroup_paths_by_inode(hierarchy: MemoryHierarchy) -> dict[int, str]:
     """Return the path of every cgroup by the inode number that kpagecgroup gives."""
     found = {}
     if hierarchy.root:
-        for directory, _, _ in os.walk(hierarchy.root):
+        for directory, _ in walk_cgroups(hierarchy.root):
             try:
                 found[os.stat(directory).st_ino] = hierarchy.path_of(directory)
             except OSError:
@@ -106,9 +125,9 @@ def charged_swap(hierarchy: MemoryHierarchy) -> dict[str, int]:
     :return: by path; cgroups of which the kernel does not say are left out.
     """
     found: dict[str, int] = {}
-    for directory, names, _ in os.walk(hierarchy.root):
+    for directory, names in walk_cgroups(hierarchy.root):
         if hierarchy.version == 1:
-            figures = _read_stat(f"{directory}/memory.stat")
+            figures = read_memory_stat(directory)
             own = figures["swap"] + figures.get("swapcached", 0) if "swap" in figures else None
         else:
             own = _read_number(f"{directory}/memory.swap.current")
@@ -128,15 +147,6 @@ def _read_number(path: str) -> int | None:
         return int(read_file(path))
     except (OSError, ValueError):
         return None
-
-
-def _read_stat(path: str) -> dict[str, int]:
-    try:
-        raw = read_file(path).decode()
-    except OSError:
-        return {}
-    rows = (line.split() for line in raw.split("\n"))
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2}
 
 
 # Which cgroup a path names, and which processes are in it.
@@ -186,7 +196,7 @@ def _below(root: str, directory: str) -> str:
     if f"{directory}/".startswith(f"{root.rstrip('/')}/"):
         return directory
     number = os.stat(directory).st_ino
-    for below, _, _ in os.walk(root):
+    for below, _ in walk_cgroups(root):
         if os.stat(below).st_ino == number:
             return below
     raise MemlensError(f"no such cgroup below {root}", path=directory)
@@ -222,7 +232,7 @@ def read_cgroup_pids(directory: str) -> list[int]:
     Processes that this /proc does not show, which read 0, are left out.
     """
     pids: set[int] = set()
-    for below, _, _ in os.walk(directory):
+    for below, _ in walk_cgroups(directory):
         try:
             pids.update(int(line) for line in read_file(f"{below}/cgroup.procs").split())
         except FileNotFoundError:

@@ -25,6 +25,9 @@ from memlens.kernel.syscalls import (
 )
 
 _PFN = (1 << 55) - 1
+_CAP_SYS_PTRACE = 1 << 19
+# Inode of the first user namespace (include/linux/proc_ns.h), the same since v3.8.
+_INIT_USER = "user:[4026531837]"
 
 
 @lru_cache(maxsize=1)
@@ -43,6 +46,19 @@ def has_pagemap_scan() -> bool:
         return False
     finally:
         pagemap.close()
+
+
+def can_look_at_others() -> bool:
+    """Return whether this reader is refused no process for lack of privilege."""
+    try:
+        if os.readlink("/proc/self/ns/user") != _INIT_USER:
+            return False
+        for line in read_file("/proc/self/status").split(b"\n"):
+            if line.startswith(b"CapEff:"):
+                return bool(int(line.split()[1], 16) & _CAP_SYS_PTRACE)
+    except (OSError, ValueError):
+        pass
+    return False
 
 
 @lru_cache(maxsize=1)

@@ -101,10 +101,6 @@ def _word_at(process: ProcessDir, address: int) -> int | None:
 
 
 _KTHREADD = 2
-_CAP_SYS_PTRACE = 1 << 19
-
-# Inode of the first user namespace (include/linux/proc_ns.h), the same since v3.8.
-_INIT_USER = "user:[4026531837]"
 
 
 def has_all_processes(host: Host) -> bool:
@@ -119,19 +115,6 @@ def has_all_processes(host: Host) -> bool:
     except (OSError, MemlensError, ValueError, IndexError):
         return False
     return bool(stat.flags & PF_KTHREAD)
-
-
-def can_look_at_others() -> bool:
-    """Return whether this reader is refused no process for lack of privilege."""
-    try:
-        if os.readlink("/proc/self/ns/user") != _INIT_USER:
-            return False
-        for line in read_file("/proc/self/status").split(b"\n"):
-            if line.startswith(b"CapEff:"):
-                return bool(int(line.split()[1], 16) & _CAP_SYS_PTRACE)
-    except (OSError, ValueError):
-        pass
-    return False
 
 
 # Which process has which parent: /proc/PID/stat of all processes.

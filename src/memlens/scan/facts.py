@@ -145,8 +145,8 @@ class ProcessFacts:
     sockets: dict[str, str] = field(default_factory=dict)
     swap_entries: int = 0
 
-    def count_own(self, page_size_bytes: int) -> int:
-        """Return its private pages on swap; where slots are hidden, as the kernel counts."""
-        if self.is_swap_hidden:
+    def count_entries(self, page_size_bytes: int) -> int:
+        """Return the swap entries of its page table; where they were not read, VmSwap."""
+        if self.rollup or self.is_swap_hidden:
             return self.rollup.get("VmSwap", 0) // page_size_bytes
-        return len(self.swap_words)
+        return self.swap_entries

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from memlens.kernel.maps import KERNEL_HALF
@@ -128,3 +129,34 @@ def share(
     if errors:
         raise errors[0]
     return [found[number] for number in range(len(found))]
+
+
+# A file system that takes longer to answer is not waited for.
+_PATIENCE_S = 2.0
+
+
+def ask_patiently(call: Callable[[], _Result], otherwise: _Result) -> _Result | None:
+    """
+    Return what a call returns in another thread, None if it does not come back.
+
+    The thread is left alone then.
+
+    :param otherwise: what is returned if it raises OSError.
+
+    >>> ask_patiently(lambda: os.stat("/").st_nlink > 0, False)
+    True
+    """
+    # Not a Future: concurrent.futures imports 10 ms of other modules.
+    answers: SimpleQueue[_Result] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(call())
+        except OSError:
+            answers.put(otherwise)
+
+    threading.Thread(target=run, name="memlens-asks", daemon=True).start()
+    try:
+        return answers.get(timeout=_PATIENCE_S)
+    except Empty:
+        return None

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 from memlens.errors import AccessDenied, MemlensError
 from memlens.kernel import features
-from memlens.kernel.processes import can_look_at_others
 from memlens.kernel.procfs import READ_NEEDS, Host, read_file
 from memlens.report import Cost, Origin
 
@@ -140,6 +139,6 @@ def refusal_line(error: AccessDenied) -> str:
     >>> refusal_line(AccessDenied("cannot read it", needs="a key"))
     'cannot read it: needs a key'
     """
-    if error.needs != READ_NEEDS or os.geteuid() != 0 or not can_look_at_others():
+    if error.needs != READ_NEEDS or os.geteuid() != 0 or not features.can_look_at_others():
         return str(error)
     return f"{MemlensError.__str__(error)}, even to root"

@@ -29,12 +29,12 @@ class FrameSums(NamedTuple):
     private_pages: int
 
 
-class MapCounts:
+class OtherMaps:
     """
-    Sums up what processes map, each page by how often it is mapped.
+    How often frames are mapped by others than this process, each asked once.
 
     :param file: an open kpagecount.
-    :param machine: whose processes are summed up.
+    :param machine: whose processes map them.
 
     The maps of this process are taken off, but for its own sums, which are as the kernel has
     them.  It maps more while it runs: reading brings in pages of libraries.  So what it maps
@@ -50,6 +50,52 @@ class MapCounts:
         self._own_pid = find_own_pid(machine)
         self._machine = machine
         self._own = read_own_maps(machine)
+
+    def ask(self, pfns: NDArray[np.uint32] | NDArray[np.uint64]) -> None:
+        """
+        Ask about frames, unless that was done.
+
+        :raises MemlensError: as the reads give it.
+        """
+        self._table.of(pfns)
+
+    def settle(self) -> None:
+        """
+        Ask again about those that this process maps another number of times by now.
+
+        :raises MemlensError: as the reads give it.
+        """
+        for _ in range(_OWN_TRIES):
+            before, self._own = self._own, read_own_maps(self._machine)
+            if not self._table.ask_again(before.changed(self._own)):
+                break
+
+    def of(self, pid: int, pfns: NDArray[np.uint32] | NDArray[np.uint64]) -> NDArray[np.uint16]:
+        """
+        Return how often frames are mapped, at most ``ANSWER_LIMIT``, for the sums of a process.
+
+        :param pid: the process; of what this one maps itself, it counts for itself alone.
+        """
+        counts = self._table.of(pfns)
+        if pid == self._own_pid:
+            own = self._own.times_of(pfns.astype(np.int64))
+            counts = np.minimum(counts + own, ANSWER_LIMIT).astype(np.uint16)
+        return counts
+
+    def _reduce(self, words: NDArray[np.uint64], pfns: NDArray[np.int64]) -> NDArray[np.uint16]:
+        return np.minimum(self._own.take_off(words, pfns), ANSWER_LIMIT).astype(np.uint16)
+
+
+class MapCounts:
+    """
+    Sums up what processes map, each page by how often it is mapped.
+
+    :param file: an open kpagecount.
+    :param machine: whose processes are summed up.
+    """
+
+    def __init__(self, file: KpageFile, machine: Machine) -> None:
+        self._counts = OtherMaps(file, machine)
         self._held: list[_Held] = []
         self._held_pages = 0
         self._sums: dict[int, FrameSums] = {}
@@ -62,7 +108,7 @@ class MapCounts:
         """
         held = _Held.of(pid, frames)
         # Asked at once, while the process still has them.
-        self._table.of(held.pfn)
+        self._counts.ask(held.pfn)
         self._held.append(held)
         self._held_pages += len(held.pfn)
         if self._held_pages >= _HELD_PAGES:
@@ -79,20 +125,10 @@ class MapCounts:
 
     def _settle(self) -> None:
         """Sum up what is held, once it is known what this process maps of it."""
-        for _ in range(OWN_TRIES):
-            before, self._own = self._own, read_own_maps(self._machine)
-            if not self._table.ask_again(before.changed(self._own)):
-                break
+        self._counts.settle()
         for held in self._held:
-            counts = self._table.of(held.pfn)
-            if held.pid == self._own_pid:
-                own = self._own.times_of(held.pfn.astype(np.int64))
-                counts = np.minimum(counts + own, ANSWER_LIMIT).astype(np.uint16)
-            self._sums[held.pid] = held.sums(counts)
+            self._sums[held.pid] = held.sums(self._counts.of(held.pid, held.pfn))
         self._held, self._held_pages = [], 0
-
-    def _reduce(self, words: NDArray[np.uint64], pfns: NDArray[np.int64]) -> NDArray[np.uint16]:
-        return np.minimum(self._own.take_off(words, pfns), ANSWER_LIMIT).astype(np.uint16)
 
 
 class _Held(NamedTuple):
@@ -146,7 +182,7 @@ class _Held(NamedTuple):
 
 
 # What this process maps may go on to change while it is asked about, each time less.
-OWN_TRIES = 4
+_OWN_TRIES = 4
 _OWN_MAPS = "/proc/self/maps"
 
 

@@ -1,7 +1,7 @@
 """Which mapping a page belongs to, and whether it counts in RSS."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,31 +99,56 @@ def _is_counted(opener: Opener, mapping: Mapping) -> bool:
 _OPEN_AT_MOST = 128
 
 
-class MappedPages:
+@dataclass(slots=True)
+class PageTables:
     """
-    Counts mapped pages of one file after the other.
+    Page tables of processes that stay open, for many things are mapped by the same ones.
 
-    :param machine: whose processes map them.
-
-    ``denied`` counts the processes whose page table may not be read.
+    :param machine: whose processes they are.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        self._open: dict[int, PageTable | None] = {}
-        self._denied: set[int] = set()
+    machine: Machine
+    _open: dict[int, PageTable | None] = field(default_factory=dict, init=False)
+    _denied: set[int] = field(default_factory=set, init=False)
 
     @property
     def denied(self) -> int:
-        """Return how many processes could not be read."""
+        """Return of how many processes they may not be read."""
         return len(self._denied)
 
     def close(self) -> None:
-        """Close the page tables."""
+        """Close them."""
         for table in self._open.values():
             if table is not None:
                 table.close()
         self._open.clear()
+
+    def of(self, pid: int, start_ticks: int | None = None) -> PageTable | None:
+        """
+        Return the page table of a process, None if it cannot be had.
+
+        :param start_ticks: when the process began that is meant, None for whichever it is.
+        """
+        if pid not in self._open:
+            if len(self._open) >= _OPEN_AT_MOST:
+                self.close()
+            self._open[pid] = self._open_one(pid, start_ticks)
+        return self._open[pid]
+
+    def _open_one(self, pid: int, start_ticks: int | None) -> PageTable | None:
+        try:
+            with ProcessDir(pid, self.machine) as process:
+                if start_ticks in (None, process.stat.start_ticks):
+                    return PageTable.open(process, self.machine)
+        except AccessDenied:
+            self._denied.add(pid)
+        except MemlensError:
+            pass
+        return None
+
+
+class MappedPages(PageTables):
+    """Counts mapped pages of one file after the other."""
 
     def count(self, mappings: Iterable[FileMapping], pages: int) -> int:
         """
@@ -138,7 +163,7 @@ class MappedPages:
         """Return which pages these are, as runs of value 1."""
         parts = []
         for mapping in mappings:
-            table = self._table(mapping.pid)
+            table = self.of(mapping.pid)
             if table is None:
                 continue
             try:
@@ -153,20 +178,3 @@ class MappedPages:
         runs = table.mapped(first, stop, PAGE_IS_FILE)
         ones = np.ones(len(runs), np.uint8)
         return Runs(runs.first - first + mapping.offset // table.size, runs.pages, ones)
-
-    def _table(self, pid: int) -> PageTable | None:
-        if pid not in self._open:
-            if len(self._open) >= _OPEN_AT_MOST:
-                self.close()
-            self._open[pid] = self._open_table(pid)
-        return self._open[pid]
-
-    def _open_table(self, pid: int) -> PageTable | None:
-        try:
-            with ProcessDir(pid, self.machine) as process:
-                return PageTable.open(process, self.machine)
-        except AccessDenied:
-            self._denied.add(pid)
-        except MemlensError:
-            pass
-        return None

@@ -4,8 +4,6 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -31,11 +29,9 @@ from memlens.objects.references import is_socket_link
 from memlens.pages.arrays import distinct
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts, Want, Who
 from memlens.scan.frametable import Frames, FrameTable, Slots, read_frames, read_slots
+from memlens.scan.jobs import ask_patiently
 from memlens.scan.machine import Machine
 from memlens.scan.pagetable import PageTable
-
-# A file system that takes longer to say what it is is not asked again.
-_PATIENCE_S = 2.0
 
 
 @dataclass(slots=True)
@@ -68,21 +64,10 @@ class ShmemDevices:
 
     def _ask(self, device: int, look: Callable[[], bool]) -> bool:
         """Look in another thread: what no mount names may be a detached FUSE that hangs."""
-        # Not a Future: concurrent.futures imports 10 ms of other modules.
-        answers: SimpleQueue[bool] = SimpleQueue()
-
-        def run() -> None:
-            try:
-                answers.put(look())
-            except OSError:
-                answers.put(False)
-
-        Thread(target=run, name="memlens-device", daemon=True).start()
-        try:
-            return answers.get(timeout=_PATIENCE_S)
-        except Empty:
+        is_shmem = ask_patiently(look, False)
+        if is_shmem is None:
             self.silent.add(device)
-            return False
+        return bool(is_shmem)
 
 
 class Tools(NamedTuple):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
+from memlens.kernel import features
 from memlens.kernel.kpage import KpageFile
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.processes import can_look_at_others, has_all_processes
+from memlens.kernel.processes import has_all_processes
 from memlens.objects.namespaces import Surroundings
 from memlens.objects.opener import internal_device
 from memlens.objects.tmpfs import SHMEM_TYPES
@@ -115,7 +116,7 @@ class Sweep:
 
         A process that refuses itself even to the highest privilege is in ``missed`` alone.
         """
-        is_refused = bool(self._refused) and not can_look_at_others()
+        is_refused = bool(self._refused) and not features.can_look_at_others()
         return is_refused or not (self._has_all and self.is_complete)
 
     def notes(self) -> list[str]:

@@ -1,18 +1,13 @@
 """Which processes run in one memory: the end of one of them frees nothing of it."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel.syscalls import compare_memory, has_memory, is_own_namespace
-from memlens.report import Missed
-from memlens.scan.facts import ProcessFacts, Want
+from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
-from memlens.scan.sweep import Sweep
-from memlens.shm.facts import holder_notes, kept_pages
-from memlens.shm.found import FoundObject
-from memlens.shm.inventory import read_objects
 from memlens.units import count_of
 
 
@@ -170,45 +165,3 @@ def _find(known: list[ProcessFacts], facts: ProcessFacts) -> tuple[int, bool]:
             return middle, True
         low, high = (low, middle) if order < 0 else (middle + 1, high)
     return low, False
-
-
-class Kept(NamedTuple):
-    """
-    What is freed or stays when one of several processes ends.
-
-    :param pages: by PID, pages in RAM of shared-memory objects that nobody else keeps.
-    :param memories: which of them run in one memory with others.
-    :param notes: what is left out, and why, one line each.
-    :param is_complete: False if the scan was stopped.
-    """
-
-    pages: dict[int, int]
-    memories: Memories
-    notes: tuple[str, ...]
-    is_complete: bool
-
-
-def find_kept(pids: Collection[int], machine: Machine, missed: list[Missed]) -> Kept:
-    """
-    Return what goes with the exit of processes, and which share all that they have.
-
-    :param pids: of these processes; others may hold the same objects all the same.
-    :param missed: takes what could not be looked at: holders may be among these.
-
-    Once the scan is over it is not known what exits free.
-    """
-
-    def is_held_by_one(item: FoundObject) -> bool:
-        holders = {facts.pid for facts, _ in item.uses}
-        return len(holders) == 1 and holders <= set(pids)
-
-    sweep = Sweep(machine, Want(objects=True))
-    sweep.run()
-    if sweep.is_complete:
-        memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, machine)
-    else:
-        memories = Memories(doubtful=set(pids), reason="the scan ended early")
-    objects = read_objects(sweep, only=is_held_by_one, tells_present=False).objects
-    missed.extend(sweep.missed)
-    notes = (*memories.notes(), *holder_notes(objects))
-    return Kept(kept_pages(objects), memories, notes, sweep.is_complete)

@@ -10,7 +10,6 @@ another meanwhile is not taken for a shared one.  Other pages are counted as mov
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,18 +18,23 @@ from memlens.errors import AccessDenied, MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.features import has_average_counts
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.maps import MappingFigures
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import add_descendants, read_parents
+from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 from memlens.record import Table
 from memlens.report import Missed
+from memlens.scan.facts import Want
+from memlens.scan.frametable import FrameRanks, FrameSet
 from memlens.scan.jobs import list_windows
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
-from memlens.scan.mapcounts import OwnMaps, find_own_pid
+from memlens.scan.mapcounts import OtherMaps
 from memlens.scan.mappings import FoundPages, MappingTable
 from memlens.scan.pagetable import PageTable, Window
-from memlens.sharing.framesets import FrameRanks, FrameSet
+from memlens.scan.sweep import Sweep
+from memlens.sharing.exits import Memories, find_memories
 from memlens.sharing.records import (
     MappingShare,
     PairShare,
@@ -39,14 +43,20 @@ from memlens.sharing.records import (
     Sharing,
     SharingTotal,
 )
+from memlens.shm.facts import holder_notes, kept_pages
+from memlens.shm.inventory import read_objects
+from memlens.shm.sources import FoundObject
 
-if TYPE_CHECKING:
-    from memlens.sharing.exits import Kept
+_HIDDEN = (
+    "RSS, PSS and USS are what smaps says; what pairs share, was copied since a fork, or is "
+    "freed on exit is not known"
+)
 
 AVERAGES = (
     "this kernel keeps map counts of large folios as averages (CONFIG_NO_PAGE_MAPCOUNT): "
     "PSS, USS and what exit frees are estimates"
 )
+_COUNTED_AT_ONCE = 1 << 18
 
 
 def read_sharing(
@@ -80,13 +90,8 @@ def read_sharing(
     run = _Run(machine, frozenset(pids))
     try:
         run.open(chosen, parents)
-        if reason := _find_obstacle(machine):
-            from memlens.sharing.smaps import HIDDEN, read_smaps_sharing
-
-            shares, mappings, is_complete = read_smaps_sharing(run.found(), machine)
-            notes = [f"{reason}: {HIDDEN}"]
-            return run.report(shares, mappings, is_complete=is_complete, notes=notes)
-        return run.read()
+        reason = _find_obstacle(machine)
+        return run.read_smaps(reason) if reason else run.read()
     finally:
         run.close()
 
@@ -131,8 +136,6 @@ class _Run:
         self.parents: dict[int, int] = {}
         self.ranks = FrameRanks(count_frames(machine))
         self.zero_pfn = features.zero_pfn()
-        self.own: OwnMaps | None = None
-        self.own_pid = find_own_pid(machine)
         self._done = 0
 
     def open(self, pids: Sequence[int], parents: dict[int, int]) -> None:
@@ -155,10 +158,6 @@ class _Run:
         # A parent comes before its children, who are compared with it.
         self.members.sort(key=lambda member: _depth(member))
 
-    def found(self) -> list[tuple[ProcessDir, int | None]]:
-        """Return the processes, and the parents of those that were forked from one of them."""
-        return [(m.directory, m.parent.pid if m.parent else None) for m in self.members]
-
     def close(self) -> None:
         for member in self.members:
             member.table.close()
@@ -169,11 +168,29 @@ class _Run:
         try:
             self._each(self._read_first)
             with KpageFile("kpagecount", self.machine) as file:
-                self.own = self.ranks.read_counts(file, self.machine)
-            self._each(self._read_second)
+                counts = OtherMaps(file, self.machine)
+                known = self.ranks.known()
+                for at in range(0, len(known), _COUNTED_AT_ONCE):
+                    counts.ask(known[at : at + _COUNTED_AT_ONCE])
+                counts.settle()
+                self._each(lambda member: self._read_second(member, counts))
         except Stopped:
             is_complete = False
         return self._result(is_complete)
+
+    def read_smaps(self, reason: str) -> Sharing:
+        """Return what smaps says of processes and their mappings."""
+        shares: list[ProcessShare] = []
+        for member in self.members:
+            if self.machine.is_over():
+                break
+            shares.append(_read_smaps(member))
+        return self.report(
+            shares,
+            [row for member in self.members for row in member.mappings],
+            is_complete=len(shares) == len(self.members),
+            notes=[f"{reason}: {_HIDDEN}"],
+        )
 
     def _each(self, call: Callable[[_Member], None]) -> None:
         for member in list(self.members):
@@ -210,7 +227,7 @@ class _Run:
             words = member.table.read(job)
             member.before.add(self.ranks.learn(_pfns(words, self.zero_pfn)))
 
-    def _read_second(self, member: _Member) -> None:
+    def _read_second(self, member: _Member, others: OtherMaps) -> None:
         table = MappingTable(member.directory, self.machine)
         counts = ShareCounts.zeros(len(table.mappings))
         moved = swapped = private = 0
@@ -224,7 +241,8 @@ class _Run:
             moved += int((~is_same).sum())
             ranks, found = ranks[is_same], found.select(is_same)
             member.after.add(ranks)
-            times = self._count_maps(member, ranks, found.pfn)
+            # What a process had is mapped once at least, whatever the kernel says now.
+            times = np.maximum(others.of(member.pid, found.pfn.view(np.uint64)), np.uint16(1))
             counts.add(found.place, times)
             private += int(((times == 1) & ~found.is_file).sum())
             if member.parent is not None:
@@ -236,16 +254,6 @@ class _Run:
             if counts.rss[number]
         ]
         member.share = _share(member, counts, private, moved, swapped)
-
-    def _count_maps(
-        self, member: _Member, ranks: NDArray[np.int64], pfns: NDArray[np.int64]
-    ) -> NDArray[np.uint32]:
-        """Return how often frames are mapped; this process counts for itself alone."""
-        times = self.ranks.counts(ranks)
-        if member.pid == self.own_pid and self.own is not None:
-            times = times + self.own.times_of(pfns).astype(np.uint32)
-        # What a process had is mapped once at least, whatever the kernel says now.
-        return np.maximum(times, np.uint32(1))
 
     def _compare(
         self,
@@ -275,14 +283,14 @@ class _Run:
             for number, one in enumerate(members)
             for other in members[number + 1 :]
         ]
-        kept = self._find_kept(shares)
+        freed, notes, has_all = self._add_freed(shares)
         return self.report(
-            [_with_freed(share, kept) for share in shares],
+            freed,
             [row for member in members for row in member.mappings],
             pairs,
             distinct_pages=every.count(),
-            is_complete=is_complete and kept.is_complete,
-            notes=[*self._notes(shares), *kept.notes],
+            is_complete=is_complete and has_all,
+            notes=[*self._notes(shares), *notes],
         )
 
     def report(
@@ -310,13 +318,36 @@ class _Run:
             cost=self.machine.cost(),
         )
 
-    def _find_kept(self, shares: list[ProcessShare]) -> "Kept":
-        from memlens.sharing.exits import find_kept
+    def _add_freed(
+        self, shares: list[ProcessShare]
+    ) -> tuple[list[ProcessShare], list[str], bool]:
+        """
+        Return the same with objects that go with each, what to know of it, and if that is all.
 
+        Of a process that runs in one memory with another nothing is freed; once the scan is
+        over, that is not known.
+        """
         pids = {share.pid for share in shares}
+
+        def is_held_by_one(item: FoundObject) -> bool:
+            holders = {facts.pid for facts, _ in item.uses}
+            return len(holders) == 1 and holders <= pids
+
         # Its steps are not those that the caller is told of.
         machine = replace(self.machine.unfollowed(), should_stop=self.machine.is_over)
-        return find_kept(pids, machine, self.missed)
+        sweep = Sweep(machine, Want(objects=True))
+        sweep.run()
+        memories = Memories(doubtful=pids, reason="the scan ended early")
+        if sweep.is_complete:
+            memories = find_memories(sweep.processes, lambda facts: facts.pid in pids, machine)
+        objects = read_objects(sweep, only=is_held_by_one, tells_present=False).objects
+        self.missed += sweep.missed
+        kept, freed = kept_pages(objects), []
+        for share in shares:
+            private = memories.freed(share.pid, share.freed_on_exit_pages or 0)
+            known = None if private is None else private + kept.get(share.pid, 0)
+            freed.append(replace(share, freed_on_exit_pages=known))
+        return freed, [*memories.notes(), *holder_notes(objects)], sweep.is_complete
 
     def _notes(self, shares: list[ProcessShare]) -> Iterator[str]:
         if has_average_counts(self.machine):
@@ -389,8 +420,42 @@ def _share(
     )
 
 
-def _with_freed(share: ProcessShare, kept: "Kept") -> ProcessShare:
-    """Add objects that go with a process to what it frees, if its memory goes at all."""
-    private = kept.memories.freed(share.pid, share.freed_on_exit_pages or 0)
-    freed = None if private is None else private + kept.pages.get(share.pid, 0)
-    return replace(share, freed_on_exit_pages=freed)
+def _read_smaps(member: _Member) -> ProcessShare:
+    """Return what smaps says of a process; of its mappings the member takes it."""
+    directory = member.directory
+    every = directory.read_smaps()
+    figures = [row for row in every if row.size_bytes.get("Rss")]
+    size = directory.host.page_size_bytes
+    counts = ShareCounts.zeros(len(figures))
+    counts.rss[:] = [row.size_bytes["Rss"] // size for row in figures]
+    counts.pss[:] = np.array([row.size_bytes.get("Pss", 0) for row in figures]) / size
+    counts.uss[:] = [_private(row) // size for row in figures]
+    entries = parse_meminfo(directory.read("status")).get("VmSwap")
+    # Swap has pages of objects too, SwapPss has not.
+    swap = sum(row.size_bytes.get("Swap", 0) for row in every)
+    share = sum(row.size_bytes.get("SwapPss", 0) for row in every)
+    member.mappings = [
+        MappingShare.of(directory.pid, row.mapping, counts, number, False)
+        for number, row in enumerate(figures)
+    ]
+    return ProcessShare(
+        pid=directory.pid,
+        parent=member.parent.pid if member.parent is not None else None,
+        rss_pages=int(counts.rss.sum()),
+        pss_pages=float(counts.pss.sum()),
+        uss_pages=int(counts.uss.sum()),
+        freed_on_exit_pages=None,
+        swap_entries_pages=None if entries is None else entries // size,
+        swap_share_bytes=share if swap == entries else None,
+        moved_pages=0,
+        shared_with_parent_pages=None,
+        copied_pages=None,
+        new_private_pages=None,
+        new_object_pages=None,
+        name=directory.stat.name,
+    )
+
+
+def _private(row: MappingFigures) -> int:
+    figures = row.size_bytes
+    return figures.get("Private_Clean", 0) + figures.get("Private_Dirty", 0)

@@ -234,15 +234,13 @@ def _row(facts: ProcessFacts, found: _Found) -> ProcessMemory:
     sums = found.sums.get(facts.pid)
     if sums is not None:
         rss, pss, uss = sums.rss_pages, sums.pss_pages, sums.uss_pages
-        entries = facts.swap_entries
         freed = found.memories.freed(facts.pid, sums.private_pages)
         freed = None if freed is None else freed + found.kept.get(facts.pid, 0)
     else:
         figures = facts.rollup
         rss, pss = figures.get("Rss", 0) // size, figures.get("Pss", 0) / size
         uss = (figures.get("Private_Clean", 0) + figures.get("Private_Dirty", 0)) // size
-        # Private pages alone: those of objects are not in it.
-        entries, freed = figures.get("VmSwap", 0) // size, None
+        freed = None
     return ProcessMemory(
         pid=facts.pid,
         user=user_name(facts.uid),
@@ -250,7 +248,7 @@ def _row(facts: ProcessFacts, found: _Found) -> ProcessMemory:
         rss_pages=rss,
         pss_pages=pss,
         uss_pages=uss,
-        swap_entries_pages=entries,
+        swap_entries_pages=facts.count_entries(size),
         swap_share_bytes=_share_bytes(found, [facts.pid], [facts.pid]),
         freed_on_exit_pages=freed,
         shared_memory_pages=sum(use.present_pages or 0 for use in facts.uses),
@@ -261,7 +259,7 @@ def _row(facts: ProcessFacts, found: _Found) -> ProcessMemory:
 
 def _share_bytes(
     found: _Found, memories: Sequence[int], processes: Sequence[int]
-) -> float | None:
+) -> int | None:
     """Return the part in private slots of memories, by a PID of each, and in objects."""
     share = sum_shares(
         [
@@ -269,7 +267,7 @@ def _share_bytes(
             *(found.object_shares.get(pid, 0.0) for pid in processes),
         ]
     )
-    return None if share is None else share * found.machine.page_size_bytes
+    return None if share is None else round(share * found.machine.page_size_bytes)
 
 
 _KEYS: dict[str, Callable[[ProcessFacts], str]] = {

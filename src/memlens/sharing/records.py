@@ -51,7 +51,7 @@ class ProcessShare:
     swap_entries_pages: int | None = column(
         "swap", unit="pages", metric="gauge", hue="swap", rank=2, help=_ENTRIES
     )
-    swap_share_bytes: float | None = column(
+    swap_share_bytes: int | None = column(
         "swap\nshare", unit="bytes", metric="gauge", hue="swap", rank=3, help=_SHARE
     )
     moved_pages: int = column(
@@ -261,7 +261,7 @@ class ProcessMemory:
     swap_entries_pages: int = column(
         "swap", unit="pages", metric="gauge", hue="swap", help=_ENTRIES
     )
-    swap_share_bytes: float | None = column(
+    swap_share_bytes: int | None = column(
         "swap\nshare",
         unit="bytes",
         metric="gauge",
@@ -320,7 +320,7 @@ class ProcessGroup:
         hue="swap",
         help="distinct private slots; null if they are hidden",
     )
-    swap_share_bytes: float | None = column(
+    swap_share_bytes: int | None = column(
         "swap\nshare",
         unit="bytes",
         metric="gauge",

@@ -1,28 +1,33 @@
 """Every shared-memory object of the machine, once, with its holders."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from memlens.kernel.procfs import read_file
 from memlens.kernel.swaps import parse_meminfo
-from memlens.objects.references import list_deleted_backing_files
+from memlens.objects.references import (
+    has_message_counts,
+    list_deleted_backing_files,
+    read_backing_inode,
+    read_message_descriptors,
+)
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import EMPTY
 from memlens.record import Table
 from memlens.report import make_sum
 from memlens.residency.walk import Walking
 from memlens.scan.facts import Want
+from memlens.scan.jobs import ask_patiently
 from memlens.scan.machine import Machine, Progress, Stop, Stopped
 from memlens.scan.objectnames import no_such_object, resolve_name
 from memlens.scan.sweep import Sweep
 from memlens.shm.facts import ObjectFacts, mapper_notes, remainder_note
-from memlens.shm.found import FoundObject
-from memlens.shm.keepers import Keepers
 from memlens.shm.objects import Inspector
 from memlens.shm.records import HeldRange, Holder, Inventory, ObjectRun, SharedObject
-from memlens.shm.sources import Finder
+from memlens.shm.sources import Finder, FoundObject
 from memlens.units import signed, user_name
 
 # Progress is told after so many objects.
@@ -47,6 +52,13 @@ _NO_CACHESTAT = (
     "RAM look like others in RAM, and those beyond the end of objects are not found: they are "
     "in the remainder"
 )
+_IN_MESSAGES = "that may be in messages that nobody has read, too"
+_NOT_TOLD = (
+    "that may be in messages that nobody has read, too: "
+    "this kernel (before Linux 5.6) does not tell"
+)
+_UNDER_LOOPS = "that loop devices which could not be asked may hold, too"
+_MOUNTED = "that may be mounted where another mount covers them"
 
 
 def list_shared_memory(
@@ -247,7 +259,7 @@ def read_objects(
 
 
 def _read_items(
-    reader: Inspector, items: list[FoundObject], keepers: Keepers | None
+    reader: Inspector, items: list[FoundObject], keepers: "Keepers | None"
 ) -> list[ObjectFacts]:
     """Look at objects until the scan is to end; the largest come first."""
     sweep, found = reader.sweep, []
@@ -284,15 +296,15 @@ def _hidden_notes(finder: Finder, items: list[FoundObject]) -> Iterator[str]:
     size = finder.sweep.machine.page_size_bytes
     links = _link_pages(finder)
     for device, pages in links.items():
-        if device in finder.places:
-            yield _LINKS.format(finder.places[device].mount_point, pages)
+        if device in finder.tmpfs.places:
+            yield _LINKS.format(finder.tmpfs.places[device].mount_point, pages)
     owned = {device: pages * size for device, pages in links.items()}
     in_doubt = set()
     for item in items:
         if item.status is None and item.file is None:
             in_doubt.add(item.key[0])
         owned[item.key[0]] = owned.get(item.key[0], 0) + item.blocks * _BLOCK_BYTES
-    for device, place in finder.places.items():
+    for device, place in finder.tmpfs.places.items():
         if device in in_doubt:
             continue
         try:
@@ -323,7 +335,7 @@ def _where_hidden(finder: Finder, device: int) -> str:
     places = ["deleted and held by the kernel"]
     if device in finder.layers:
         places.append("deleted and held by a process by way of an overlay")
-    if device in finder.unread:
+    if device in finder.tmpfs.unread:
         places.append("in directories that could not be read")
     return ", ".join([*places, "or below another mount"])
 
@@ -338,3 +350,93 @@ def loop_notes(machine: Machine) -> Iterator[str]:
     """Yield the loop devices over files that were deleted: no process holds these."""
     for device, path in list_deleted_backing_files(machine):
         yield f"loop device {device} holds a deleted file: {path}"
+
+
+@dataclass(slots=True)
+class Keepers:
+    """
+    Asks what may keep objects that have one holder and no name, once there is any.
+
+    :param finder: one that has found all objects.
+    """
+
+    finder: Finder
+    _loops: "_Loops | None" = field(default=None, init=False)
+    _in_message: str | None = field(default=None, init=False)
+
+    def settle(self, item: FoundObject, shared: ObjectFacts) -> ObjectFacts:
+        """
+        Return an object with what may keep it once its only holder has ended.
+
+        :raises Stopped: if the scan is to end.
+        """
+        has_memory = shared.resident_pages or shared.swap_pages
+        if shared.sole_keeper is None or not has_memory:
+            return shared
+        if self._loops is None:
+            self._loops = _ask_loops(self.finder.sweep.machine)
+        if item.key[:2] in self._loops.files:
+            return replace(shared, is_kept=True)
+        doubt = self._doubt(item, self._loops)
+        return replace(shared, doubt=doubt) if doubt else shared
+
+    def _doubt(self, item: FoundObject, loops: "_Loops") -> str:
+        if item.key[0] in self.finder.tmpfs.covered:
+            return _MOUNTED
+        if not loops.is_complete:
+            return _UNDER_LOOPS
+        if self._in_message is None:
+            may_ask = self.finder.sweep.machine.may("scm_fds")
+            self._in_message = self._ask_sockets() if may_ask else _NOT_TOLD
+        return self._in_message
+
+    def _ask_sockets(self) -> str:
+        """Say whether any descriptor is in a message: of which file is not to be known."""
+        sweep, asked, is_told = self.finder.sweep, set(), False
+        for facts in sweep.processes:
+            for link, place in facts.sockets.items():
+                if link in asked:
+                    continue
+                sweep.machine.check_stop()
+                try:
+                    count = read_message_descriptors(f"{sweep.machine.root}/{place}")
+                except OSError:
+                    # Closed here, but another process may have it as well.
+                    continue
+                if count:
+                    return _IN_MESSAGES
+                is_told = is_told or count is not None
+                asked.add(link)
+        return "" if is_told or not asked or has_message_counts() else _NOT_TOLD
+
+
+@dataclass(slots=True)
+class _Loops:
+    """
+    The files without a name that loop devices have.
+
+    :param files: device and inode of each.
+    :param is_complete: whether every loop device said which it has.
+    """
+
+    files: set[tuple[int, int]] = field(default_factory=set)
+    is_complete: bool = True
+
+
+def _ask_loops(machine: Machine) -> _Loops:
+    """Ask in another thread, which is left alone if it does not come back."""
+    names = [name for name, _ in list_deleted_backing_files(machine)]
+    if not names:
+        return _Loops()
+
+    def ask() -> _Loops:
+        found = _Loops()
+        for name in names:
+            try:
+                found.files.add(read_backing_inode(name, machine))
+            except OSError:
+                found.is_complete = False
+        return found
+
+    unknown = _Loops(is_complete=False)
+    return ask_patiently(ask, unknown) or unknown

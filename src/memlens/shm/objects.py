@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import NamedTuple
@@ -13,10 +14,12 @@ from memlens.errors import MemlensError
 from memlens.kernel import features
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
 from memlens.kernel.kpage import KpageFile
+from memlens.kernel.maps import Mapping
 from memlens.kernel.syscalls import statx_cached
 from memlens.objects.backing import Backing
 from memlens.objects.opener import device_text
 from memlens.pages.arrays import distinct
+from memlens.pages.bits import PM_PFN, PM_PRESENT
 from memlens.pages.classes import REASONS, Evidence, PageClass, Verdict
 from memlens.pages.runs import (
     EMPTY,
@@ -30,17 +33,18 @@ from memlens.pages.runs import (
     restrict_runs,
     select_runs,
     union_runs,
+    window_runs,
 )
 from memlens.report import Missed
 from memlens.residency.answers import ObjectReader
 from memlens.residency.walk import Walking
-from memlens.scan.facts import ObjectUse, ProcessFacts
+from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
 from memlens.scan.machine import Machine
+from memlens.scan.mappings import PageTables
+from memlens.scan.pagetable import PageTable
 from memlens.scan.sweep import Sweep
 from memlens.shm.facts import HolderFacts, ObjectFacts
-from memlens.shm.found import FoundObject
-from memlens.shm.mapped import Charges, PageTables
-from memlens.shm.sources import GONE, NOT_SHMEM, Finder
+from memlens.shm.sources import GONE, NOT_SHMEM, Finder, FoundObject
 
 _LABELS_NAMED = 3
 _PART_PAGES = 1 << 18
@@ -66,23 +70,21 @@ class Inspector:
     tells_present: bool
     gone: int = 0
     _refused: dict[str, list[str]] = field(default_factory=dict)
-    _tables: PageTables = field(init=False)
+    _tables: "ObjectTables" = field(init=False)
     _cgroups: dict[int, str] | None = None
 
     def __post_init__(self) -> None:
-        machine, charges = self.sweep.machine, None
+        machine, file = self.sweep.machine, None
         if self.tells_present and features.is_pfn_visible():
-            try:
-                charges = Charges(KpageFile("kpagecgroup", machine))
-            except MemlensError:
-                pass
-        self._tables = PageTables(machine, charges)
+            with suppress(MemlensError):
+                file = KpageFile("kpagecgroup", machine)
+        self._tables = ObjectTables(machine, file)
 
     def close(self) -> None:
         """Close what was opened to look at objects."""
         self._tables.close()
-        if self._tables.charges is not None:
-            self._tables.charges.file.close()
+        if self._tables.file is not None:
+            self._tables.file.close()
 
     def read(self, item: FoundObject) -> ObjectFacts | None:
         """
@@ -217,8 +219,7 @@ class Inspector:
         )
 
     def _cgroup(self, item: FoundObject) -> str | None:
-        charges = self._tables.charges
-        inode = None if charges is None else charges.inodes.get(item.key)
+        inode = self._tables.cgroups.get(item.key)
         if inode is None:
             return None
         if self._cgroups is None:
@@ -357,3 +358,77 @@ def _walked(reader: ObjectReader, pages: int) -> BeyondEnd | None:
 
 def _count(runs: Runs, bit: Evidence) -> int:
     return int(runs.pages[(runs.value & bit) != 0].sum())
+
+
+# Which pages of an object the page tables of its holders map.
+
+
+# Ranges that are closer are looked at in one.
+_JOIN_PAGES = 512
+_PRESENT, _PFN = int(PM_PRESENT), int(PM_PFN)
+
+
+@dataclass(slots=True)
+class ObjectTables(PageTables):
+    """
+    The page tables of the holders of objects, asked about no more pages than needed.
+
+    :param file: kpagecgroup, None if it is not wanted or cannot be read.
+    :param cgroups: the inode of the cgroup's directory, by object.
+
+    Pages of one object may be charged to several cgroups, each to that of the process which
+    wrote it first: one page that is mapped is asked.
+    """
+
+    file: KpageFile | None
+    cgroups: dict[ObjectKey, int] = field(default_factory=dict)
+
+    def present(self, facts: ProcessFacts, use: ObjectUse, asked: Runs) -> tuple[Runs, bool]:
+        """
+        Return which pages of an object a process maps, and if any is huge.
+
+        :param asked: the pages of the object to ask about.
+        """
+        mapping, size = use.mapping, self.machine.page_size_bytes
+        inside = EMPTY if mapping is None else clip_runs(asked, *use.pages(size))
+        table = self.of(facts.pid, facts.start_ticks) if len(inside) else None
+        if mapping is None or table is None or not self._is_there(facts.pid, use, mapping):
+            return EMPTY, False
+        parts, is_huge = [], False
+        try:
+            for begin, end in window_runs(inside, _JOIN_PAGES):
+                runs, has_huge = table.mapped_of(mapping, begin, end)
+                parts.append(runs)
+                is_huge |= has_huge
+            found = concat_runs(parts)
+            if self.file is not None and use.key not in self.cgroups and len(found):
+                page = (mapping.start - mapping.offset_bytes) // size + int(found.first[0])
+                self._learn_cgroup(use.key, table, page, self.file)
+        except MemlensError:
+            # It ended.
+            return EMPTY, False
+        return found, is_huge
+
+    def _learn_cgroup(
+        self, key: ObjectKey, table: PageTable, page: int, file: KpageFile
+    ) -> None:
+        try:
+            before = table.word(page)
+            if before is None or not before & _PRESENT:
+                return
+            charged = file.read_range(before & _PFN, 1)
+            # The frame may have changed hands meanwhile.
+            after = table.word(page)
+        except MemlensError:
+            return
+        if len(charged) and after == before:
+            self.cgroups[key] = int(charged[0])
+
+    def _is_there(self, pid: int, use: ObjectUse, mapping: Mapping) -> bool:
+        """Return whether the mapping is still of this object, as far as may be seen."""
+        try:
+            status = os.stat(f"{self.machine.root}/{pid}/map_files/{mapping.name}")
+        except OSError:
+            # Cut in two, joined with another, or not to be seen: the addresses still hold.
+            return True
+        return (status.st_dev, status.st_ino) == use.key[:2]

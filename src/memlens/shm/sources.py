@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from itertools import count
 
 from memlens.errors import MemlensError, ParseError, ProcessGone
 from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.syscalls import fstatfs_type
+from memlens.kernel.syscalls import file_handle, fstatfs_type
 from memlens.objects.backing import Backing
 from memlens.objects.leases import Leases
 from memlens.objects.namespaces import Entrance, ipc_number
@@ -19,18 +20,76 @@ from memlens.objects.opener import REPLACED, VANISHED, Opener, internal_device, 
 from memlens.objects.overlay import layer_mounts
 from memlens.objects.references import is_sealed
 from memlens.objects.sysv import SHM_DEST, Segment, open_segment, read_segments
-from memlens.objects.tmpfs import SHMEM_TYPES, TmpfsFile
+from memlens.objects.tmpfs import SHMEM_TYPES, TmpfsFile, TmpfsListing
 from memlens.report import Missed
 from memlens.scan.facts import ObjectKey, ObjectUse, ProcessFacts
-from memlens.scan.machine import Stopped
+from memlens.scan.machine import Machine, Stopped
 from memlens.scan.sweep import Sweep
-from memlens.shm.found import FoundObject
-from memlens.shm.segments import settle_segments
-from memlens.shm.tmpfs import Place, TmpfsListing
 
 NOT_SHMEM = "not shmem"
 GONE = "gone"
 _DELETED = " (deleted)"
+
+
+@dataclass(slots=True)
+class FoundObject:
+    """
+    An object before it is looked at.
+
+    :param uses: the processes that hold it, and how.
+    :param file: its place in a tmpfs, None if it has none.
+    :param segment: its line of /proc/sysvipc/shm, None if it is no System V segment.
+    :param namespace: the way into the IPC namespace of the segment, None for our own.
+    :param is_orphan: whether it is a segment whose IPC namespace is gone.
+    :param status: what fstat said once it was held, None before.
+    """
+
+    key: ObjectKey
+    kind: str
+    name: str
+    uses: list[tuple[ProcessFacts, ObjectUse]] = field(default_factory=list)
+    file: TmpfsFile | None = None
+    segment: Segment | None = None
+    namespace: Entrance | None = None
+    is_other_mounts: bool = False
+    is_huge: bool = False
+    is_orphan: bool = False
+    status: os.stat_result | None = None
+
+    @property
+    def label(self) -> str:
+        """Return how messages name it."""
+        return self.name if ":" in self.name else f"{self.kind} {self.name}"
+
+    @property
+    def size_bytes(self) -> int:
+        """Return its size; of what can only be seen as mapped, the end of what is mapped."""
+        if self.status is not None:
+            return self.status.st_size
+        if self.file is not None or self.segment is not None:
+            return (self.file or self.segment).size_bytes  # type: ignore[union-attr]
+        return max((use.end_bytes for _, use in self.uses), default=0)
+
+    @property
+    def blocks(self) -> int:
+        """Return the units of 512 bytes that it owns, in RAM and on swap, as far as known."""
+        if self.status is not None:
+            return self.status.st_blocks
+        return self.file.blocks if self.file is not None else 0
+
+    @property
+    def uid(self) -> int | None:
+        """Return the owner, None if not known."""
+        if self.segment is not None:
+            return self.segment.uid
+        if self.status is not None:
+            return self.status.st_uid
+        return self.file.uid if self.file is not None else None
+
+    @property
+    def links(self) -> int | None:
+        """Return how many names it has in a file system, None if not known."""
+        return None if self.status is None else self.status.st_nlink
 
 
 @dataclass(slots=True)
@@ -40,27 +99,26 @@ class Finder:
 
     :param sweep: a sweep that has run.
     :param missed: what could not be listed.
-    :param places: where every tmpfs that was listed is mounted, by device.
-    :param unread: those of which not all could be listed.
+    :param tmpfs: the files of every tmpfs.
     :param layers: place of each tmpfs that is a layer of an overlay, through which its files
         may be held unseen: there they have the overlay's device and inode.
     :param links: of each tmpfs, the blocks of its symbolic links that own memory, by inode.
-    :param covered: tmpfs of which a file without a name is mounted out of reach.
     """
 
     sweep: Sweep
     missed: list[Missed] = field(default_factory=list)
-    places: dict[int, Place] = field(default_factory=dict)
-    unread: set[int] = field(default_factory=set)
+    tmpfs: TmpfsListing = field(init=False)
     layers: dict[int, str] = field(default_factory=dict)
-    covered: set[int] = field(default_factory=set)
     links: dict[int, dict[int, int]] = field(default_factory=dict)
     _found: dict[ObjectKey, FoundObject] = field(default_factory=dict)
     _leases: Leases = field(init=False)
     _may_miss_holders: bool = True
 
     def __post_init__(self) -> None:
-        self._leases = Leases(self.sweep.machine)
+        sweep = self.sweep
+        own = _own_namespace("mnt")
+        self.tmpfs = TmpfsListing(sweep.around, sweep.devices.is_shmem, own)
+        self._leases = Leases(sweep.machine)
 
     def find(self) -> list[FoundObject]:
         """Return every object once."""
@@ -150,17 +208,15 @@ class Finder:
         item.uses.append((facts, use))
 
     def _add_files(self) -> None:
-        listing = TmpfsListing(self.sweep, _own_namespace("mnt"))
-        for file, is_other in listing.list_files():
+        for file, is_other in self.tmpfs.list_files():
             self._add_file(file, is_other)
-        self.missed += listing.missed
-        self.places, self.unread = listing.places, listing.unread
-        self.covered = listing.covered
+        self.missed += self.tmpfs.missed
 
     def _add_layers(self) -> None:
-        own = _own_namespace("mnt")
         views = self.sweep.around.views.values()
-        ours = [mount for view in views if view.namespace == own for mount in view.mounts]
+        ours = [
+            mount for view in views if view.namespace == self.tmpfs.own for mount in view.mounts
+        ]
         for view in views:
             for overlay in view.mounts:
                 if overlay.kind != "overlay":
@@ -271,3 +327,88 @@ def _own_namespace(name: str) -> int:
 @lru_cache(maxsize=1)
 def _internal_device() -> int:
     return internal_device()
+
+
+# Which System V segment a mapping is of.
+#
+# Its inode is the identifier, which every IPC namespace counts anew, and a process may have
+# entered another namespace since it attached.
+
+_Use = tuple[ProcessFacts, ObjectUse]
+
+
+def settle_segments(found: dict[ObjectKey, FoundObject], machine: Machine) -> None:
+    """
+    Move what processes map to the segment that it is, where the namespace leaves a doubt.
+
+    :param found: every object by its key; a segment's ends in its IPC namespace.
+    :param machine: whose processes they are.
+    """
+    same: dict[int, list[FoundObject]] = {}
+    for key, item in found.items():
+        if item.kind == "sysv":
+            same.setdefault(key[1], []).append(item)
+    for items in same.values():
+        if len(items) > 1 and any(_is_doubtful(item) for item in items):
+            _settle(items, found, machine)
+
+
+def _is_doubtful(item: FoundObject) -> bool:
+    """Return whether it is attached where nobody was found to, or the other way round."""
+    is_attached = item.segment is not None and item.segment.attached > 0
+    return is_attached != bool(item.uses)
+
+
+def _settle(
+    items: list[FoundObject], found: dict[ObjectKey, FoundObject], machine: Machine
+) -> None:
+    by_handle = {
+        handle: item for item in items if (handle := _segment_handle(item)) is not None
+    }
+    is_known = all(item.segment is None or item in by_handle.values() for item in items)
+    others = count(-1, -1)
+    for item in items:
+        for pair in list(item.uses):
+            handle = _use_handle(pair, machine)
+            if handle is None or by_handle.get(handle) is item:
+                continue
+            if handle not in by_handle:
+                if not is_known:
+                    continue
+                # Of a namespace that no process is in any more.
+                key = (*item.key[:2], next(others))
+                by_handle[handle] = found[key] = FoundObject(key, item.kind, item.name)
+            _move(pair, item, by_handle[handle])
+    for item in items:
+        if not item.uses and item.segment is None:
+            del found[item.key]
+
+
+def _move(pair: _Use, item: FoundObject, target: FoundObject) -> None:
+    item.uses.remove(pair)
+    facts, use = pair
+    target.uses.append((facts, use._replace(key=target.key)))
+
+
+def _segment_handle(item: FoundObject) -> bytes | None:
+    if item.segment is None:
+        return None
+    try:
+        fd = open_segment(item.segment.shmid, item.namespace)
+    except (OSError, MemlensError):
+        return None
+    try:
+        return file_handle(f"/proc/self/fd/{fd}")
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _use_handle(pair: _Use, machine: Machine) -> bytes | None:
+    facts, use = pair
+    path = f"{machine.root}/{facts.pid}/map_files/{use.mapping.name}" if use.mapping else ""
+    try:
+        return file_handle(path or f"{machine.root}/{use.tid or facts.pid}/fd/{use.fd}")
+    except OSError:
+        return None

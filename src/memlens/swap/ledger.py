@@ -10,11 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memlens.errors import Unsupported
 from memlens.kernel.cgroups import charged_swap, find_hierarchy
 from memlens.kernel.swaps import Swap, is_swap_cache_empty, read_swap
-from memlens.pages.arrays import distinct
+from memlens.pages.arrays import count_distinct, distinct
+from memlens.pages.bits import PM_SWAP_AREA
 from memlens.record import Table
 from memlens.report import Origin, make_sum
 from memlens.scan.facts import ProcessFacts, Want
@@ -35,7 +37,6 @@ from memlens.shm.inventory import (
     name_holders,
     read_objects,
 )
-from memlens.swap.areas import area_rows
 from memlens.swap.records import (
     AreaSwap,
     CgroupSwap,
@@ -44,9 +45,17 @@ from memlens.swap.records import (
     SwappedObject,
     ZswapUse,
 )
-from memlens.swap.slotmap import SlotMap, confirm_claims, make_slot_map
-from memlens.swap.slots import NO_SLOTS, PrivateSlots, count_slots
-from memlens.swap.swapcache import CachedSlots, add_unowned, find_cached_slots
+from memlens.swap.slots import (
+    CachedSlots,
+    PrivateSlots,
+    SlotMap,
+    add_unowned,
+    confirm_claims,
+    count_slots,
+    find_cached_slots,
+    list_areas,
+    make_slot_map,
+)
 from memlens.units import signed, user_name
 
 # Slots that two claim are looked at again: most often one was freed and taken meanwhile.
@@ -111,13 +120,13 @@ def _read_once(slots: bool, machine: Machine) -> tuple[SwapLedger, SlotMap | Non
         scan = read_objects(sweep, only_swapped=True, keep_slots=slots, tells_present=False)
     swapped = sorted((o for o in scan.objects if o.swap_pages), key=lambda o: -o.swap_pages)
     objects = scan._replace(objects=tuple(swapped))
-    ledger = _ledger(origin, sweep, cached, objects, (before, read_swap(machine)))
+    private = count_slots(sweep.processes, cached, sweep.may_miss_holders())
+    ledger = _ledger(origin, sweep, private, objects, (before, read_swap(machine)))
     if not slots:
         return ledger, None
-    found = make_slot_map(
-        sweep.processes, swapped, machine, cached=cached, is_walked=scan.is_walked
+    return ledger, make_slot_map(
+        sweep.processes, private, swapped, machine, is_walked=scan.is_walked
     )
-    return ledger, found
 
 
 def _with_unowned(sweep: Sweep, cached: CachedSlots) -> CachedSlots:
@@ -142,7 +151,7 @@ def _read_swap(machine: Machine) -> Swap:
 def _ledger(
     origin: Origin,
     sweep: Sweep,
-    cached: CachedSlots,
+    slots: PrivateSlots,
     scan: ObjectScan,
     around: tuple[Swap, Swap],
 ) -> SwapLedger:
@@ -153,15 +162,14 @@ def _ledger(
     :param around: what is said of swap before and after the scan.
     """
     after = around[1]
-    slots = count_slots(sweep.processes, cached, sweep.may_miss_holders())
     objects = scan.objects
     was, used = (sum(area.used_pages for area in swap.areas) for swap in around)
     shared = sum(item.swap_pages for item in objects)
     found = len(slots.private) + shared + slots.count_cached()
     shares, kept = split_objects(objects)
     processes = _process_rows(sweep.processes, slots, shares, kept, sweep.machine)
-    areas = list(area_rows(after, slots.private, slots.seen_areas(objects), sweep.machine))
-    notes = [*_notes(used - found, cached, sweep)]
+    areas = list(_area_rows(after, slots.private, slots.seen_areas(objects), sweep.machine))
+    notes = [*_notes(used - found, slots.cached, sweep)]
     if was != used:
         notes.append(f"used changed from {was} to {used} pages during the scan")
     notes += [*sweep.notes(), *slots.notes(), *holder_notes(objects), *share_notes(objects)]
@@ -228,7 +236,7 @@ def _process_rows(
 def _process_row(
     facts: ProcessFacts, slots: PrivateSlots, share: float | None, kept: int, size: int
 ) -> ProcessSwap:
-    entries = facts.count_own(size)
+    entries = facts.count_entries(size)
     only_mine = private = alone = None
     if not (facts.is_swap_hidden and entries):
         only_mine = slots.count_alone(facts.swap_words)
@@ -285,14 +293,14 @@ def _cgroup_rows(sweep: Sweep, rows: Iterable[ProcessSwap]) -> Iterator[CgroupSw
     size = sweep.machine.page_size_bytes
     for path, processes in sorted(members.items()):
         is_hidden = any(facts.is_swap_hidden for facts in processes)
-        every = np.concatenate([NO_SLOTS, *[facts.swap_words for facts in processes]])
+        every = np.concatenate([np.empty(0, np.uint64), *[f.swap_words for f in processes]])
         own = None if is_hidden else len(distinct(every))
         share = sum_shares(shares.get(path, ()))
         known = charged.get(path)
         if own or is_hidden or share is None or share or known:
             yield CgroupSwap(
                 charged_pages=None if known is None else known // size,
-                private_pages=own,
+                swap_slots_pages=own,
                 swap_share_bytes=None if share is None else round(share),
                 path=path,
             )
@@ -313,3 +321,41 @@ def _notes(remainder: int, cached: CachedSlots, sweep: Sweep) -> Iterator[str]:
             f"swap cache: {len(cached.unowned)} pages are of no process that was read; the "
             "kernel takes back what nobody holds when it needs room"
         )
+
+
+def _area_rows(
+    swap: Swap, private: NDArray[np.uint64], seen: Iterable[int], machine: Machine
+) -> Iterator[AreaSwap]:
+    """
+    Yield a row for each area, in the order of /proc/swaps.
+
+    :param private: the slots of private pages, each once, as ``ProcessFacts.swap_words``.
+    :param seen: numbers of other areas that pages were seen in.
+    :param machine: whose areas they are.
+    """
+    numbers, counts = count_distinct(private & PM_SWAP_AREA)
+    found = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+    listed = list_areas({*found, *seen}, machine)
+    known = {(row.area.line, row.area.path): row.number for row in listed}
+    zram = {figures.device: figures for figures in swap.zram}
+    for area in swap.areas:
+        figures = zram.get(area.device)
+        number = known.get((area.line, area.path))
+        yield AreaSwap(
+            area=number,
+            path=area.path,
+            kind=area.kind,
+            size_pages=area.size_pages,
+            used_pages=area.used_pages,
+            priority=area.priority,
+            private_pages=_count_in(found, number),
+            stored_bytes=None if figures is None else figures.stored_bytes,
+            compressed_bytes=None if figures is None else figures.used_bytes,
+        )
+
+
+def _count_in(found: dict[int, int], number: int | None) -> int | None:
+    if number is None:
+        # No page table names any slot: none of this area, then, whatever its number.
+        return None if found else 0
+    return found.get(number, 0)

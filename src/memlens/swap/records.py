@@ -37,8 +37,8 @@ class ProcessSwap:
         unit="pages",
         metric="gauge",
         hue="swap",
-        help="slots in its page table, each whole for every process that has it, as after "
-        "fork; VmSwap where slots are hidden",
+        help="private pages on swap: each swap entry of its page table, whole; VmSwap where "
+        "slots are hidden",
     )
     freed_on_exit_pages: int | None = column(
         "freed\non exit",
@@ -96,8 +96,8 @@ class CgroupSwap:
     charged_pages: int | None = column(
         "charged", unit="pages", metric="gauge", hue="swap", help="as the kernel says"
     )
-    private_pages: int | None = column(
-        "private", unit="pages", metric="gauge", help="slots of its processes, each once"
+    swap_slots_pages: int | None = column(
+        "private", unit="pages", metric="gauge", help="distinct private slots of its processes"
     )
     swap_share_bytes: int | None = column(
         "share", unit="bytes", metric="gauge", help="the sum over its processes"

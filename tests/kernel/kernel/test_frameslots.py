@@ -25,7 +25,7 @@ from memlens.kernel.procfs import Host
 from memlens.scan.facts import ProcessFacts, Want
 from memlens.scan.machine import Machine
 from memlens.scan.sweep import Sweep
-from memlens.swap.swapcache import CachedSlots, add_unowned, find_cached_slots
+from memlens.swap.slots import CachedSlots, add_unowned, find_cached_slots
 from tests.kernel.support import oracle
 from tests.kernel.support.driver import MADV_PAGEOUT
 from tests.kernel.support.machine import setting, wait_until
@@ -152,7 +152,7 @@ def test_a_wrong_array_is_found_out(area: Path) -> None:
 
     with memory(1013) as item:
         _, _, pfn = back_again(item)
-        with Shifted() as reader, pytest.raises(FrameSlotsInvalid, match="contradict"):
+        with Shifted(Machine()) as reader, pytest.raises(FrameSlotsInvalid, match="contradict"):
             reader.read(pfn)
 
 

@@ -92,7 +92,8 @@ def test_a_merged_page_has_one_slot(swap: str, squeeze: Squeeze) -> None:
         private = read_private([driven.pid])
         others = len(private.slots[driven.pid]) - 1
         (row,) = [row for row in read_swap_ledger().processes if row.pid == driven.pid]
-        assert row.swap_entries_pages == others + 1
+        assert row.swap_entries_pages == others + MERGED
+        assert row.swap_share_bytes == (others + 1) * PAGE
         assert row.freed_on_exit_pages == others + 1
         (row_of_ps,) = list_processes([driven.pid]).processes
         assert row_of_ps.swap_entries_pages == others + MERGED

@@ -376,7 +376,7 @@ def test_real_servers(squeeze: Squeeze, name: str) -> None:
 def test_an_ordinary_user_gets_what_smaps_says() -> None:
     code = """
 import json, os
-import memlens.sharing.frames as module, memlens.sharing.smaps
+import memlens.sharing.frames as module
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 import ctypes
 ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: changed users hide from themselves

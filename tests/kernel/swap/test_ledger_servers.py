@@ -183,7 +183,7 @@ def test_the_cgroup_is_charged_what_is_found(swap: str, squeeze: Squeeze) -> Non
         (row,) = [row for row in seen.ledger.cgroups if row.path == path]
         slots = len(seen.private.slots[server.process.pid])
         assert slots > 1000
-        assert row.private_pages == slots
+        assert row.swap_slots_pages == slots
         assert row.charged_pages == pytest.approx(charged, rel=0.01)
 
 

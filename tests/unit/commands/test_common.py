@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from memlens.commands import common
 from memlens.errors import AccessDenied, MemlensError
-from memlens.kernel.processes import can_look_at_others
+from memlens.kernel.features import can_look_at_others
 from memlens.kernel.procfs import READ_NEEDS
 
 # mypy: disable-error-code="no-untyped-def"

@@ -1,8 +1,17 @@
 """Where the memory controller is mounted, as mountinfo tells it; memory.stat."""
 
+import inspect
+import sys
+from pathlib import Path
+
 import pytest
 
-from memlens.kernel.cgroups import MemoryHierarchy, parse_hierarchy, parse_memory_stat
+from memlens.kernel.cgroups import (
+    MemoryHierarchy,
+    parse_hierarchy,
+    parse_memory_stat,
+    walk_cgroups,
+)
 
 V1 = b"33 25 0:30 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
 V1_OTHER = b"32 25 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
@@ -51,3 +60,20 @@ def test_memory_stat_of_both_versions() -> None:
         "total_rss": 8192,
         "shmem": 0,
     }
+
+
+def test_cgroups_are_walked_however_deep(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    deepest = tmp_path.joinpath(*["c"] * 100)
+    deepest.mkdir(parents=True)
+    (tmp_path / "cgroup.procs").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 50)
+    try:
+        found = list(walk_cgroups(str(tmp_path)))
+    finally:
+        sys.setrecursionlimit(limit)
+    assert (found[0][0], sorted(found[0][1])) == (str(tmp_path), ["a", "c"])
+    assert dict(found)[str(deepest)] == []
+    assert len(found) == 102
+    assert not list(walk_cgroups(str(tmp_path / "none")))

@@ -12,10 +12,8 @@ from memlens.pages.runs import encode_runs
 from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
 from memlens.shm.facts import HolderFacts, ObjectFacts, split_objects
-from memlens.swap.areas import area_rows
-from memlens.swap.ledger import _process_rows
-from memlens.swap.slots import count_slots
-from memlens.swap.swapcache import CachedSlots, _doubted
+from memlens.swap.ledger import _area_rows, _process_rows
+from memlens.swap.slots import CachedSlots, _doubted, count_slots
 
 PAGE = Machine().page_size_bytes
 
@@ -32,6 +30,7 @@ def make_facts(pid: int, slots: list[int], **changes: Any) -> ProcessFacts:
         "swap_pages": np.array(slots, np.int64),
         "is_swap_hidden": False,
         "frames": None,
+        "swap_entries": len(slots),
     }
     return ProcessFacts(**{**values, **changes})
 
@@ -78,6 +77,15 @@ def test_a_slot_shared_after_fork_counts_once_and_is_freed_by_neither() -> None:
         (1, 2 * PAGE),
     ]
     assert 3 not in rows
+
+
+def test_entries_that_name_one_slot_count_each() -> None:
+    """As where KSM has merged pages: they are one slot, freed once."""
+    processes = [make_facts(1, [10, 11], swap_entries=7)]
+    slots = count_slots(processes, CachedSlots())
+    (row,) = _process_rows(processes, slots, {}, {}, Machine())
+    assert (row.swap_entries_pages, row.swap_share_bytes) == (7, 2 * PAGE)
+    assert (row.swap_only_mine_pages, row.freed_on_exit_pages) == (2, 2)
 
 
 def test_slots_that_a_process_unseen_may_hold_are_freed_by_nobody_known() -> None:
@@ -188,7 +196,7 @@ def test_areas_whose_number_is_not_known_have_none(tmp_path: Path) -> None:
 
     def rows(*slots: int) -> list[tuple[int | None, int | None]]:
         private = np.array(slots, np.uint64)
-        found = area_rows(swap, private, [], Machine(str(tmp_path)))
+        found = _area_rows(swap, private, [], Machine(str(tmp_path)))
         return [(row.area, row.private_pages) for row in found]
 
     assert rows(32, 64, 34) == [(0, 2), (2, 1)]

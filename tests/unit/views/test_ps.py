@@ -19,11 +19,11 @@ from memlens.views.text import TableOptions, cell_len
 
 EVIL = "evil\x1b[31m\nname\udcff"
 ROWS = [
-    ProcessMemory(7, "root", 0, 100, 60.5, 50, 9, 6144.0, 40, 2, "/a", "postgres"),
+    ProcessMemory(7, "root", 0, 100, 60.5, 50, 9, 6144, 40, 2, "/a", "postgres"),
     ProcessMemory(42, EVIL, 5, 90, 45.0, 40, 3, None, None, 1, "/b", EVIL),
 ]
 GROUPS = [
-    ProcessGroup("user", 2, 120, 105.5, 90, 11, 12288.0, "root"),
+    ProcessGroup("user", 2, 120, 105.5, 90, 11, 12288, "root"),
     ProcessGroup("user", 1, None, 0.0, 0, None, None, EVIL),
 ]
 

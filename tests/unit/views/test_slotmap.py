@@ -8,8 +8,13 @@ from memlens.pages.slotruns import SlotRuns
 from memlens.scan.facts import ProcessFacts
 from memlens.scan.machine import Machine
 from memlens.shm.facts import ObjectFacts
-from memlens.swap.slotmap import SlotMap, confirm_claims, make_slot_map
-from memlens.swap.swapcache import CachedSlots
+from memlens.swap.slots import (
+    CachedSlots,
+    SlotMap,
+    confirm_claims,
+    count_slots,
+    make_slot_map,
+)
 from memlens.views.swap import count_cells
 
 NO_PROC = "/nowhere"
@@ -29,8 +34,13 @@ def shared(name: str, *runs: tuple[int, int, int, int]) -> ObjectFacts:
     return ObjectFacts("memfd", name, "00:01", 1, 0, 0, EMPTY, (), (), slots=slots)
 
 
-def slot_map(processes: list[ProcessFacts], objects: list[ObjectFacts]) -> SlotMap:
-    return make_slot_map(processes, objects, Machine(NO_PROC), is_walked=True)
+def slot_map(
+    processes: list[ProcessFacts],
+    objects: list[ObjectFacts],
+    cached: CachedSlots | None = None,
+) -> SlotMap:
+    slots = count_slots(processes, cached or CachedSlots())
+    return make_slot_map(processes, slots, objects, Machine(NO_PROC), is_walked=True)
 
 
 def test_every_slot_has_its_owner_and_stretches_are_counted() -> None:
@@ -94,13 +104,7 @@ def test_a_claim_names_both_owners() -> None:
 
 def test_slots_of_pages_in_ram_are_named_as_those_of_their_process() -> None:
     words = {8: np.array([2 << 5, 3 << 5], np.uint64)}
-    found = make_slot_map(
-        [process(7, (0, 1), (0, 2)), process(8)],
-        [],
-        Machine(NO_PROC),
-        cached=CachedSlots(words=words),
-        is_walked=True,
-    )
+    found = slot_map([process(7, (0, 1), (0, 2)), process(8)], [], CachedSlots(words=words))
     rows = [(o.pid, o.pages, o.also_held_pages) for o in found.owners]
     assert rows == [(7, 2, 1), (8, 1, 0)]
     assert not len(found.twice)

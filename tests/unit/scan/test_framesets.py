@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from memlens.sharing import framesets
-from memlens.sharing.framesets import FrameRanks, FrameSet
+from memlens.scan import frametable
+from memlens.scan.frametable import FrameRanks, FrameSet
 
 
 def test_ranks_are_dense_and_stay() -> None:
@@ -20,7 +20,7 @@ def test_ranks_are_dense_and_stay() -> None:
 @pytest.mark.parametrize("has_bitwise_count", [True, False])
 def test_sets_are_sets(has_bitwise_count: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not has_bitwise_count:
-        monkeypatch.delattr(framesets.np, "bitwise_count", raising=False)
+        monkeypatch.delattr(frametable.np, "bitwise_count", raising=False)
     random = np.random.default_rng(7)
     for _ in range(40):
         one, other = FrameSet(), FrameSet()

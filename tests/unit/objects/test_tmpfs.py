@@ -1,6 +1,6 @@
 """Which parts of a file system mounts have not shown yet."""
 
-from memlens.shm.tmpfs import Coverage
+from memlens.objects.tmpfs import Coverage
 
 
 def _go(seen: Coverage, root: str, *covered: str) -> list[str]:
