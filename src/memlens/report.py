@@ -48,7 +48,15 @@ S = TypeVar("S")
 
 _TEXT_SHOWN = 60
 _INT_LIMIT = 1 << 63
-_JSON_NAMES: dict[type, str] = {dict: "object", list: "array", bool: "boolean"}
+# What JSON calls the types of sections and columns.
+JSON_NAMES: dict[type, str] = {
+    dict: "object",
+    list: "array",
+    int: "integer",
+    float: "number",
+    bool: "boolean",
+    str: "string",
+}
 
 
 @record("missed", help="Something that a scan could not look at.")
@@ -419,7 +427,7 @@ def _is_moment(text: str) -> bool:
 def _member(found: Mapping[str, Any], name: str, kind: type[S], path: str) -> S:
     value = found.get(name)
     if not isinstance(value, kind):
-        raise ParseError(f"{name}: not of type {_JSON_NAMES[kind]}", path=path)
+        raise ParseError(f"{name}: not of type {JSON_NAMES[kind]}", path=path)
     return value
 
 
@@ -428,7 +436,7 @@ def _read_row(record: type[S], found: Any, path: str, place: str) -> S:
 
 
 def _read_section(kind: type[Any], found: Any, path: str, place: str) -> Any:
-    if kind in _JSON_NAMES:
+    if kind in JSON_NAMES:
         return _member({place: found}, place, kind, path)
     return _read_row(kind, found, path, place)
 

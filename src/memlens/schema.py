@@ -3,17 +3,9 @@
 from typing import Any
 
 from memlens.record import Column, columns_of, help_of, is_compact
-from memlens.report import Cost, Missed, Origin, Report
+from memlens.report import JSON_NAMES, Cost, Missed, Origin, Report
 
 _INT_BOUNDS = {"minimum": -(1 << 63), "maximum": (1 << 63) - 1}
-_JSON_NAMES: dict[type, str] = {
-    dict: "object",
-    list: "array",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    str: "string",
-}
 
 
 def json_schema(kind: type[Report]) -> dict[str, Any]:
@@ -58,7 +50,7 @@ def _object_schema(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section_schema(kind: type) -> dict[str, Any]:
-    return {"type": _JSON_NAMES[kind]} if kind in _JSON_NAMES else _row_schema(kind)
+    return {"type": JSON_NAMES[kind]} if kind in JSON_NAMES else _row_schema(kind)
 
 
 def _row_schema(record: type) -> dict[str, Any]:
@@ -87,7 +79,7 @@ def _table_schema(record: type) -> dict[str, Any]:
 
 
 def _column_schema(column: Column) -> dict[str, Any]:
-    name = _JSON_NAMES[column.type]
+    name = JSON_NAMES[column.type]
     bounds = _INT_BOUNDS if column.type is int else {}
     return {
         "type": [name, "null"] if column.nullable else name,

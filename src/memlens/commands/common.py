@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,93 +26,53 @@ EXIT_USAGE = 2
 EXIT_INCOMPLETE = 3
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE: what a C program gives when its reader is gone
-_F = TypeVar("_F", bound=Callable[..., Any])
 
 # No process has more digits than that on any kernel; int() is slow on endless ones.
 _PID_DIGITS = 18
 
 
-def pid_argument(function: _F) -> _F:
-    """Add the argument ``pid``, None beside ``--from``; /proc says whether there is such."""
-    convert = converted(_parse_pid)
-    return click.argument("pid", required=False, callback=convert)(function)
-
-
-def pids_argument(function: _F) -> _F:
-    """Add the argument ``pids``: any number of processes, each once."""
-    convert = converted(_parse_pid)
-    return click.argument("pids", metavar="[PID]...", nargs=-1, callback=convert)(function)
-
-
-def pid_option(function: _F) -> _F:
-    """Add ``--pid PID`` as ``pid``."""
-    return click.option(
-        "--pid", metavar="PID", callback=converted(_parse_pid), help="Files of a process."
-    )(function)
-
-
-def address_argument(function: _F) -> _F:
-    """Add the argument ``address``, None or in hexadecimal, of 64 bits at most."""
-    convert = converted(parse_address)
-    return click.argument("address", required=False, callback=convert)(function)
-
-
-def range_option(function: _F) -> _F:
-    """Add ``--range START-STOP`` as ``addresses``: two addresses, or None."""
-    return click.option(
-        "--range",
-        "addresses",
-        metavar="START-STOP",
-        callback=converted(parse_range),
-        help="Only these addresses (hexadecimal, half open, rounded to pages).",
-    )(function)
-
-
-def proc_option(function: _F) -> _F:
-    """Add ``--proc PATH`` as ``proc``."""
-    return click.option(
-        "--proc",
-        default="/proc",
-        show_default=True,
-        metavar="PATH",
-        callback=lambda _ctx, _param, value: value.rstrip("/") or "/",
-        help="The proc file system to read.",
-    )(function)
-
-
-def color_option(function: _F) -> _F:
-    """Add ``--color WHEN`` and ``--no-color`` as ``color``: auto, always or never."""
-    for option in (
-        click.option(
-            "--no-color", "color", flag_value="never", help="Print no colour (NO_COLOR too)."
-        ),
-        click.option(
-            "--color",
-            type=click.Choice(["auto", "always", "never"]),
-            default="auto",
-            show_default=True,
-            help="When to print colours.",
-        ),
-    ):
-        function = option(function)
-    return function
-
-
-def strict_option(function: _F) -> _F:
-    """Add ``--strict`` as ``strict``."""
-    return click.option(
-        "--strict", is_flag=True, help="Exit with 3 if anything is unknown or incomplete."
-    )(function)
-
-
-def strict_exit(strict: bool, is_incomplete: bool) -> None:
+def converted(parse: Callable[[str], Any]) -> Callable[..., Any]:
     """
-    End the command with exit code 3 if it must know all and does not.
+    Return a click callback for a parser that raises ValueError.
 
-    :raises click.exceptions.Exit: if so; call it last.
+    Several values become a tuple with each result once; None stays None.
     """
-    if strict and is_incomplete:
-        raise click.exceptions.Exit(EXIT_INCOMPLETE)
+
+    def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        try:
+            if isinstance(value, tuple):
+                return tuple(dict.fromkeys(map(parse, value)))
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return convert
+
+
+def parse_pid(text: str) -> int:
+    """
+    Return a PID; /proc says whether there is such a process.
+
+    :raises ValueError: if it is no number that one may have.
+    """
+    is_number = text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS
+    if not is_number or int(text) == 0:
+        raise ValueError(f"not a PID: {text!r}")
+    return int(text)
+
+
+pid_argument = click.argument("pid", required=False, callback=converted(parse_pid))
+pids_argument = click.argument(
+    "pids", metavar="[PID]...", nargs=-1, callback=converted(parse_pid)
+)
+address_argument = click.argument("address", required=False, callback=converted(parse_address))
+range_option = click.option(
+    "--range",
+    "addresses",
+    metavar="START-STOP",
+    callback=converted(parse_range),
+    help="Only these addresses (hexadecimal, half open, rounded to pages).",
+)
 
 
 def is_colored(color: str = "auto") -> bool:
@@ -174,31 +134,6 @@ def write_csv(pieces: Iterable[str]) -> None:
         return
     for piece in pieces:
         write_pieces("\n".join(map(escape_text, piece.split("\n"))))
-
-
-def converted(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """
-    Return a click callback for a parser that raises ValueError.
-
-    Several values become a tuple with each result once; None stays None.
-    """
-
-    def convert(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        try:
-            if isinstance(value, tuple):
-                return tuple(dict.fromkeys(map(parse, value)))
-            return None if value is None else parse(value)
-        except ValueError as error:
-            raise click.BadParameter(str(error), ctx, param) from error
-
-    return convert
-
-
-def _parse_pid(text: str) -> int:
-    is_number = text.isascii() and text.isdigit() and len(text) <= _PID_DIGITS
-    if not is_number or int(text) == 0:
-        raise ValueError(f"not a PID: {text!r}")
-    return int(text)
 
 
 def exit_code_of(call: Callable[[], Any]) -> int:

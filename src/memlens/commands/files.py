@@ -12,7 +12,12 @@ _TOP = 20
 
 @click.command("files")
 @click.argument("paths", metavar="[PATH]...", nargs=-1)
-@common.pid_option
+@click.option(
+    "--pid",
+    metavar="PID",
+    callback=common.converted(common.parse_pid),
+    help="Files of a process.",
+)
 @click.option("--cached", is_flag=True, help="Files of all processes, beside the whole cache.")
 @click.option("-x", "--one-file-system", is_flag=True, help="Enter no other file system.")
 @run.report_options

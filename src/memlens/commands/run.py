@@ -89,15 +89,33 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         callback=_check_budget,
         help="End the scan then, and say what is left out.",
     ),
-    common.strict_option,
-    common.color_option,
+    click.option(
+        "--strict", is_flag=True, help="Exit with 3 if anything is unknown or incomplete."
+    ),
+    click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="When to print colours.",
+    ),
+    click.option(
+        "--no-color", "color", flag_value="never", help="Print no colour (NO_COLOR too)."
+    ),
     click.option(
         "--from",
         "source",
         metavar="FILE",
         help="Show what --json wrote, here or elsewhere, instead of scanning.",
     ),
-    common.proc_option,
+    click.option(
+        "--proc",
+        default="/proc",
+        show_default=True,
+        metavar="PATH",
+        callback=lambda _ctx, _param, value: value.rstrip("/") or "/",
+        help="The proc file system to read.",
+    ),
 )
 
 
@@ -177,7 +195,8 @@ def give(
         raise click.exceptions.Exit(common.EXIT_INTERRUPTED)
     if report.is_wrong:
         raise click.exceptions.Exit(common.EXIT_ERROR)
-    common.strict_exit(request.strict, not report.is_all_known)
+    if request.strict and not report.is_all_known:
+        raise click.exceptions.Exit(common.EXIT_INCOMPLETE)
 
 
 def check_names(kind: "type[Report]", request: Request, table: str | None) -> None:

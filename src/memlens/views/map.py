@@ -29,6 +29,7 @@ from memlens.views.text import (
     ALARM,
     BOLD,
     DIM,
+    Head,
     Line,
     Part,
     Segment,
@@ -36,6 +37,7 @@ from memlens.views.text import (
     cell_len,
     cut_middle,
     render_foot,
+    render_heading,
     render_labelled,
     render_more,
     render_sum,
@@ -119,11 +121,17 @@ class Layout(NamedTuple):
     widths: tuple[int, ...]
 
     @property
-    def left(self) -> str:
-        """Return the heading before the classes."""
-        gap = " " * self.gap
-        left = f"{'address':>{self.address}}{gap}" if self.address else ""
-        return f"{left}perm{gap} size{gap}{'mapping':{self.name}}"
+    def heads(self) -> list[Head]:
+        """Return the headings of all columns."""
+        found = [Head("perm", 4), Head("size", 5), Head("mapping", self.name, is_left=True)]
+        if self.address:
+            found.insert(0, Head("address", self.address))
+        titles = [(row.title, row.color) for row in self.own] + [("other", "")]
+        found += [
+            Head(title, width, style)
+            for (title, style), width in zip(titles, self.widths, strict=False)
+        ]
+        return [*found, Head("where", self.strip, is_left=True)] if self.strip else found
 
 
 def choose_layout(
@@ -193,8 +201,9 @@ class _Mappings:
 
     def render(self) -> Iterator[Line]:
         layout = self.layout
-        yield from self._heading()
-        indent = len(layout.left) + sum(layout.widths) + layout.gap * len(layout.widths)
+        yield from render_heading(layout.heads, layout.gap)
+        before = layout.heads[: -1 if layout.strip else None]
+        indent = sum(head.width + layout.gap for head in before) - layout.gap
         parts = self.grouped.places(self.rows.column("start_page"))
         counted = counts_of(self.rows).tolist()
         for row, counts, part in zip(self.rows, counted, parts, strict=True):
@@ -205,24 +214,6 @@ class _Mappings:
             if self.has_details:
                 yield from self._details(row, runs)
         yield from render_more(len(self.report.mappings) - len(self.rows))
-
-    def _heading(self) -> Iterator[Line]:
-        layout = self.layout
-        titles = [row.title.split("\n") for row in layout.own]
-        titles += [["other"]] if layout.shared else []
-        styles = [f"bold {row.color}" for row in layout.own]
-        styles += [BOLD] if layout.shared else []
-        gap = " " * layout.gap
-        height = max((len(title) for title in titles), default=1)
-        for level in range(height - 1, -1, -1):
-            is_last = level == 0
-            line = [Segment(layout.left if is_last else " " * len(layout.left), BOLD)]
-            for title, style, width in zip(titles, styles, layout.widths, strict=True):
-                part = title[len(title) - 1 - level] if level < len(title) else ""
-                line.append(Segment(f"{gap}{part:>{width}}", style))
-            if is_last and layout.strip:
-                line.append(Segment(f"{gap}where", BOLD))
-            yield line
 
     def _line(self, row: MappingTotals, counts: list[int], runs: Runs, other: str) -> Line:
         layout, gap = self.layout, " " * self.layout.gap

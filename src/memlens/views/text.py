@@ -241,7 +241,11 @@ def _draw(
     ]
     gap = 2 if options.width >= _WIDE else 1
     widths = _fit(columns, cells, shown, gap, options.width)
-    yield from _heading([columns[i] for i in widths], list(widths.values()), gap)
+    heads = [
+        Head(columns[i].title, width, _style(columns[i]), _is_left(columns[i]))
+        for i, width in widths.items()
+    ]
+    yield from render_heading(heads, gap)
     for row_cells in cells:
         yield _row(columns, row_cells, widths, gap, options)
 
@@ -311,17 +315,26 @@ def _fit(
     return widths
 
 
-def _heading(columns: list[Column], widths: list[int], gap: int) -> Iterator[Line]:
-    titles = [column.title.split("\n") for column in columns]
+class Head(NamedTuple):
+    r"""The heading of a column; ``\n`` in its title where it may break."""
+
+    title: str
+    width: int
+    style: str = ""
+    is_left: bool = False
+
+
+def render_heading(heads: Sequence[Head], gap: int) -> Iterator[Line]:
+    """Yield the lines of a heading, the last full and those above it where titles need them."""
+    titles = [head.title.split("\n") for head in heads]
     height = max(map(len, titles), default=1)
     for level in range(height - 1, -1, -1):
         line: Line = []
-        for column, title, width in zip(columns, titles, widths, strict=True):
+        for head, title in zip(heads, titles, strict=True):
             part = title[len(title) - 1 - level] if level < len(title) else ""
-            text = f"{part:<{width}}" if _is_left(column) else f"{part:>{width}}"
-            line.append(
-                Segment((" " * gap if line else "") + text, f"bold {_style(column)}".strip())
-            )
+            cell = f"{part:<{head.width}}" if head.is_left else f"{part:>{head.width}}"
+            space = " " * gap if line else ""
+            line.append(Segment(space + cell, f"bold {head.style}".strip()))
         yield strip_line(line)
 
 

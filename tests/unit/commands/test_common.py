@@ -82,22 +82,19 @@ def test_what_a_command_returns(value: object, code: int) -> None:
 @common.pid_argument
 @common.address_argument
 @common.range_option
-@common.proc_option
 def everything(**values: object) -> None:
     """Print what was parsed."""
     click.echo(repr(sorted(values.items())))
 
 
 def test_shared_options() -> None:
-    arguments = ["007", "0x1000", "--range", "0-10000000000000000", "--proc", "/host/proc/"]
+    arguments = ["007", "0x1000", "--range", "0-10000000000000000"]
     result = CliRunner().invoke(everything, arguments)
     assert result.output == (
-        f"[('address', 4096), ('addresses', (0, {1 << 64})), ('pid', 7), "
-        "('proc', '/host/proc')]\n"
+        f"[('address', 4096), ('addresses', (0, {1 << 64})), ('pid', 7)]\n"
     )
     default = CliRunner().invoke(everything, ["1", "0"])
     assert "('addresses', None)" in default.output
-    assert "('proc', '/proc')" in default.output
 
 
 @pytest.mark.parametrize(
@@ -120,19 +117,6 @@ def test_shared_options() -> None:
 )
 def test_nonsense_is_wrong_usage(arguments: list[str]) -> None:
     assert CliRunner().invoke(everything, arguments).exit_code == 2
-
-
-@pytest.mark.parametrize(
-    ("strict", "is_incomplete", "ends"),
-    [(True, True, True), (True, False, False), (False, True, False)],
-)
-def test_strict(strict: bool, is_incomplete: bool, ends: bool) -> None:
-    if not ends:
-        common.strict_exit(strict, is_incomplete)
-        return
-    with pytest.raises(click.exceptions.Exit) as raised:
-        common.strict_exit(strict, is_incomplete)
-    assert raised.value.exit_code == 3
 
 
 def test_no_colour_without_a_terminal_or_if_unwanted(monkeypatch) -> None:

@@ -59,3 +59,5 @@ def test_a_wrong_column_is_answered_with_the_right_ones() -> None:
 def test_a_directory_that_is_no_proc_is_an_error(name: str, tmp_path: Path) -> None:
     code, out, err = run(name, "--proc", str(tmp_path))
     assert (code, out, len(err.splitlines())) == (1, "", 1)
+    assert f"({tmp_path})" in err
+    assert run(name, "--proc", f"{tmp_path}/") == (code, out, err)
