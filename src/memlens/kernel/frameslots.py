@@ -11,6 +11,7 @@ program (bpf/frameslots.bpf.c) reads that from the frame's folio
 import ctypes
 import mmap
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -23,7 +24,14 @@ from memlens.kernel import bpf
 from memlens.kernel.kpage import KpageFile, read_sorted
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import Host
-from memlens.kernel.swapareas import NumberedArea, find_impossible, read_areas
+from memlens.kernel.swapareas import (
+    TABLE_ROW,
+    NumberedArea,
+    find_impossible,
+    number_by_order,
+    number_by_table,
+    read_areas,
+)
 
 KPF_ANON = 1 << 12
 KPF_SWAPCACHE = 1 << 13
@@ -262,3 +270,48 @@ def _decode(entries: NDArray[np.uint64], areas: list[NumberedArea]) -> FrameSlot
     if reason:
         raise FrameSlotsInvalid(f"frames with {reason}")
     return FrameSlots(is_cached, area, slot)
+
+
+# The numbers of swap areas, where only the kernel's own table tells them.
+
+
+_TABLE_ROWS = 32
+
+
+def number_areas(host: Host, seen: Iterable[int] = ()) -> list[NumberedArea]:
+    """
+    Return the swap areas in use with their numbers, as far as these can be known.
+
+    If pages were seen in as many areas as there are, no number can be missing and
+    the order of /proc/swaps is enough.  Otherwise a BPF program reads the kernel's
+    table; it needs what the page-cache walk needs, CAP_SYSLOG, and a kernel whose
+    kallsyms holds data.  Failing that too, ``number`` is None unless the order leaves no
+    choice: it is never guessed.
+
+    The numbers hold until an area is switched on or off.
+
+    :param seen: numbers of areas that swapped pages are known to be in.
+    """
+    areas = read_areas(host)
+    by_order = number_by_order(areas, seen) or areas
+    if all(area.number is not None for area in by_order):
+        return by_order
+    return _number_by_table(host) or by_order
+
+
+def _number_by_table(host: Host) -> list[NumberedArea] | None:
+    """Return the areas as the kernel's table has them, None if it cannot be read."""
+    try:
+        bpf.raise_if_unusable()
+        skeleton = bpf.Skeleton("swapareas")
+    except MemlensError:
+        return None
+    try:
+        skeleton.run("list_areas")
+        with skeleton.mmap_array("areas", mmap.PAGESIZE) as array:
+            table = np.frombuffer(bytes(array), TABLE_ROW, _TABLE_ROWS)
+    except OSError:
+        return None
+    finally:
+        skeleton.close()
+    return number_by_table(read_areas(host), table)

@@ -4,10 +4,10 @@ The numbers of swap areas, and how far their slots go.
 A swapped page names its area by number, the index in the kernel's ``swap_info[]``.
 /proc/swaps lists the areas in the order of their numbers and leaves the numbers
 out: one that was switched off leaves a gap that cannot be seen.  A BPF program
-(bpf/swapareas.bpf.c) reads ``swap_info[]`` where the kernel tells its address.
+(bpf/swapareas.bpf.c) reads ``swap_info[]`` where the kernel tells its address:
+``frameslots.number_areas`` runs it.
 """
 
-import mmap
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +16,6 @@ from itertools import combinations, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.errors import MemlensError
-from memlens.kernel import bpf
 from memlens.kernel.procfs import Host, read_file
 from memlens.kernel.swaps import AREA_NUMBERS, SwapArea, parse_swaps
 
@@ -25,7 +23,6 @@ from memlens.kernel.swaps import AREA_NUMBERS, SwapArea, parse_swaps
 TABLE_ROW = np.dtype(
     [("is_used", "<u4"), ("slots", "<u4"), ("pages", "<u4"), ("unused", "<u4")]
 )
-_TABLE_ROWS = 32
 
 # Of more areas than these, all have to be seen; nobody has tried so many.
 _MOST_ORDERED = 8
@@ -56,27 +53,6 @@ def read_areas(host: Host) -> list[NumberedArea]:
     path = f"{host.root}/swaps"
     areas = parse_swaps(read_file(path), os.sysconf("SC_PAGE_SIZE"), path)
     return [NumberedArea(area, None, area.size_pages + 1) for area in areas]
-
-
-def number_areas(host: Host, seen: Iterable[int] = ()) -> list[NumberedArea]:
-    """
-    Return the swap areas in use with their numbers, as far as these can be known.
-
-    If pages were seen in as many areas as there are, no number can be missing and
-    the order of /proc/swaps is enough.  Otherwise a BPF program reads the kernel's
-    table; it needs what the page-cache walk needs, CAP_SYSLOG, and a kernel whose
-    kallsyms holds data.  Failing that too, ``number`` is None unless the order leaves no
-    choice: it is never guessed.
-
-    The numbers hold until an area is switched on or off.
-
-    :param seen: numbers of areas that swapped pages are known to be in.
-    """
-    areas = read_areas(host)
-    by_order = number_by_order(areas, seen) or areas
-    if all(area.number is not None for area in by_order):
-        return by_order
-    return _number_by_table(host) or by_order
 
 
 def number_by_order(
@@ -173,24 +149,6 @@ def _ends_by_area(areas: Sequence[NumberedArea], seen: Sequence[int]) -> NDArray
         if area.number is not None:
             ends[area.number] = area.slots
     return ends
-
-
-def _number_by_table(host: Host) -> list[NumberedArea] | None:
-    """Return the areas as the kernel's table has them, None if it cannot be read."""
-    try:
-        bpf.raise_if_unusable()
-        skeleton = bpf.Skeleton("swapareas")
-    except MemlensError:
-        return None
-    try:
-        skeleton.run("list_areas")
-        with skeleton.mmap_array("areas", mmap.PAGESIZE) as array:
-            table = np.frombuffer(bytes(array), TABLE_ROW, _TABLE_ROWS)
-    except OSError:
-        return None
-    finally:
-        skeleton.close()
-    return number_by_table(read_areas(host), table)
 
 
 def number_by_table(

@@ -7,9 +7,9 @@ import numpy as np
 
 from memlens.errors import MemlensError
 from memlens.kernel.cgroups import cgroup_paths_by_inode, find_hierarchy
+from memlens.kernel.frameslots import number_areas
 from memlens.kernel.maps import Mapping
 from memlens.kernel.processes import Mapper, find_mappers
-from memlens.kernel.swapareas import number_areas
 from memlens.kernel.syscalls import file_handle
 from memlens.pages.bits import PM_FILE, PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
 from memlens.pages.classes import PageClass

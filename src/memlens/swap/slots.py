@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
+from memlens.kernel.frameslots import FrameSlotReader, number_areas
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.swapareas import NumberedArea, number_areas
+from memlens.kernel.swapareas import NumberedArea
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.arrays import count_distinct, distinct, is_in
 from memlens.pages.bits import PM_SWAP_AREA, PM_SWAP_SLOT_SHIFT
@@ -136,9 +137,6 @@ def _read_slots(
     pfns: NDArray[np.uint64], machine: Machine
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     """Return area and slot of frames, and which are in the swap cache."""
-    # Imported here: few scans find such pages.
-    from memlens.kernel.frameslots import FrameSlotReader
-
     with FrameSlotReader(machine) as reader:
         found = reader.read(pfns)
     return found.slot.astype(np.uint64) << PM_SWAP_SLOT_SHIFT | found.area, found.is_cached

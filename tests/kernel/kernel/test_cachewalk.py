@@ -23,9 +23,9 @@ from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import cachewalk
 from memlens.kernel.cacherecords import CacheRecords
 from memlens.kernel.cachewalk import CacheWalker
+from memlens.kernel.frameslots import number_areas
 from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.procfs import Host
-from memlens.kernel.swapareas import number_areas
 from tests.kernel.support import oracle
 from tests.kernel.support.cgroups import Squeeze
 from tests.kernel.support.driver import MADV_PAGEOUT, target
