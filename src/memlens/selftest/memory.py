@@ -89,6 +89,13 @@ class Region:
             raise_last_errno()
         return self
 
+    def in_base_pages(self) -> "Region":
+        """Keep huge pages out of it, if there are any."""
+        try:
+            return self.advise(MADV_NOHUGEPAGE)
+        except OSError:
+            return self  # Built without huge pages.
+
     def resident(self) -> int:
         """Return how many pages mincore(2) calls resident."""
         vector = np.empty(self.pages, np.uint8)
@@ -134,11 +141,7 @@ def borrow(pages: int, flags: int) -> Iterator[Region]:
     """
     region = map_region(pages, flags | MAP_ANONYMOUS)
     try:
-        try:
-            region.advise(MADV_NOHUGEPAGE)
-        except OSError:
-            pass  # Built without huge pages.
-        yield region
+        yield region.in_base_pages()
     finally:
         # With its frame.
         libc.munmap(region.address - PAGE, region.size_bytes + 2 * PAGE)

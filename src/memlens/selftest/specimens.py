@@ -18,9 +18,6 @@ from typing import Any
 from memlens.errors import MemlensError, Unsupported
 
 _PROC = "/proc"
-
-# A prime, so that no arithmetic on pages comes out right by chance.
-PAGES = 23
 _START = """
 import importlib, sys
 sys.path.append(sys.argv[1])
