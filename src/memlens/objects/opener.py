@@ -16,18 +16,16 @@ from memlens.errors import MemlensError
 from memlens.kernel.maps import Mapping, possible_paths
 from memlens.kernel.mounts import (
     BTRFS_MAGIC,
-    HUGETLBFS_MAGIC,
     KERNEL_MAGICS,
+    KIND_BY_MAGIC,
     OVERLAYFS_MAGIC,
-    RAMFS_MAGIC,
-    TMPFS_MAGIC,
     may_hang,
     parse_mounts,
 )
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Host, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
-from memlens.objects.backing import Backing
+from memlens.objects.backing import Backing, open_quietly
 from memlens.objects.leases import Leases
 
 ZERO_DEVICE = os.makedev(1, 5)
@@ -36,14 +34,7 @@ ZERO_DEVICE = os.makedev(1, 5)
 KERNEL_NAMES = frozenset(
     {"[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"}
 )
-_KINDS = {
-    TMPFS_MAGIC: "shmem",
-    RAMFS_MAGIC: "ramfs",
-    HUGETLBFS_MAGIC: "hugetlb",
-    OVERLAYFS_MAGIC: "overlay",
-}
 _HUGE_SIZES = "/sys/kernel/mm/hugepages"
-_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class ObjectFacts(NamedTuple):
@@ -255,10 +246,7 @@ def reopen(handle: int, kind: str, host: Host, path: str) -> Backing | str:
     status = os.fstat(handle)
     link = f"/proc/self/fd/{handle}"
     try:
-        try:
-            fd = os.open(link, _OPEN_FLAGS | os.O_NOATIME)
-        except PermissionError:
-            fd = os.open(link, _OPEN_FLAGS)
+        fd = open_quietly(link)
     except OSError as error:
         return f"cannot be opened: {os.strerror(error.errno or 0)}"
     is_writable = status.st_uid == os.geteuid() or os.access(link, os.W_OK)
@@ -293,7 +281,7 @@ def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:
         return ObjectFacts("special", f"{KERNEL_MAGICS[magic]} memory cannot be opened")
     if not stat.S_ISREG(status.st_mode):
         return ObjectFacts("special", "not a regular file")
-    return ObjectFacts(_KINDS.get(magic, "file"))
+    return ObjectFacts(KIND_BY_MAGIC.get(magic, "file"))
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from memlens.errors import MemlensError
 from memlens.kernel.cachewalk import walker
 from memlens.kernel.processes import FileMappers
-from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
+from memlens.objects.backing import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.objects.filewalk import FileWalk, OpenFile
 from memlens.scan.machine import Machine
 from memlens.scan.mappings import MappedPages
