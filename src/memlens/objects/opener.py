@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from memlens.errors import MemlensError
-from memlens.kernel.maps import Mapping, possible_paths
+from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import (
     BTRFS_MAGIC,
     KERNEL_MAGICS,
@@ -34,6 +34,9 @@ ZERO_DEVICE = os.makedev(1, 5)
 KERNEL_NAMES = frozenset(
     {"[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"}
 )
+# What maps prints for a newline, and how many are read in both ways.
+_NEWLINE = "\\012"
+_NEWLINES_READ = 3
 _HUGE_SIZES = "/sys/kernel/mm/hugepages"
 
 
@@ -233,6 +236,31 @@ class Opener:
             except MemlensError:
                 self._mount_table = MountTable({}, {})
         return self._mount_table
+
+
+def possible_paths(path: str) -> list[str]:
+    r"""
+    Return the names that a mapped file may really have, going by what maps prints.
+
+    >>> possible_paths("/d/a\\012b")
+    ['/d/a\nb', '/d/a\\012b']
+
+    A newline is printed as ``\012`` and a backslash as itself; `` (deleted)`` may belong to
+    the name.  What is found by one of them must be proven to be what is mapped.  Of a
+    name with many newlines not all readings are given: see ``has_all_paths``.
+    """
+    parts = path.split(_NEWLINE)
+    if not has_all_paths(path):
+        return ["\n".join(parts), path]
+    names = parts[:1]
+    for part in parts[1:]:
+        names = [name + between + part for name in names for between in ("\n", _NEWLINE)]
+    return names
+
+
+def has_all_paths(path: str) -> bool:
+    """Return whether ``possible_paths`` gives every name that a file may have."""
+    return path.count(_NEWLINE) <= _NEWLINES_READ
 
 
 def reopen(handle: int, kind: str, host: Host, path: str) -> Backing | str:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.kernel import features
-from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import MapsTable, Place
+from memlens.kernel.maps import Mapping, MapsTable, Place
 from memlens.kernel.pagemap import KERNEL_HALF, Pagemap
 from memlens.kernel.process import ProcessDir
 from memlens.objects.opener import (

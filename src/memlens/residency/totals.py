@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.maps import Mapping, MappingFigures
+from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
+from memlens.kernel.smaps import MappingFigures
 from memlens.objects.backing import Backing
 from memlens.objects.overlay import is_maybe_on_swap
 from memlens.pages.classes import PageClass, Reason, Verdict

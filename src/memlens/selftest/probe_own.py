@@ -20,10 +20,11 @@ from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel.cachewalk import walker
 from memlens.kernel.frameslots import FrameSlotReader
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.maps import Mapping, parse_maps, parse_smaps
+from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.pagemap import PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED
 from memlens.kernel.procfs import decode_bytes, raise_errno, read_file
+from memlens.kernel.smaps import parse_smaps
 from memlens.kernel.swaps import read_swap
 from memlens.objects.backing import Backing
 from memlens.objects.references import read_message_descriptors

@@ -9,8 +9,8 @@ import json
 import os
 import sys
 
-from memlens.kernel.maps import MappingFigures, parse_smaps
 from memlens.kernel.procfs import read_file
+from memlens.kernel.smaps import MappingFigures, parse_smaps
 from memlens.kernel.syscalls import libc
 from memlens.selftest.memory import MADV_DONTFORK, PAGE, Region
 from memlens.selftest.recipes import RECIPES, Bench, CannotMake, Made

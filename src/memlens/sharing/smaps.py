@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from memlens.kernel.maps import MappingFigures
 from memlens.kernel.process import ProcessDir
+from memlens.kernel.smaps import MappingFigures
 from memlens.kernel.swaps import parse_meminfo
 from memlens.scan.machine import Machine
 from memlens.sharing.records import MappingShare, ProcessShare, ShareCounts
