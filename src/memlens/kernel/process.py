@@ -18,7 +18,6 @@ from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import READ_NEEDS, Host, decode_bytes, raise_errno, read_file
-from memlens.kernel.smaps import MappingFigures, parse_smaps
 from memlens.kernel.syscalls import libc
 
 PF_KTHREAD = 0x00200000
@@ -171,14 +170,6 @@ class ProcessDir:
     def read_maps(self) -> list[Mapping]:
         """Return the mappings now."""
         return parse_maps(self.read("maps"), f"{self.path}/maps")
-
-    def read_smaps(self) -> list[MappingFigures]:
-        """
-        Return the figures of every mapping now.
-
-        The kernel walks all page tables for it, with the mmap lock held.
-        """
-        return parse_smaps(self.read("smaps"), f"{self.path}/smaps")
 
     def identity(self, pagemap: Pagemap) -> Identity:
         """

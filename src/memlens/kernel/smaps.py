@@ -7,7 +7,7 @@ kernel, so that the file is a table whose cells are found by counting lines; 65,
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from memlens.kernel.maps import (
     table_of,
 )
 from memlens.kernel.procfs import decode_bytes
+
+if TYPE_CHECKING:
+    from memlens.kernel.process import ProcessDir
 
 _PIECE_BYTES = 1 << 20
 _NEWLINE, _ZERO, _LETTER = b"\n0A"
@@ -111,6 +114,17 @@ def join_smaps_pieces(
         name: np.concatenate([part.size_bytes[name] for part in parts]) for name in names
     }
     return SmapsTable(maps, columns)
+
+
+def read_smaps(process: "ProcessDir") -> list[MappingFigures]:
+    """
+    Return the figures of every mapping of a process now.
+
+    The kernel walks all page tables for it, with the mmap lock held.
+
+    :raises MemlensError: as the read gives it, or if a line is not as documented.
+    """
+    return parse_smaps(process.read("smaps"), f"{process.path}/smaps")
 
 
 def parse_smaps_table(

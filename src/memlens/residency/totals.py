@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from memlens.errors import MemlensError
 from memlens.kernel.maps import Mapping
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.smaps import MappingFigures
+from memlens.kernel.smaps import MappingFigures, read_smaps
 from memlens.objects.backing import Backing
 from memlens.objects.overlay import is_maybe_on_swap
 from memlens.pages.classes import PageClass, Reason, Verdict
@@ -44,7 +44,7 @@ class Settler:
             return None
         if self._figures is None:
             try:
-                self._figures = {row.mapping: row for row in self.process.read_smaps()}
+                self._figures = {row.mapping: row for row in read_smaps(self.process)}
                 self.machine.meter.used.add("smaps")
             except MemlensError:
                 self._figures = {}

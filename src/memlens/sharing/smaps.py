@@ -3,7 +3,7 @@
 import numpy as np
 
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.smaps import MappingFigures
+from memlens.kernel.smaps import MappingFigures, read_smaps
 from memlens.kernel.swaps import parse_meminfo
 from memlens.scan.machine import Machine
 from memlens.sharing.records import MappingShare, ProcessShare, ShareCounts
@@ -36,7 +36,7 @@ def read_smaps_sharing(
 def _process(
     directory: ProcessDir, parent: int | None
 ) -> tuple[ProcessShare, list[MappingShare]]:
-    every = directory.read_smaps()
+    every = read_smaps(directory)
     figures = [row for row in every if row.size_bytes.get("Rss")]
     size = directory.host.page_size_bytes
     counts = ShareCounts.zeros(len(figures))
