@@ -102,7 +102,6 @@ TAKE_THEM = {
     "_parse_area": "a parser",
     "ObjectUse.pages": "plain facts in bytes, counted in pages",
     "ProcessFacts.count_entries": "plain facts in bytes, counted in pages",
-    "OwnPages": "memory that is made, of the kernel's pages",
     "Reader": "a record",
 }
 RECORD_FILES = ("records.py", "report.py")

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import table_of as maps_table_of
+from memlens.kernel.maps import table_of as maps_table_of
 from memlens.kernel.pagemap import (
     PAGE_IS_PFNZERO,
     PAGE_IS_PRESENT,

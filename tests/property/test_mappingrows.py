@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import table_of
+from memlens.kernel.maps import Mapping, table_of
 from memlens.pages.classes import PageClass
 from memlens.pages.runs import Runs, count_runs, decode_runs, encode_runs, join_runs
 from memlens.residency.tables import MappingRows, join_rows

@@ -5,8 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memlens.errors import MemlensError
-from memlens.kernel.maps import Mapping, parse_maps
-from memlens.kernel.mapstable import join_tables, overlaps, parse_maps_table, table_of
+from memlens.kernel.maps import (
+    Mapping,
+    join_tables,
+    overlaps,
+    parse_maps,
+    parse_maps_table,
+    table_of,
+)
 
 paths = st.sampled_from(
     ["", "[heap]", "[vvar]", "/a b-c (deleted)", "/d\\012e", " /f", "/\xe9", "anon_inode:[x]"]

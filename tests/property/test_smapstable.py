@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlens.kernel.maps import parse_smaps
-from memlens.kernel.smapstable import parse_smaps_table
+from memlens.kernel.smaps import parse_smaps, parse_smaps_table
 
 NAMES = ["Rss", "Anonymous", "Private_Hugetlb"]
 figures = st.integers(0, 1 << 33)

@@ -5,7 +5,8 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memlens.kernel.maps import Mapping, parse_maps, parse_smaps
+from memlens.kernel.maps import Mapping, parse_maps
+from memlens.kernel.smaps import parse_smaps
 from memlens.units import escape_text, format_size, parse_address, parse_range
 
 addresses = st.integers(0, (1 << 64) - 1)

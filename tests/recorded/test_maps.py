@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
+from memlens.kernel.maps import Mapping, parse_maps
+from memlens.kernel.smaps import MappingFigures, parse_smaps
 
 HERE = Path(__file__).parent
 VARIANTS = HERE / "variants"

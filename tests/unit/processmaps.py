@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import Place, table_of
+from memlens.kernel.maps import Mapping, Place, table_of
 from memlens.pages.classes import CLASSES, PageClass
 from memlens.pages.decode import Words
 from memlens.pages.runs import EMPTY, encode_runs, join_runs, select_runs

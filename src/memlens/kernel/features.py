@@ -15,14 +15,7 @@ import numpy as np
 from memlens.errors import MemlensError
 from memlens.kernel.pagemap import PAGE_IS_PFNZERO, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, Pagemap
 from memlens.kernel.procfs import Host, page_size_bytes, read_file
-from memlens.kernel.syscalls import (
-    MAP_FAILED,
-    MAP_PRIVATE,
-    NR_CACHESTAT,
-    Cachestat,
-    CachestatRange,
-    libc,
-)
+from memlens.kernel.syscalls import MAP_FAILED, MAP_PRIVATE, cachestat, libc
 
 _PFN = (1 << 55) - 1
 _CAP_SYS_PTRACE = 1 << 19
@@ -79,9 +72,9 @@ def has_cachestat() -> bool:
     fd = os.memfd_create("memlens", os.MFD_CLOEXEC)
     try:
         os.write(fd, b"x")
-        asked, found = CachestatRange(0, page_size_bytes()), Cachestat()
-        libc.syscall(NR_CACHESTAT, fd, ctypes.byref(asked), ctypes.byref(found), 0)
-        return bool(found.nr_cache == 1)
+        return cachestat(fd, 0, page_size_bytes()).nr_cache == 1
+    except OSError:
+        return False
     finally:
         os.close(fd)
 

@@ -69,6 +69,14 @@ OVERLAYFS_MAGIC = 0x794C7630
 BTRFS_MAGIC = 0x9123683E
 PROC_MAGIC = 0x9FA0
 
+# The kinds of objects by file system; all others are plain files.
+KIND_BY_MAGIC = {
+    TMPFS_MAGIC: "shmem",
+    RAMFS_MAGIC: "ramfs",
+    HUGETLBFS_MAGIC: "hugetlb",
+    OVERLAYFS_MAGIC: "overlay",
+}
+
 # File systems whose files are windows on the kernel, not pages on a disk.
 KERNEL_MAGICS = {
     PROC_MAGIC: "proc",

@@ -8,12 +8,13 @@ its directory is held open, so that a reused PID is never read by mistake.
 import os
 import platform
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
-from memlens.kernel.maps import Mapping, MappingFigures, parse_maps, parse_smaps
+from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.mounts import parse_mounts
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import READ_NEEDS, Host, decode_bytes, raise_errno, read_file
@@ -148,33 +149,27 @@ class ProcessDir:
         self.host.meter.add(len(raw), 0.0)
         return raw
 
-    def read_open(self, fd: int, name: str) -> bytes:
+    def iter_read(self, name: str) -> Iterator[bytes]:
         """
-        Return the next piece of an open file of the process, nothing at its end.
+        Yield the content of a file of the process, read by read.
 
-        :param name: of the file.
         :raises MemlensError: as ``raise_errno`` tells.
         """
+        fd = self.open(name)
         try:
-            raw = self.host.meter.time(lambda: os.read(fd, 1 << 14))
+            while raw := self.host.meter.time(lambda: os.read(fd, 1 << 14)):
+                self.host.meter.add(len(raw), 0.0)
+                yield raw
         except OSError as error:
             raise_errno(
                 error, f"cannot read {name} of process {self.pid}", f"{self.path}/{name}"
             )
-        self.host.meter.add(len(raw), 0.0)
-        return raw
+        finally:
+            os.close(fd)
 
     def read_maps(self) -> list[Mapping]:
         """Return the mappings now."""
         return parse_maps(self.read("maps"), f"{self.path}/maps")
-
-    def read_smaps(self) -> list[MappingFigures]:
-        """
-        Return the figures of every mapping now.
-
-        The kernel walks all page tables for it, with the mmap lock held.
-        """
-        return parse_smaps(self.read("smaps"), f"{self.path}/smaps")
 
     def identity(self, pagemap: Pagemap) -> Identity:
         """

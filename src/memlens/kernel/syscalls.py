@@ -6,8 +6,11 @@ import os
 import platform
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
-from memlens.kernel.procfs import Host, read_file
+from memlens.kernel.procfs import Host, page_size_bytes, read_file
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -19,29 +22,18 @@ PROT_NONE = 0
 MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-class CachestatRange(ctypes.Structure):
-    """struct cachestat_range of include/uapi/linux/mman.h; both in bytes."""
-
-    _fields_ = [("off", ctypes.c_uint64), ("len", ctypes.c_uint64)]
-
-
-class Cachestat(ctypes.Structure):
+class Cachestat(NamedTuple):
     """struct cachestat of include/uapi/linux/mman.h; all in pages."""
 
-    _fields_ = [
-        ("nr_cache", ctypes.c_uint64),
-        ("nr_dirty", ctypes.c_uint64),
-        ("nr_writeback", ctypes.c_uint64),
-        ("nr_evicted", ctypes.c_uint64),
-        ("nr_recently_evicted", ctypes.c_uint64),
-    ]
+    nr_cache: int
+    nr_dirty: int
+    nr_writeback: int
+    nr_evicted: int
+    nr_recently_evicted: int
 
 
-class _Statfs(ctypes.Structure):
-    """Head of struct statfs of 64-bit architectures; only the type is used."""
-
-    _fields_ = [("f_type", ctypes.c_long), ("rest", ctypes.c_byte * 248)]
-
+# More than struct statfs has on any 64-bit architecture; its type comes first.
+_Statfs = ctypes.c_ulong * 32
 
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [
@@ -61,6 +53,19 @@ libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
 libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
+# A handle of its own, so that its argument types bind no other call.
+_cachestat = ctypes.CDLL(None, use_errno=True).syscall
+_cachestat.restype = ctypes.c_long
+_cachestat.argtypes = [
+    ctypes.c_long,
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_uint,
+]
+_CachestatRange, _CachestatFigures = ctypes.c_uint64 * 2, ctypes.c_uint64 * 5
+
+
 def raise_last_errno(path: str = "") -> None:
     """Raise OSError for the errno that the last call of ``libc`` left."""
     code = ctypes.get_errno()
@@ -74,9 +79,47 @@ def fstatfs_type(fd: int) -> int:
     :raises OSError: as fstatfs(2) gives it.
     """
     buffer = _Statfs()
-    if libc.fstatfs(fd, ctypes.byref(buffer)) != 0:
+    if libc.fstatfs(fd, buffer) != 0:
         raise_last_errno()
-    return int(buffer.f_type) & 0xFFFFFFFF
+    return int(buffer[0]) & 0xFFFFFFFF
+
+
+def cachestat(fd: int, start: int, size_bytes: int) -> Cachestat:
+    """
+    Return what the page cache holds of a range of an open file.
+
+    :param start: first byte.
+    :param size_bytes: how many; 0 for all there are from the first on, also beyond the end.
+    :raises OSError: EPERM if the reader may not know, ENOSYS before commit cf264e1329fb
+        ("cachestat: implement cachestat syscall") (in v6.5), EOPNOTSUPP on hugetlbfs.
+    """
+    found = _CachestatFigures()
+    if _cachestat(NR_CACHESTAT, fd, _CachestatRange(start, size_bytes), found, 0) != 0:
+        raise_last_errno()
+    return Cachestat._make(found)
+
+
+def mincore(fd: int, start: int, size_bytes: int) -> NDArray[np.bool_]:
+    """
+    Return whether each page of a range of an open file is in RAM.
+
+    :param start: first byte, at a page.
+    :return: ``(pages,)`` bool: in the page cache or the swap cache.
+    :raises OSError: as mmap(2) and mincore(2) give it.
+    """
+    # A private PROT_NONE mapping of a read-only descriptor: it hinders no seal, reserves
+    # nothing and can never fault a page in.
+    address = libc.mmap(None, size_bytes, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE, fd, start)
+    if address == MAP_FAILED:
+        raise_last_errno()
+    vector = np.empty(-(-size_bytes // page_size_bytes()), np.uint8)
+    try:
+        if libc.mincore(address, size_bytes, vector.ctypes.data) != 0:
+            raise_last_errno()
+    finally:
+        libc.munmap(address, size_bytes)
+    # Only the lowest bit has a meaning; the others are reserved.
+    return (vector & 1).astype(bool)
 
 
 class _Statx(ctypes.Structure):

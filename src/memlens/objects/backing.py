@@ -6,29 +6,26 @@ syscall") (in v6.5)); its structures are in include/uapi/linux/mman.h.
 None of these touches a page: nothing is faulted in, and no accessed bit is set.
 """
 
-import ctypes
 import errno
+import fcntl
 import os
+import stat
 from array import array
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.procfs import Host
-from memlens.kernel.syscalls import (
-    MAP_FAILED,
-    MAP_NORESERVE,
-    MAP_PRIVATE,
-    NR_CACHESTAT,
-    PROT_NONE,
-    Cachestat,
-    CachestatRange,
-    libc,
-    raise_last_errno,
-)
-from memlens.objects.cachestat import is_quiet
+from memlens.kernel.mounts import BTRFS_MAGIC, KIND_BY_MAGIC
+from memlens.kernel.procfs import Host, read_file
+from memlens.kernel.syscalls import cachestat, fstatfs_type, mincore
 
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NOT_OF_HUGETLB = "cachestat and mincore say nothing of files on hugetlbfs"
+_NEEDS_OWNER = "the kernel says it only to the owner, to who may write it, or with CAP_FOWNER"
+_MINCORE_PAGES = 1 << 20
+_CAP_FOWNER = 3
 _BLOCK_BYTES = 512
 
 
@@ -159,21 +156,10 @@ class Backing:
         :raises OSError: EPERM if the reader may not know, ENOSYS before v6.5,
             EOPNOTSUPP on hugetlbfs.
         """
-        found = self.cachestat_all(first, pages)
-        return found.nr_cache, found.nr_evicted
-
-    def cachestat_all(self, first: int, pages: int) -> Cachestat:
-        """Return every figure of cachestat for a range of pages."""
         size = self.host.page_size_bytes
-        asked = CachestatRange(first * size, pages * size)
-        found = Cachestat()
-        if (
-            libc.syscall(NR_CACHESTAT, self.fd, ctypes.byref(asked), ctypes.byref(found), 0)
-            != 0
-        ):
-            raise_last_errno(self.path)
+        found = cachestat(self.fd, first * size, pages * size)
         self.host.meter.used.add("cachestat")
-        return found
+        return found.nr_cache, found.nr_evicted
 
     def mincore(self, first: int, pages: int) -> NDArray[np.bool_]:
         """
@@ -189,22 +175,10 @@ class Backing:
         if self.kind == "hugetlb":
             raise ValueError("mincore says nothing on hugetlbfs")
         size = self.host.page_size_bytes
-        # A private PROT_NONE mapping of a read-only descriptor: it hinders no seal, reserves
-        # nothing and can never fault a page in.
-        address = libc.mmap(
-            None, pages * size, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE, self.fd, first * size
-        )
-        if address == MAP_FAILED:
-            raise_last_errno(self.path)
-        vector = np.empty(pages, np.uint8)
-        try:
-            if libc.mincore(address, pages * size, vector.ctypes.data) != 0:
-                raise_last_errno(self.path)
-        finally:
-            libc.munmap(address, pages * size)
+        found = mincore(self.fd, first * size, pages * size)
         self.host.meter.used.add("mincore")
         self.host.meter.add(pages, 0.0)
-        return (vector & 1).astype(bool)
+        return found
 
 
 _NOWHERE = (1 << 62, 1 << 62)
@@ -219,3 +193,156 @@ def is_all_data(backing: Backing) -> bool:
     """
     extents = backing.data_extents(0, backing.size_pages())
     return int((extents[:, 1] - extents[:, 0]).sum()) == backing.allocated_pages()
+
+
+# What of a file is in the page cache: cachestat, else mincore.
+#
+# Nothing here disturbs a file: it is opened without a change of its access time, never if
+# that would break a lease, never if it is a device, a pipe or a socket, and no page of it is
+# touched.
+
+
+class Figures(NamedTuple):
+    """
+    Pages of a file, or of a range of it; None is not known.
+
+    :param cached: in the page cache.
+    :param dirty: of these, newer than what is on disk.
+    :param writeback: of these, being written.
+    :param evicted: not in the page cache any more, but the kernel remembers them; of
+        shared memory: on swap.
+    :param recently_evicted: of these, so recently that reading them again would count as
+        a sign that memory is short.
+    """
+
+    cached: int | None
+    dirty: int | None = None
+    writeback: int | None = None
+    evicted: int | None = None
+    recently_evicted: int | None = None
+
+
+NOTHING = Figures(0, 0, 0, 0, 0)
+UNKNOWN = Figures(None)
+
+
+class CacheReader:
+    """
+    Asks thousands of files, a call or two each.
+
+    :param host: says how large a page is, and what is switched off.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.page_size_bytes = host.page_size_bytes
+        self.has_cachestat = "cachestat" not in host.disabled
+        self.has_mincore = "mincore" not in host.disabled
+        self._is_any_owner: bool | None = None
+
+    def kind(self, fd: int) -> str:
+        """Return ``shmem``, ``ramfs``, ``hugetlb``, ``overlay``, ``btrfs`` or ``file``."""
+        magic = fstatfs_type(fd)
+        return "btrfs" if magic == BTRFS_MAGIC else KIND_BY_MAGIC.get(magic, "file")
+
+    def ask(
+        self, fd: int, kind: str, start: int, stop: int, is_quiet: bool = True
+    ) -> tuple[Figures, str]:
+        """
+        Return the figures of a range of a file, and why they are not known.
+
+        :param fd: a regular file, open for reading.
+        :param kind: as ``kind`` gives it.
+        :param start: first byte; a multiple of the page size.
+        :param stop: byte after the last.
+        :param is_quiet: whether mapping the file leaves its access time as it is.
+        """
+        if stop <= start:
+            return NOTHING, ""
+        if kind == "hugetlb":
+            return UNKNOWN, _NOT_OF_HUGETLB
+        # On overlayfs cachestat asks the overlay's own inode, which has no pages.
+        if self.has_cachestat and kind != "overlay":
+            try:
+                return Figures._make(cachestat(fd, start, stop - start)), ""
+            except OSError as error:
+                if error.errno in (errno.EPERM, errno.EACCES):
+                    return UNKNOWN, _NEEDS_OWNER
+                if error.errno != errno.ENOSYS:
+                    return UNKNOWN, f"cachestat: {error.strerror}"
+                self.has_cachestat = False
+        return self._ask_mincore(fd, start, stop, is_quiet)
+
+    def _ask_mincore(
+        self, fd: int, start: int, stop: int, is_quiet: bool
+    ) -> tuple[Figures, str]:
+        if not self.has_mincore:
+            return UNKNOWN, "cachestat and mincore are not to be had"
+        if not self._is_honest(fd):
+            return UNKNOWN, _NEEDS_OWNER
+        if not is_quiet:
+            return UNKNOWN, "mincore would change the access time of a file of another user"
+        try:
+            return Figures(self._mincore(fd, start, stop)), ""
+        except OSError as error:
+            return UNKNOWN, f"mincore: {os.strerror(error.errno or 0)}"
+
+    def _is_honest(self, fd: int) -> bool:
+        """
+        Return whether mincore tells this reader the truth, rather than that all is there.
+
+        commit 134fca9063ad ("mm/mincore.c: make mincore() more conservative") (in v5.2)
+        """
+        if self._is_any_owner is None:
+            self._is_any_owner = _has_capability(_CAP_FOWNER)
+        is_owner = self._is_any_owner or os.fstat(fd).st_uid == os.geteuid()
+        return is_owner or os.access(f"/proc/self/fd/{fd}", os.W_OK)
+
+    def _mincore(self, fd: int, start: int, stop: int) -> int:
+        step = _MINCORE_PAGES * self.page_size_bytes
+        pieces = ((begin, min(step, stop - begin)) for begin in range(start, stop, step))
+        return sum(int(mincore(fd, *piece).sum()) for piece in pieces)
+
+
+def open_quietly(name: str | bytes, dir_fd: int | None = None, flags: int = 0) -> int:
+    """
+    Open for reading without a change of the access time, where this user may do that.
+
+    :raises OSError: as open(2) gives it.
+    """
+    try:
+        return os.open(name, _OPEN_FLAGS | os.O_NOATIME | flags, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, _OPEN_FLAGS | flags, dir_fd=dir_fd)
+
+
+def is_quiet(fd: int) -> bool:
+    """
+    Return whether mapping an open file leaves its access time as it is.
+
+    O_NOATIME is only for the owner and CAP_FOWNER.
+    """
+    if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME:
+        return True
+    return bool(os.fstatvfs(fd).f_flag & (os.ST_NOATIME | os.ST_RDONLY))
+
+
+def special_kind(mode: int) -> str:
+    """Return what a file is that is never opened, "" for a regular file."""
+    names = {
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFDIR: "a directory",
+    }
+    return "" if stat.S_ISREG(mode) else names.get(stat.S_IFMT(mode), "a special file")
+
+
+def _has_capability(number: int) -> bool:
+    try:
+        lines = read_file("/proc/self/status").split(b"\n")
+    except OSError:
+        return False
+    held = [int(line.split()[1], 16) for line in lines if line.startswith(b"CapEff:")]
+    return bool(held and held[0] >> number & 1)

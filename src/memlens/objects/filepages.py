@@ -18,24 +18,24 @@ from numpy.typing import NDArray
 
 from memlens.errors import AccessDenied, MemlensError, Unsupported
 from memlens.kernel import features
+from memlens.kernel.mounts import HUGETLBFS_MAGIC, TMPFS_MAGIC
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import Host, raise_errno
 from memlens.kernel.syscalls import (
     MAP_FAILED,
-    NR_CACHESTAT,
     Cachestat,
-    CachestatRange,
+    cachestat,
     fstatfs_type,
     libc,
+    mincore,
     raise_last_errno,
 )
+from memlens.objects.backing import open_quietly
 from memlens.objects.leases import LEASED, Leases
 
 PIECE_PAGES = 1 << 14
 _MAP_SHARED, _PROT_READ = 1, 1
 _MADV_RANDOM, _MADV_SEQUENTIAL = 1, 2
-_HUGETLBFS = 0x958458F6
-_SHMEM = 0x01021994
 
 # writev(2) takes so many pieces (UIO_MAXIOV), and a pipe holds more bytes than that.
 _PIECES = 1024
@@ -64,7 +64,7 @@ class CachedFile:
             if not stat.S_ISREG(status.st_mode):
                 raise MemlensError("not a regular file", path=path)
             self._magic = fstatfs_type(self.fd)
-            if self._magic == _HUGETLBFS:
+            if self._magic == HUGETLBFS_MAGIC:
                 raise Unsupported("hugetlbfs: mapping it would reserve pages", path=path)
             self._raise_if_kept_secret(status)
             own = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
@@ -108,7 +108,7 @@ class CachedFile:
             if address in (None, MAP_FAILED):
                 raise_last_errno()
             try:
-                is_cached = self._find_cached(address, page, pages)
+                is_cached = self._find_cached(page, pages)
                 _advise(address, pages * size, _MADV_RANDOM)
                 self._touch(address + np.flatnonzero(is_cached) * size)
                 _advise(address, pages * size, _MADV_SEQUENTIAL)
@@ -118,12 +118,10 @@ class CachedFile:
         except OSError as error:
             raise_errno(error, "cannot look at the page cache", self.path)
 
-    def _find_cached(self, address: int, page: int, pages: int) -> NDArray[np.bool_]:
-        vector = np.zeros(pages, np.uint8)
-        if libc.mincore(address, pages * self.page_size_bytes, vector.ctypes.data) != 0:
-            raise_last_errno()
-        is_cached: NDArray[np.bool_] = (vector & 1) != 0
-        if self._magic == _SHMEM and features.has_cachestat():
+    def _find_cached(self, page: int, pages: int) -> NDArray[np.bool_]:
+        size = self.page_size_bytes
+        is_cached = mincore(self.fd, page * size, pages * size)
+        if self._magic == TMPFS_MAGIC and features.has_cachestat():
             # mincore also means copies in the swap cache; a touch would swap these in.
             self._leave_swap(is_cached, page, 0, pages)
         return is_cached
@@ -143,11 +141,7 @@ class CachedFile:
         self._leave_swap(is_cached, page, middle, high)
 
     def _cachestat(self, page: int, pages: int) -> Cachestat:
-        size = self.page_size_bytes
-        asked, found = CachestatRange(page * size, pages * size), Cachestat()
-        if libc.syscall(NR_CACHESTAT, self.fd, ctypes.byref(asked), ctypes.byref(found), 0):
-            raise_last_errno()
-        return found
+        return cachestat(self.fd, page * self.page_size_bytes, pages * self.page_size_bytes)
 
     def _touch(self, addresses: NDArray[np.int64]) -> None:
         """
@@ -191,15 +185,11 @@ class CachedFile:
 
 
 def _open(path: str, host: Host) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         if Leases(host).has_named(path, None, os.stat(path).st_ino):
             raise MemlensError(LEASED, path=path)
-        try:
-            # Mapping counts as reading: without this the file's access time would change.
-            return os.open(path, flags | os.O_NOATIME)
-        except PermissionError:
-            return os.open(path, flags)
+        # Mapping counts as reading.
+        return open_quietly(path)
     except FileNotFoundError as error:
         raise MemlensError("no such file", path=path) from error
     except (OSError, ValueError) as error:

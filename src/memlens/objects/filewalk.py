@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from memlens.kernel.mounts import PROC_MAGIC, may_hang
-from memlens.kernel.procfs import Host, decode_bytes, read_file, unescape_path
+from memlens.kernel.mounts import PROC_MAGIC, may_hang, parse_mounts
+from memlens.kernel.procfs import Host, read_file
 from memlens.kernel.syscalls import fstatfs_type, status_of
-from memlens.objects.cachestat import open_quietly, special_kind
+from memlens.objects.backing import open_quietly, special_kind
 from memlens.objects.leases import LEASED, Leases
 
 _MAY_HANG = "may not answer: not entered"
@@ -207,19 +207,13 @@ def parse_mount_reasons(raw: bytes) -> dict[str, str]:
 
     Of mounts on one another the last counts.
     """
-    found: dict[str, str] = {}
-    for line in decode_bytes(raw).split("\n"):
-        head, dash, tail = line.partition(" - ")
-        if not dash:
-            continue
-        kind, point = tail.split(" ", 1)[0], unescape_path(head.split(" ")[4])
-        if kind in _KERNELS_OWN:
-            found[point] = _OF_KERNEL
-        elif may_hang(kind):
-            found[point] = f"{kind} {_MAY_HANG}"
-        else:
-            found[point] = ""
-    return found
+    return {mount.mount_point: _reason_to_stay_out(mount.kind) for mount in parse_mounts(raw)}
+
+
+def _reason_to_stay_out(kind: str) -> str:
+    if kind in _KERNELS_OWN:
+        return _OF_KERNEL
+    return f"{kind} {_MAY_HANG}" if may_hang(kind) else ""
 
 
 def _yield_open(item: OpenFile | None) -> Iterator[OpenFile]:

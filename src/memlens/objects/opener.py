@@ -13,21 +13,19 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from memlens.errors import MemlensError
-from memlens.kernel.maps import Mapping, possible_paths
+from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import (
     BTRFS_MAGIC,
-    HUGETLBFS_MAGIC,
     KERNEL_MAGICS,
+    KIND_BY_MAGIC,
     OVERLAYFS_MAGIC,
-    RAMFS_MAGIC,
-    TMPFS_MAGIC,
     may_hang,
     parse_mounts,
 )
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import Host, decode_bytes, encode_text, read_file
 from memlens.kernel.syscalls import fstatfs_type
-from memlens.objects.backing import Backing
+from memlens.objects.backing import Backing, open_quietly
 from memlens.objects.leases import Leases
 
 ZERO_DEVICE = os.makedev(1, 5)
@@ -36,14 +34,10 @@ ZERO_DEVICE = os.makedev(1, 5)
 KERNEL_NAMES = frozenset(
     {"[vvar]", "[vvar_vclock]", "[vdso]", "[vsyscall]", "[uprobes]", "[sigpage]", "[vectors]"}
 )
-_KINDS = {
-    TMPFS_MAGIC: "shmem",
-    RAMFS_MAGIC: "ramfs",
-    HUGETLBFS_MAGIC: "hugetlb",
-    OVERLAYFS_MAGIC: "overlay",
-}
+# What maps prints for a newline, and how many are read in both ways.
+_NEWLINE = "\\012"
+_NEWLINES_READ = 3
 _HUGE_SIZES = "/sys/kernel/mm/hugepages"
-_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class ObjectFacts(NamedTuple):
@@ -244,6 +238,31 @@ class Opener:
         return self._mount_table
 
 
+def possible_paths(path: str) -> list[str]:
+    r"""
+    Return the names that a mapped file may really have, going by what maps prints.
+
+    >>> possible_paths("/d/a\\012b")
+    ['/d/a\nb', '/d/a\\012b']
+
+    A newline is printed as ``\012`` and a backslash as itself; `` (deleted)`` may belong to
+    the name.  What is found by one of them must be proven to be what is mapped.  Of a
+    name with many newlines not all readings are given: see ``has_all_paths``.
+    """
+    parts = path.split(_NEWLINE)
+    if not has_all_paths(path):
+        return ["\n".join(parts), path]
+    names = parts[:1]
+    for part in parts[1:]:
+        names = [name + between + part for name in names for between in ("\n", _NEWLINE)]
+    return names
+
+
+def has_all_paths(path: str) -> bool:
+    """Return whether ``possible_paths`` gives every name that a file may have."""
+    return path.count(_NEWLINE) <= _NEWLINES_READ
+
+
 def reopen(handle: int, kind: str, host: Host, path: str) -> Backing | str:
     """
     Open for reading what an O_PATH descriptor holds; a text says why that cannot be.
@@ -255,10 +274,7 @@ def reopen(handle: int, kind: str, host: Host, path: str) -> Backing | str:
     status = os.fstat(handle)
     link = f"/proc/self/fd/{handle}"
     try:
-        try:
-            fd = os.open(link, _OPEN_FLAGS | os.O_NOATIME)
-        except PermissionError:
-            fd = os.open(link, _OPEN_FLAGS)
+        fd = open_quietly(link)
     except OSError as error:
         return f"cannot be opened: {os.strerror(error.errno or 0)}"
     is_writable = status.st_uid == os.geteuid() or os.access(link, os.W_OK)
@@ -293,7 +309,7 @@ def _facts_of(handle: int, mapping: Mapping) -> ObjectFacts:
         return ObjectFacts("special", f"{KERNEL_MAGICS[magic]} memory cannot be opened")
     if not stat.S_ISREG(status.st_mode):
         return ObjectFacts("special", "not a regular file")
-    return ObjectFacts(_KINDS.get(magic, "file"))
+    return ObjectFacts(KIND_BY_MAGIC.get(magic, "file"))
 
 
 @lru_cache(maxsize=256)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 from memlens.errors import MemlensError
 from memlens.kernel import features
-from memlens.kernel.maps import Mapping, has_all_paths, possible_paths
+from memlens.kernel.maps import Mapping
 from memlens.kernel.mounts import OVERLAYFS_MAGIC, TMPFS_MAGIC, Mount, parse_mounts
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.procfs import encode_text, unescape_path
 from memlens.kernel.syscalls import fstatfs_type
-from memlens.objects.opener import device_number
+from memlens.objects.opener import device_number, has_all_paths, possible_paths
 
 # What a copy-up leaves on the copy.  Mounts of ordinary users have it where they may write:
 # option userxattr (commit 2d2f2d7322ff ("ovl: user xattr") (in v5.11)), which some kernels

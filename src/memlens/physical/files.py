@@ -19,7 +19,7 @@ from memlens.kernel.mounts import KERNEL_MAGICS, may_hang
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import FileMappers, list_pids
 from memlens.kernel.syscalls import fstatfs_type, statx_cached
-from memlens.objects.cachestat import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
+from memlens.objects.backing import UNKNOWN, CacheReader, Figures, is_quiet, open_quietly
 from memlens.objects.filewalk import FileWalk, OpenFile
 from memlens.objects.leases import LEASED, Leases
 from memlens.objects.opener import Opener, device_number, parse_mount_table, reopen

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
 from memlens.kernel.kpage import KpageFile, read_sorted
-from memlens.kernel.maps import KERNEL_HALF, Mapping, MappingFigures
+from memlens.kernel.maps import KERNEL_HALF, Mapping
 from memlens.kernel.pagemap import PAGE_IS_HUGE, PAGE_IS_PFNZERO
 from memlens.kernel.process import ProcessDir
-from memlens.kernel.smapstable import SmapsTable, read_smaps_table
+from memlens.kernel.smaps import MappingFigures, SmapsTable, join_smaps_pieces
 from memlens.kernel.zoneinfo import read_node_ranges
 from memlens.pages.arrays import distinct, join_ranges
 from memlens.pages.bits import PM_PFN, PM_PRESENT
@@ -215,7 +215,9 @@ class HugeReader:
     ) -> tuple[HugeFigures, list[tuple[Mapping, HugeFigures]]]:
         """Return the sum, and mappings with anything special: others are not read alone."""
         special = None if self.flags is None else SpecialReader(table, self.flags)
-        smaps = read_smaps_table(directory, _FIGURES)
+        smaps = join_smaps_pieces(
+            directory.iter_read("smaps"), _FIGURES, f"{directory.path}/smaps"
+        )
         maps, size = smaps.maps, smaps.size_bytes
         page = self.page_size_bytes
         is_open = np.array([mode[:3] != "---" for mode in maps.modes], bool)[maps.mode]

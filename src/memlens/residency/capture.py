@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from memlens.errors import MemlensError, ProcessGone
 from memlens.kernel import features
-from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import MapsTable, overlaps, parse_maps_table
+from memlens.kernel.maps import Mapping, MapsTable, overlaps, parse_maps_table
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.zoneinfo import NodeRange, read_node_ranges
 from memlens.objects.opener import ANONYMOUS, ObjectFacts, Opener

@@ -10,8 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from memlens.kernel.maps import Mapping
-from memlens.kernel.mapstable import Place
+from memlens.kernel.maps import Mapping, Place
 from memlens.objects.opener import REPLACED, ObjectFacts, Opener
 from memlens.pages.runs import Runs, clip_runs, concat_runs
 from memlens.pages.slotruns import NO_SLOTS, SlotRuns

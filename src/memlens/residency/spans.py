@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.maps import KERNEL_HALF, Mapping
-from memlens.kernel.mapstable import MapsTable, table_of
+from memlens.kernel.maps import KERNEL_HALF, Mapping, MapsTable, table_of
 from memlens.objects.opener import (
     REPLACED,
     SHMEM,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.mapstable import MapsTable, join_tables
+from memlens.kernel.maps import MapsTable, join_tables
 from memlens.kernel.process import Identity
 from memlens.pages.arrays import distinct
 from memlens.pages.classes import CLASSES, REASONS, PageClass, Reason, Verdict

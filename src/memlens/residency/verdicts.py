@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memlens.errors import MemlensError
-from memlens.kernel.maps import Mapping, MappingFigures
-from memlens.kernel.mapstable import MapsTable
+from memlens.kernel.maps import Mapping, MapsTable
 from memlens.kernel.process import ProcessDir
+from memlens.kernel.smaps import MappingFigures, read_smaps
 from memlens.objects.opener import KERNEL_NAMES, ObjectFacts
 from memlens.objects.overlay import is_maybe_on_swap
 from memlens.pages.arrays import distinct
@@ -130,7 +130,7 @@ class Settler:
             return None
         if self._figures is None:
             try:
-                self._figures = {row.mapping: row for row in self.process.read_smaps()}
+                self._figures = {row.mapping: row for row in read_smaps(self.process)}
                 self.machine.meter.used.add("smaps")
             except MemlensError:
                 self._figures = {}

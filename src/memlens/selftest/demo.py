@@ -2,17 +2,20 @@
 The demo: build memory of every kind, look at it, compare with how it was made.
 
 What the pages are is known from how they were made, not from memlens; that they still
-are is proven by their maker right before and right after the look.
+are is proven by their maker (``selftest.specimen_maker``), from figures that it reads of
+itself (smaps, mincore), right before and right after the look.
 """
 
+import json
 import os
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from subprocess import Popen
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +41,6 @@ from memlens.selftest.records import (
     Reason,
     SwapUse,
 )
-from memlens.selftest.specimens import (
-    Specimen,
-    SpecimenProcess,
-    ask_helper,
-    start_helper,
-    stop_helper,
-)
 
 # Times that specimens which the kernel moved meanwhile are made anew and looked at.
 _TRIES = 4
@@ -58,6 +54,13 @@ _TRUE_FOR = {
     "swapped": frozenset({PageClass.SWAPPED}),
     "nothing": frozenset({PageClass.NONE, PageClass.BEYOND_END}),
 }
+_PROC = "/proc"
+_START = """
+import importlib, sys
+sys.path.append(sys.argv[1])
+importlib.import_module(sys.argv[2]).main(sys.argv[3:])
+"""
+_Helper = subprocess.Popen[str]
 _T = TypeVar("_T")
 OnStage = Callable[[str], None]
 
@@ -127,7 +130,7 @@ def _swap(kinds: tuple[str, ...], machine: Machine, leftovers: list[str]) -> Ite
             leftovers.append(words)
 
 
-def _ask_for_swap(maker: Popen[str]) -> SwapUse:
+def _ask_for_swap(maker: _Helper) -> SwapUse:
     try:
         made = ask_helper(maker, "make")
     except MemlensError as error:
@@ -147,6 +150,136 @@ def _existing_swap(machine: Machine) -> SwapUse | None:
         return None
     is_zram = all(area.kind == "zram" for area in areas)
     return SwapUse("zram" if is_zram else "slow", ", ".join(area.path for area in areas))
+
+
+@dataclass(frozen=True, slots=True)
+class Specimen:
+    """
+    Pages of which it is known what they are.
+
+    :param number: which one.
+    :param family: the kind of memory, a heading.
+    :param how: how it was made.
+    :param address: of its first page.
+    :param pages: how many.
+    :param expected: labels of the classes that it may be in, ``(pages, labels)`` in order.
+    :param failure: why it could not be made, "" if it was.
+    """
+
+    number: int
+    family: str
+    how: str
+    address: int
+    pages: int
+    expected: tuple[tuple[int, tuple[str, ...]], ...]
+    failure: str = ""
+
+
+class SpecimenProcess:
+    """
+    The process that makes specimens, and ends when this does.
+
+    :param swap: ``none``, ``zram`` (a page goes to swap and leaves nothing in RAM) or
+        ``slow`` (it may leave a copy in the swap cache).
+    :param why_no_swap: the reason, for what needs swap.
+    :raises Unsupported: without /proc.
+    """
+
+    def __init__(self, swap: str, why_no_swap: str = "") -> None:
+        # The maker proves what it made with files of its own.
+        if not os.path.exists(f"{_PROC}/self/smaps"):
+            raise Unsupported("not a proc file system, or one without smaps", path=_PROC)
+        self._maker = start_helper("specimen_maker", swap, why_no_swap)
+
+    def __enter__(self) -> "SpecimenProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """Return its PID."""
+        return self._maker.pid
+
+    def close(self) -> None:
+        """End it, and wait until it has."""
+        stop_helper(self._maker)
+
+    def make(self, numbers: Iterable[int] = ()) -> list[Specimen]:
+        """
+        Make specimens, or make them anew.
+
+        :param numbers: which ones; none for all there are.
+        :raises MemlensError: if the maker fails as a whole.
+        """
+        rows = ask_helper(self._maker, "make", *map(str, numbers))
+        return [_specimen(row) for row in rows]
+
+    def disproofs(self) -> dict[int, str]:
+        """Return what is not as it was made right now, by number, with the figure."""
+        found = ask_helper(self._maker, "prove")
+        return {int(number): text for number, text in found.items()}
+
+
+def _specimen(row: dict[str, Any]) -> Specimen:
+    expected = tuple((pages, tuple(labels)) for pages, labels in row.pop("expected"))
+    return Specimen(expected=expected, **row)
+
+
+def start_helper(module: str, *arguments: str) -> _Helper:
+    """
+    Start a module of this package as a process that ends when its input does.
+
+    In a session of its own: Ctrl-C is for us, and what it has to undo it undoes even if
+    we are killed.
+    """
+    # Last in the path: beside an installed package lie others, some named as Python's own.
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    name = f"memlens.selftest.{module}"
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", _START, root, name, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ask_helper(helper: _Helper, *words: str) -> Any:
+    """
+    Send one line to a helper and return its answer.
+
+    :raises MemlensError: if it gives none.
+    """
+    line = ""
+    if helper.stdin is not None and helper.stdout is not None:
+        try:
+            helper.stdin.write(" ".join(words) + "\n")
+            helper.stdin.flush()
+            line = helper.stdout.readline()
+        except BrokenPipeError:
+            pass
+    if not line:
+        raise MemlensError(f"the helper process ended early (exit code {helper.wait()})")
+    answer = json.loads(line)
+    if isinstance(answer, dict) and "error" in answer:
+        raise MemlensError(str(answer["error"]))
+    return answer
+
+
+def stop_helper(helper: _Helper) -> str:
+    """Close the input of a helper, wait until it has ended, and return its last words."""
+    if helper.stdin is not None:
+        try:
+            helper.stdin.close()
+        except BrokenPipeError:
+            pass
+    words = helper.stdout.read() if helper.stdout is not None else ""
+    helper.wait()
+    if helper.stdout is not None:
+        helper.stdout.close()
+    return words.strip()
 
 
 @dataclass(slots=True)

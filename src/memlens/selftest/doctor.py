@@ -1,20 +1,27 @@
 """
 What this kernel and this user let memlens say, and what they keep back.
 
-The interfaces are proven in ``selftest.probes``; here stands what follows from each
-that is missing, for whose processes, and what would mend it.
+Versions are never compared and configurations never read: a call that succeeds may
+still do nothing, as writing 4 to clear_refs does on kernels without soft-dirty.  So
+each probe (``probe_own``, ``probe_others``) makes memory whose state is known, asks, and
+compares.  Here stand the interfaces, and what follows from each that is missing, for
+whose processes, and what would mend it.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
-from memlens.errors import MemlensError
+from memlens.errors import MemlensError, Unsupported
+from memlens.kernel.mounts import PROC_MAGIC
+from memlens.kernel.procfs import raise_errno
 from memlens.kernel.swaps import Swap, area_numbers, read_swap
+from memlens.kernel.syscalls import fstatfs_type
 from memlens.record import Table
 from memlens.report import Missed
 from memlens.scan.machine import Machine, Stopped
-from memlens.selftest.probe_rows import PROBE_TABLE
-from memlens.selftest.probes import find_ground, run_row
+from memlens.selftest import probe_others, probe_own
+from memlens.selftest.probe_ground import Ground, probed, read_capabilities, read_reader
 from memlens.selftest.records import (
     Area,
     Capability,
@@ -22,8 +29,207 @@ from memlens.selftest.records import (
     Gap,
     Outlook,
     Probe,
+    Reader,
     Zram,
     Zswap,
+)
+
+_SEES_FRAMES = "CAP_SYS_ADMIN"
+_OPENS_KPAGE = f"root or CAP_DAC_READ_SEARCH, and {_SEES_FRAMES}"
+_SEES_OTHERS = "CAP_SYS_PTRACE + CAP_DAC_READ_SEARCH"
+_DUMPABLE = "a process that may be dumped (PR_SET_DUMPABLE)"
+_FAULTS = "CAP_SYS_PTRACE, or a seccomp filter that lets it through"
+_BUILT = "a kernel built with"
+_MONITOR = f"{_BUILT} CONFIG_PROC_PAGE_MONITOR"
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeRow:
+    """
+    How one interface is probed.
+
+    :param group: see ``Probe``.
+    :param title: see ``Probe``.
+    :param ask: makes the round trip, returns the proof or raises; its name is ``ask_`` and
+        that of the interface.
+    :param privilege: the least that gives it when it is refused.
+    :param kernel: what has it when this kernel lacks it.
+    :param stands_on: other interfaces that it is made of.
+    """
+
+    group: str
+    title: str
+    ask: Callable[[Ground], str]
+    privilege: str
+    kernel: str
+    stands_on: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the name of the interface, as MEMLENS_DISABLE has it."""
+        return self.ask.__name__.removeprefix("ask_")
+
+
+# THE table of interfaces that are probed.  The privileges were measured, for readers of every
+# capability alone and together; docs/how-it-works/permissions.md has that table.
+PROBE_TABLE = (
+    ProbeRow("own", "page table words", probe_own.ask_pagemap, _DUMPABLE, _MONITOR),
+    ProbeRow(
+        "own",
+        "what is mapped, without a look at holes",
+        probe_own.ask_pagemap_scan,
+        _DUMPABLE,
+        "Linux 6.7",
+    ),
+    ProbeRow(
+        "own", "guard regions told from swap", probe_own.ask_guard, _DUMPABLE, "Linux 6.15"
+    ),
+    ProbeRow(
+        "own",
+        "totals, to settle by what entries hide",
+        probe_own.ask_smaps,
+        _DUMPABLE,
+        _MONITOR,
+    ),
+    ProbeRow(
+        "own",
+        "opens the object of a mapping",
+        probe_own.ask_map_files,
+        "CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN",
+        "a /proc with map_files",
+    ),
+    ProbeRow(
+        "own",
+        "data or hole, on shared memory",
+        probe_own.ask_seek_data,
+        "nothing",
+        "a kernel with tmpfs",
+    ),
+    ProbeRow(
+        "own", "in RAM or not, on shared memory", probe_own.ask_mincore, "nothing", "any Linux"
+    ),
+    ProbeRow(
+        "own",
+        "in RAM or evicted, in one call",
+        probe_own.ask_cachestat,
+        "a seccomp filter that lets it through",
+        "Linux 6.5, and a seccomp filter that lets it through",
+    ),
+    ProbeRow(
+        "own",
+        "mincore and cachestat on files one may not write",
+        probe_own.ask_unwritable_files,
+        "CAP_FOWNER, or CAP_DAC_OVERRIDE where the mount is writable",
+        "any Linux",
+    ),
+    ProbeRow(
+        "own",
+        "swap slots of shared pages (BPF)",
+        probe_own.ask_cachewalk,
+        "CAP_BPF + CAP_PERFMON, or CAP_SYS_ADMIN",
+        "Linux 5.17 with BTF and BPF",
+    ),
+    ProbeRow(
+        "own",
+        "descriptors in messages that nobody has read",
+        probe_own.ask_scm_fds,
+        _DUMPABLE,
+        "Linux 5.6",
+    ),
+    ProbeRow(
+        "other",
+        "maps and smaps",
+        probe_others.ask_other_smaps,
+        "CAP_SYS_PTRACE, or CAP_PERFMON",
+        _MONITOR,
+        ("smaps",),
+    ),
+    ProbeRow(
+        "other", "page table words", probe_others.ask_other_pagemap, _SEES_OTHERS, _MONITOR
+    ),
+    ProbeRow(
+        "other",
+        "opens the object of a mapping",
+        probe_others.ask_other_map_files,
+        f"{_SEES_OTHERS} + CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN)",
+        "a /proc with map_files",
+        ("map_files",),
+    ),
+    ProbeRow(
+        "other",
+        "whether two run in one memory",
+        probe_others.ask_kcmp,
+        "CAP_SYS_PTRACE",
+        f"{_BUILT} CONFIG_KCMP",
+    ),
+    ProbeRow(
+        "frames",
+        "page frame numbers and swap slots in pagemap",
+        probe_own.ask_pfns,
+        _SEES_FRAMES,
+        _MONITOR,
+    ),
+    ProbeRow(
+        "frames", "flags of page frames", probe_own.ask_kpageflags, _OPENS_KPAGE, _MONITOR
+    ),
+    ProbeRow(
+        "frames",
+        "how often page frames are mapped",
+        probe_own.ask_kpagecount,
+        _OPENS_KPAGE,
+        _MONITOR,
+    ),
+    ProbeRow(
+        "frames",
+        "memory cgroups of page frames",
+        probe_own.ask_kpagecgroup,
+        _OPENS_KPAGE,
+        f"{_BUILT} CONFIG_MEMCG",
+    ),
+    ProbeRow(
+        "frames",
+        "swap slots of private pages in RAM (BPF)",
+        probe_own.ask_frameslots,
+        _SEES_FRAMES,
+        "Linux 5.17 with BTF, BPF and CONFIG_SPARSEMEM_VMEMMAP",
+        ("kpageflags",),
+    ),
+    ProbeRow(
+        "tracking",
+        "which page frames were used since",
+        probe_own.ask_page_idle,
+        f"root, and {_SEES_FRAMES}",
+        f"{_BUILT} CONFIG_IDLE_PAGE_TRACKING",
+    ),
+    ProbeRow(
+        "tracking",
+        "which pages were written since",
+        probe_others.ask_soft_dirty,
+        "the same user, or CAP_SYS_PTRACE + CAP_DAC_OVERRIDE",
+        f"{_BUILT} CONFIG_MEM_SOFT_DIRTY",
+    ),
+    ProbeRow(
+        "tracking",
+        "write-protection by userfaultfd",
+        probe_own.ask_uffd_wp,
+        _FAULTS,
+        f"{_BUILT} CONFIG_USERFAULTFD, on a machine that can write-protect",
+    ),
+    ProbeRow(
+        "tracking",
+        "which pages were written since, by PAGEMAP_SCAN",
+        probe_own.ask_uffd_wp_async,
+        _FAULTS,
+        "Linux 6.7",
+        ("pagemap_scan",),
+    ),
+    ProbeRow(
+        "swap",
+        "list of swap areas",
+        probe_own.ask_swap_areas,
+        "a /proc that shows swaps",
+        f"{_BUILT} CONFIG_SWAP",
+    ),
 )
 
 
@@ -203,3 +409,78 @@ def _gaps(scope: str, rows: tuple[_GapRow, ...], probes: Mapping[str, Probe]) ->
             needs = dict.fromkeys(probe.needs for probe in asked)
             found.append(Gap(scope, row.text, "; or ".join(filter(None, needs))))
     return found
+
+
+def find_ground(machine: Machine) -> tuple[Ground, tuple[str, ...]]:
+    """
+    Return where probes are made, and what a reader of their answers must know.
+
+    :raises Unsupported: if there is no /proc.
+    """
+    own, notes = _find_self(machine)
+    reader = replace(read_reader(own), proc=machine.root)
+    ground = Ground(machine, own, reader, read_capabilities(own))
+    return ground, (*notes, *_notes_on(reader))
+
+
+def run_row(row: ProbeRow, ground: Ground) -> Probe:
+    """
+    Return what one round trip shows.
+
+    A fault that is none of the kernel's, as a bug here, is raised.
+    """
+    switched_off = [
+        name for name in (row.name, *row.stands_on) if name in ground.machine.disabled
+    ]
+    if switched_off:
+        reason = f"MEMLENS_DISABLE switches {switched_off[0]} off"
+        return Probe(row.name, False, "", reason, "", row.group, row.title, True)
+    try:
+        proof = probed(row.ask, ground)
+    except Unsupported as error:
+        reason, needs = error.message, row.kernel
+    except MemlensError as error:
+        # Refused, or nothing was there to try with, which more privilege may change.
+        reason, needs = error.message, row.privilege
+    else:
+        return Probe(row.name, True, proof, "", "", row.group, row.title)
+    return Probe(row.name, False, "", reason, needs, row.group, row.title)
+
+
+def _find_self(machine: Machine) -> tuple[str, tuple[str, ...]]:
+    """Return this process's directory, by way of the usual /proc if ``proc`` hides it."""
+    _check_proc(machine)
+    if os.path.isdir(f"{machine.root}/self/"):
+        return f"{machine.root}/self", ()
+    if os.path.isdir("/proc/self/"):
+        note = f"{machine.root} does not show this process, so /proc was asked about its memory"
+        return "/proc/self", (note,)
+    raise Unsupported("does not show this process, nor does /proc", path=machine.root)
+
+
+def _check_proc(machine: Machine) -> None:
+    try:
+        fd = os.open(machine.root, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise Unsupported("there is no proc file system", path=machine.root) from error
+    except OSError as error:
+        raise_errno(error, "cannot open the proc file system", machine.root)
+    try:
+        if fstatfs_type(fd) != PROC_MAGIC:
+            raise Unsupported("not a proc file system", path=machine.root)
+    finally:
+        os.close(fd)
+
+
+def _notes_on(reader: Reader) -> tuple[str, ...]:
+    notes = []
+    if reader.is_init_user_namespace is False:
+        notes.append(
+            "in a user namespace: for PFNs, map_files and BPF only capabilities in the first "
+            "one count"
+        )
+    if reader.is_init_pid_namespace is False:
+        notes.append("in a PID namespace: processes outside of it are not seen")
+    if reader.is_filtered:
+        notes.append("under a seccomp filter, which may refuse what the kernel could do")
+    return tuple(notes)

@@ -1,7 +1,7 @@
 """
 Mappings made on purpose: mmap(2), madvise(2), userfaultfd(2), SysV shared memory.
 
-Only for memory of our own, in the process that the demo starts.  Each specimen lies
+Only for memory of our own: in the process that the demo starts, and of probes.  Each lies
 in a frame of inaccessible pages, so that no two become one mapping.
 """
 
@@ -11,6 +11,8 @@ import fcntl
 import os
 import platform
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +33,7 @@ MAP_SHARED, MAP_FIXED, MAP_ANONYMOUS, MAP_HUGETLB = 0x01, 0x10, 0x20, 0x40000
 MADV_WILLNEED, MADV_DONTNEED, MADV_REMOVE, MADV_DONTFORK = 3, 4, 9, 10
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT, MADV_GUARD_INSTALL = 14, 15, 21, 102
 _IPC_RMID = 0
+_WRITTEN_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,20 @@ class Region:
         """Return some of the pages."""
         return Region(self.address + first * PAGE, pages)
 
+    @property
+    def first_page(self) -> int:
+        """Return the number of the first page."""
+        return self.address // PAGE
+
+    def head(self) -> bytes:
+        """Return the beginning of the first page, where ``write`` writes."""
+        return ctypes.string_at(self.address, _WRITTEN_BYTES)
+
     def write(self) -> "Region":
         """Write to every page; what is written is not the same in any two."""
         for page in range(self.pages):
-            text = os.urandom(64)
-            ctypes.memmove(self.address + page * PAGE, text, len(text))
+            text = os.urandom(_WRITTEN_BYTES)
+            ctypes.memmove(self.address + page * PAGE, text, _WRITTEN_BYTES)
         return self
 
     def read(self) -> "Region":
@@ -76,6 +88,13 @@ class Region:
         if libc.madvise(self.address, self.size_bytes, advice) != 0:
             raise_last_errno()
         return self
+
+    def in_base_pages(self) -> "Region":
+        """Keep huge pages out of it, if there are any."""
+        try:
+            return self.advise(MADV_NOHUGEPAGE)
+        except OSError:
+            return self  # Built without huge pages.
 
     def resident(self) -> int:
         """Return how many pages mincore(2) calls resident."""
@@ -111,6 +130,21 @@ def reserve(pages: int, align: int = PAGE) -> int:
     size = pages * PAGE + 2 * align
     base = _map(0, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     return (base + align) // align * align
+
+
+@contextmanager
+def borrow(pages: int, flags: int) -> Iterator[Region]:
+    """
+    Hold untouched anonymous memory, in base pages, that is gone afterwards.
+
+    :param flags: of mmap(2).
+    """
+    region = map_region(pages, flags | MAP_ANONYMOUS)
+    try:
+        yield region.in_base_pages()
+    finally:
+        # With its frame.
+        libc.munmap(region.address - PAGE, region.size_bytes + 2 * PAGE)
 
 
 def attach_sysv(pages: int) -> Region:

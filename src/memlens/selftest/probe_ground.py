@@ -2,10 +2,9 @@
 What probes stand on: memory of our own whose state is known, and its page table.
 """
 
-import ctypes
-import mmap
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +13,11 @@ from numpy.typing import NDArray
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.pagemap import Pagemap
 from memlens.kernel.procfs import decode_bytes, raise_errno, read_file
+from memlens.kernel.syscalls import MAP_PRIVATE
 from memlens.objects.backing import Backing
 from memlens.scan.machine import Machine
+from memlens.selftest.memory import MAP_SHARED, Region, borrow
 from memlens.selftest.records import Reader
-
-PM_PRESENT = 1 << 63
-PM_PFN = (1 << 55) - 1
-_MADV_NOHUGEPAGE = 15
 
 
 @dataclass(slots=True)
@@ -39,9 +36,9 @@ class Ground:
     reader: Reader
     capabilities: tuple[str, ...] = ()
 
-    def pages(self, pages: int, is_shared: bool = False) -> "OwnPages":
-        """Return untouched anonymous memory."""
-        return OwnPages(pages, self.machine.page_size_bytes, is_shared)
+    def pages(self, pages: int, is_shared: bool = False) -> AbstractContextManager[Region]:
+        """Hold untouched anonymous memory, private or a shared-memory object."""
+        return borrow(pages, MAP_SHARED if is_shared else MAP_PRIVATE)
 
     def pagemap(self, directory: str = "", what: str = "this process") -> Pagemap:
         """
@@ -54,66 +51,22 @@ class Ground:
         path = f"{directory or self.own}/pagemap"
         return Pagemap(open_file(path, f"pagemap of {what}"), self.machine, path)
 
-    def words(self, pages: "OwnPages") -> NDArray[np.uint64]:
-        """Return the pagemap words of memory of our own."""
-        pagemap = self.pagemap()
-        try:
+    def words(
+        self, pages: Region, directory: str = "", what: str = "this process"
+    ) -> NDArray[np.uint64]:
+        """
+        Return the pagemap words of pages, by default of memory of our own.
+
+        :raises MemlensError: as ``raise_errno`` tells.
+        """
+        with closing(self.pagemap(directory, what)) as pagemap:
             return pagemap.read_words(pages.first_page, pages.pages)
-        finally:
-            pagemap.close()
 
     def memfd(self, pages: int) -> Backing:
         """Return a new shared-memory object of so many pages, all holes."""
         fd = os.memfd_create("memlens-probe", os.MFD_CLOEXEC)
         os.ftruncate(fd, pages * self.machine.page_size_bytes)
         return Backing(fd, "shmem", self.machine, True, "memfd")
-
-
-class OwnPages:
-    """
-    Anonymous memory of our own, in base pages.
-
-    :param pages: how many.
-    :param page_size_bytes: size of a page.
-    :param is_shared: whether it is a shared-memory object.
-    """
-
-    def __init__(self, pages: int, page_size_bytes: int, is_shared: bool = False) -> None:
-        kind = mmap.MAP_SHARED if is_shared else mmap.MAP_PRIVATE
-        self.pages = pages
-        self.page_size_bytes = page_size_bytes
-        self.memory = mmap.mmap(-1, pages * page_size_bytes, kind | mmap.MAP_ANONYMOUS)
-        try:
-            self.memory.madvise(_MADV_NOHUGEPAGE)
-        except OSError:
-            pass  # Built without huge pages.
-        handle = ctypes.c_char.from_buffer(self.memory)
-        self.address = ctypes.addressof(handle)
-        del handle  # Lets the memory be unmapped.
-
-    def __enter__(self) -> "OwnPages":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.memory.close()
-
-    @property
-    def first_page(self) -> int:
-        """Return the number of the first page."""
-        return self.address // self.page_size_bytes
-
-    @property
-    def size_bytes(self) -> int:
-        """Return the size of all of it."""
-        return self.pages * self.page_size_bytes
-
-    def write(self, page: int = 0) -> None:
-        """Write a byte of a page, which then holds a page frame."""
-        self.memory[page * self.page_size_bytes] = 1
-
-    def read(self, page: int = 0) -> None:
-        """Read a byte of a page, which may map the zero page."""
-        self.memory[page * self.page_size_bytes]
 
 
 def open_file(path: str, what: str, flags: int = os.O_RDONLY) -> int:

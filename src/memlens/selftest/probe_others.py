@@ -16,24 +16,17 @@ from memlens.kernel.maps import Mapping, parse_maps
 from memlens.kernel.process import PF_KTHREAD, parse_stat
 from memlens.kernel.procfs import raise_errno, read_file
 from memlens.kernel.syscalls import compare_memory, is_own_namespace, libc
+from memlens.pages.bits import PM_PRESENT, PM_SOFT_DIRTY
 from memlens.scan.machine import Machine
-from memlens.selftest.probe_ground import (
-    PM_PRESENT,
-    Ground,
-    OwnPages,
-    expect,
-    open_file,
-    read_text,
-)
-from memlens.selftest.probe_pagetable import find_mapping
+from memlens.selftest.memory import PAGE, Region
+from memlens.selftest.probe_ground import Ground, expect, open_file, read_text
+from memlens.selftest.probe_own import expect_same_object, find_mapping
 
 _OTHER_UIDS = (65534, 65533)
 _OTHERS_TRIED = 8
-_PM_SOFT_DIRTY = 1 << 55
 _PR_SET_DUMPABLE = 4
 _ANSWER_BYTES = 64
 _ANSWER_S = 10.0
-_PROBE_BYTE = 0xA5
 _QUIT = b"q"
 
 
@@ -47,7 +40,7 @@ class Child:
     :param uid: what ``u`` makes it.
     """
 
-    def __init__(self, pages: OwnPages, machine: Machine, uid: int) -> None:
+    def __init__(self, pages: Region, machine: Machine, uid: int) -> None:
         order_out, self._orders = os.pipe()
         self._answers, answer_in = os.pipe()
         with warnings.catch_warnings():
@@ -93,7 +86,7 @@ class Child:
 
 
 def _obey(
-    orders: int, answers: int, others: tuple[int, int], rest: tuple[OwnPages, str, int]
+    orders: int, answers: int, others: tuple[int, int], rest: tuple[Region, str, int]
 ) -> None:
     """Do what the parent says until it is gone; never return."""
     pages, proc, uid = rest
@@ -103,7 +96,7 @@ def _obey(
         while (order := os.read(orders, 1)) not in (b"", _QUIT):
             try:
                 if order == b"w":
-                    pages.write(0)
+                    pages.write()
                 else:
                     _become(uid)
                 answer = os.readlink(f"{proc}/self").encode()
@@ -123,7 +116,7 @@ def _become(uid: int) -> None:
 def ask_soft_dirty(ground: Ground) -> str:
     """After clear_refs a page is not dirty, and after a write it is."""
     with ground.pages(1) as pages:
-        pages.write(0)
+        pages.write()
         with Child(pages, ground.machine, 0) as child:
             directory = f"{ground.machine.root}/{child.tell(b'w')}"
             _clear_soft_dirty(directory)
@@ -150,15 +143,11 @@ def ask_other_pagemap(ground: Ground) -> str:
     """A page of another user's process that was written reads present."""
 
     def ask(other: Other) -> str:
-        pagemap = ground.pagemap(other.directory, other.what)
-        try:
-            words = pagemap.read_words(other.first_page(ground), 1)
-        finally:
-            pagemap.close()
+        words = ground.words(other.some_page(), other.directory, other.what)
         expect(len(words) == 1, f"pagemap of {other.what} is empty")
         if other.pages is None:
             return f"read that of {other.what}"
-        is_present = bool(int(words[0]) & PM_PRESENT)
+        is_present = bool(words[0] & PM_PRESENT)
         expect(is_present, f"a page that {other.what} wrote does not read present")
         return f"a page that {other.what} wrote reads present"
 
@@ -191,13 +180,8 @@ def ask_other_map_files(ground: Ground) -> str:
                 raise MemlensError(f"{other.what} maps no file to try with")
             os.close(open_file(f"{other.directory}/map_files/{name}", what, os.O_PATH))
             return f"reached a file that {other.what} maps"
-        name = find_mapping(other.mappings(), other.pages.address).name
-        fd = open_file(f"{other.directory}/map_files/{name}", what)
-        try:
-            is_same = os.pread(fd, 1, 0) == bytes([_PROBE_BYTE])
-        finally:
-            os.close(fd)
-        expect(is_same, "another object was opened")
+        name = find_mapping(other.mappings(), other.pages).name
+        expect_same_object(f"{other.directory}/map_files/{name}", what, other.pages)
         return f"opened shared anonymous memory of {other.what}"
 
     return _ask_others(ground, ask)
@@ -215,7 +199,7 @@ class Other:
 
     directory: str
     what: str
-    pages: OwnPages | None = None
+    pages: Region | None = None
 
     def mappings(self) -> list[Mapping]:
         """
@@ -225,11 +209,11 @@ class Other:
         """
         return parse_maps(read_text(f"{self.directory}/maps", f"maps of {self.what}"))
 
-    def first_page(self, ground: Ground) -> int:
-        """Return the number of a page of its address space."""
+    def some_page(self) -> Region:
+        """Return a page of its address space."""
         if self.pages is not None:
-            return self.pages.first_page
-        return next((row.start for row in self.mappings()), 0) // ground.machine.page_size_bytes
+            return self.pages
+        return Region(next((row.start for row in self.mappings()), 0) // PAGE * PAGE, 1)
 
 
 def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
@@ -251,7 +235,6 @@ def _ask_others(ground: Ground, ask: Callable[[Other], str]) -> str:
             except MemlensError:
                 name = ""  # No such user in this user namespace.
             if name:
-                pages.memory[0] = _PROBE_BYTE
                 what = "a child that became another user"
                 return ask(Other(f"{ground.machine.root}/{name}", what, pages))
     refusals: list[MemlensError] = []
@@ -297,9 +280,5 @@ def _clear_soft_dirty(directory: str) -> None:
         os.close(fd)
 
 
-def _is_soft_dirty(ground: Ground, directory: str, pages: OwnPages) -> bool:
-    pagemap = ground.pagemap(directory)
-    try:
-        return bool(int(pagemap.read_words(pages.first_page, 1)[0]) & _PM_SOFT_DIRTY)
-    finally:
-        pagemap.close()
+def _is_soft_dirty(ground: Ground, directory: str, pages: Region) -> bool:
+    return bool(ground.words(pages, directory)[0] & PM_SOFT_DIRTY)

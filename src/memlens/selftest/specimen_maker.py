@@ -9,14 +9,12 @@ import json
 import os
 import sys
 
-from memlens.kernel.maps import MappingFigures, parse_smaps
 from memlens.kernel.procfs import read_file
+from memlens.kernel.smaps import MappingFigures, parse_smaps
 from memlens.kernel.syscalls import libc
 from memlens.selftest.memory import MADV_DONTFORK, PAGE, Region
-from memlens.selftest.recipes_objects import SHARED_RECIPES
-from memlens.selftest.recipes_private import PRIVATE_RECIPES, Bench, CannotMake, Expected, Made
+from memlens.selftest.recipes import RECIPES, Bench, CannotMake, Made
 
-RECIPES = (*PRIVATE_RECIPES, *SHARED_RECIPES)
 Row = dict[str, object]
 
 
@@ -68,7 +66,7 @@ class _Maker:
             made = recipe.make(self.bench)
         except (CannotMake, OSError) as error:
             failure = str(error) if isinstance(error, CannotMake) else _text(error)
-            return _row(number, Region(0, 0), [], failure)
+            return _row(number, Made(Region(0, 0), []), failure)
         if not made.is_forked and not made.is_borrowed:
             # A child of another specimen must not share this one.
             try:
@@ -76,7 +74,7 @@ class _Maker:
             except OSError:
                 pass
         self.made[number] = made
-        return _row(number, made.region, made.expected, "")
+        return _row(number, made)
 
     def _throw_away(self, number: int) -> None:
         old = self.made.pop(number, None)
@@ -88,15 +86,14 @@ def _text(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error)
 
 
-def _row(number: int, region: Region, expected: Expected, failure: str) -> Row:
-    recipe = RECIPES[number]
+def _row(number: int, made: Made, failure: str = "") -> Row:
     return {
         "number": number,
-        "family": recipe.family,
-        "how": recipe.how,
-        "address": region.address,
-        "pages": region.pages,
-        "expected": expected,
+        "family": RECIPES[number].family,
+        "how": RECIPES[number].how,
+        "address": made.region.address,
+        "pages": made.region.pages,
+        "expected": made.expected,
         "failure": failure,
     }
 

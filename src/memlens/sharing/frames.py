@@ -18,9 +18,9 @@ from memlens.errors import AccessDenied, MemlensError, ProcessGone
 from memlens.kernel import features
 from memlens.kernel.features import has_average_counts
 from memlens.kernel.kpage import KpageFile
-from memlens.kernel.maps import MappingFigures
 from memlens.kernel.process import ProcessDir
 from memlens.kernel.processes import add_descendants, read_parents
+from memlens.kernel.smaps import MappingFigures, read_smaps
 from memlens.kernel.swaps import parse_meminfo
 from memlens.kernel.zoneinfo import count_frames
 from memlens.pages.bits import PM_PFN, PM_PRESENT, PM_SWAP, PM_SWAP_AREA, SWAP_AREAS
@@ -423,7 +423,7 @@ def _share(
 def _read_smaps(member: _Member) -> ProcessShare:
     """Return what smaps says of a process; of its mappings the member takes it."""
     directory = member.directory
-    every = directory.read_smaps()
+    every = read_smaps(directory)
     figures = [row for row in every if row.size_bytes.get("Rss")]
     size = directory.host.page_size_bytes
     counts = ShareCounts.zeros(len(figures))

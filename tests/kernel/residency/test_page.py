@@ -19,7 +19,7 @@ from memlens.residency.capture import map_process
 from memlens.residency.records import PageExplanation, PageVerdict
 from memlens.residency.steps import explain_page
 from memlens.schema import json_schema
-from memlens.selftest.specimens import Specimen, SpecimenProcess
+from memlens.selftest.demo import Specimen, SpecimenProcess
 from tests.kernel.support.verdicts import can_walk
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

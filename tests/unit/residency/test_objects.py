@@ -2,7 +2,7 @@
 
 import pytest
 
-from memlens.kernel.mapstable import Place
+from memlens.kernel.maps import Place
 from memlens.residency import objects
 from memlens.residency.answers import ObjectReader
 from memlens.residency.objects import Objects

@@ -1,15 +1,17 @@
 """The demo's judgement, on maps made by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from memlens.errors import Unsupported
 from memlens.pages.classes import PageClass
 from memlens.pages.decode import Words
-from memlens.selftest.demo import judge
+from memlens.selftest import demo
+from memlens.selftest.demo import Specimen, SpecimenProcess, judge
 from memlens.selftest.records import Answer, Reason
-from memlens.selftest.specimens import Specimen
 from tests.unit.processmaps import PAGE, MadeMapping, map_of, mapping_of
 
 START = 0x10000
@@ -92,3 +94,11 @@ def test_the_order_of_expectations_counts(kind: PageClass) -> None:
     wanted = specimen((1, ("guard",)), (1, (kind.label,)))
     judged = judge(replace(wanted), map_of(mapping(START, classes, [0, 0])))
     assert len(judged.disagreements) == 2
+
+
+def test_without_proc_nothing_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_PROC", str(tmp_path))
+    with pytest.raises(Unsupported, match="not a proc file system"):
+        SpecimenProcess("none")

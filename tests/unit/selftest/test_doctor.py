@@ -2,8 +2,7 @@
 
 import pytest
 
-from memlens.selftest.doctor import derive_outlooks
-from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
+from memlens.selftest.doctor import PROBE_TABLE, ProbeRow, derive_outlooks
 from memlens.selftest.records import Gap, Probe
 
 # What does not bear on what `memlens map` says.

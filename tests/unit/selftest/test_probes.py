@@ -9,7 +9,7 @@ import pytest
 from memlens.errors import AccessDenied, MemlensError, ProcessGone, Unsupported
 from memlens.kernel.procfs import SWITCHES, read_disabled
 from memlens.scan.machine import Machine
-from memlens.selftest.doctor import probe_features
+from memlens.selftest.doctor import PROBE_TABLE, ProbeRow, probe_features, run_row
 from memlens.selftest.probe_ground import (
     CAPABILITIES,
     Ground,
@@ -19,8 +19,6 @@ from memlens.selftest.probe_ground import (
     read_reader,
 )
 from memlens.selftest.probe_others import Child
-from memlens.selftest.probe_rows import PROBE_TABLE, ProbeRow
-from memlens.selftest.probes import run_row
 from memlens.selftest.records import Probe, Reader
 
 GROUPS = {"own", "other", "frames", "tracking", "swap"}
@@ -32,7 +30,10 @@ def ground(*disabled: str) -> Ground:
 
 
 def run(ask: Callable[[Ground], str], *disabled: str) -> Probe:
-    row = ProbeRow("mincore", "own", "a title", ask, "a privilege", "a kernel", ("smaps",))
+    def ask_mincore(place: Ground) -> str:
+        return ask(place)
+
+    row = ProbeRow("own", "a title", ask_mincore, "a privilege", "a kernel", ("smaps",))
     return run_row(row, ground(*disabled))
 
 
@@ -132,10 +133,11 @@ def test_nothing_is_left_behind() -> None:
 def test_a_child_obeys_and_ends() -> None:
     place = ground()
     with place.pages(1, is_shared=True) as pages:
+        assert not pages.head().strip(b"\0")
         with Child(pages, Machine(), 0) as child:
             pid = child.pid
             assert child.tell(b"w") == str(pid)
-            assert pages.memory[0] == 1
+            assert pages.head().strip(b"\0")
         assert not os.path.exists(f"/proc/{pid}")
 
 

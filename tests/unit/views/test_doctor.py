@@ -12,8 +12,7 @@ from memlens.commands.doctor import command
 from memlens.errors import Unsupported
 from memlens.record import Table
 from memlens.report import Cost, Origin, Report
-from memlens.selftest.doctor import derive_outlooks
-from memlens.selftest.probe_rows import PROBE_TABLE
+from memlens.selftest.doctor import PROBE_TABLE, derive_outlooks
 from memlens.selftest.records import Area, Capability, Features, Probe, Reader, Zram, Zswap
 from memlens.views.doctor import render
 from memlens.views.text import TableOptions

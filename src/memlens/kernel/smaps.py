@@ -1,26 +1,88 @@
 """
-/proc/PID/smaps as columns, a piece of the file at a time.
+/proc/PID/smaps: the figures of mappings, as blocks and as columns.
 
 Documentation/filesystems/proc.rst.  A mapping has some 25 lines there, always the same on one
 kernel, so that the file is a table whose cells are found by counting lines; 65,000 mappings are
-50 MiB of text, which is never in memory as a whole.
+50 MiB of text, which is parsed a piece at a time.
 """
 
-import os
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memlens.kernel.maps import parse_smaps
-from memlens.kernel.mapstable import MapsTable, join_tables, parse_maps_table, table_of
-from memlens.kernel.process import ProcessDir
+from memlens.errors import ParseError
+from memlens.kernel.maps import (
+    Mapping,
+    MapsTable,
+    join_tables,
+    parse_mapping,
+    parse_maps_table,
+    table_of,
+)
+from memlens.kernel.procfs import decode_bytes
+
+if TYPE_CHECKING:
+    from memlens.kernel.process import ProcessDir
 
 _PIECE_BYTES = 1 << 20
 _NEWLINE, _ZERO, _LETTER = b"\n0A"
 _KB = len(" kB")
 _MOST_DIGITS = 18
+
+
+class MappingFigures(NamedTuple):
+    """
+    One block of /proc/PID/smaps.
+
+    :param mapping: its first line.
+    :param size_bytes: every figure that is given in kB, by name, in bytes.
+    :param vm_flags: two letters each, as ``VmFlags`` lists them.
+    """
+
+    mapping: Mapping
+    size_bytes: dict[str, int]
+    vm_flags: frozenset[str] = frozenset()
+
+    @property
+    def is_hugetlb(self) -> bool:
+        """Return whether it is of hugetlbfs, which ``Rss`` leaves out."""
+        return "ht" in self.vm_flags or any(
+            self.size_bytes.get(name) for name in ("Private_Hugetlb", "Shared_Hugetlb")
+        )
+
+    @property
+    def is_watched(self) -> bool:
+        """Return whether userfaultfd watches it: for missing pages, writes or minor faults."""
+        return not self.vm_flags.isdisjoint(("um", "uw", "ui"))
+
+
+def parse_smaps(raw: bytes, path: str = "/proc/PID/smaps") -> list[MappingFigures]:
+    r"""
+    Return the figures of every mapping.
+
+    >>> block = b"1000-3000 rw-p 0 00:00 0 \nSwap:     8 kB\nVmFlags: rd wr \n"
+    >>> parse_smaps(block)[0].size_bytes
+    {'Swap': 8192}
+
+    :raises ParseError: if a line is not as documented.
+    """
+    found: list[MappingFigures] = []
+    for number, line in enumerate(decode_bytes(raw).split("\n"), 1):
+        if not line:
+            continue
+        name, colon, rest = line.partition(":")
+        if not colon or not name.replace("_", "").isalnum() or " " in name:
+            found.append(MappingFigures(parse_mapping(line, number, path), {}))
+        elif not found:
+            raise ParseError("figure before mapping", path=path, line_number=number, text=line)
+        elif name == "VmFlags":
+            last = found[-1]
+            found[-1] = MappingFigures(last.mapping, last.size_bytes, frozenset(rest.split()))
+        elif rest.endswith(" kB"):
+            found[-1].size_bytes[name] = int(rest[:-3]) * 1024
+    return found
 
 
 class SmapsTable(NamedTuple):
@@ -36,24 +98,33 @@ class SmapsTable(NamedTuple):
     size_bytes: dict[str, NDArray[np.int64]]
 
 
-def read_smaps_table(process: ProcessDir, names: Sequence[str]) -> SmapsTable:
+def join_smaps_pieces(
+    reads: Iterable[bytes], names: Sequence[str], path: str = "/proc/PID/smaps"
+) -> SmapsTable:
     """
-    Return some figures of every mapping of a process now.
+    Return some figures of every mapping of a file that is read bit by bit.
 
-    The kernel walks all page tables for it, with the mmap lock held.
-
+    :param reads: what each read gave, in order.
     :param names: as smaps has them, of figures in kB.
-    :raises MemlensError: as the reads give it, or if a line is not as documented.
+    :raises ParseError: if a line is not as documented.
     """
-    path = f"{process.path}/smaps"
-    parts = [parse_smaps_table(raw, names, path) for raw in _pieces(process)]
-    if not parts:
-        parts = [parse_smaps_table(b"", names, path)]
+    parts = [parse_smaps_table(raw, names, path) for raw in _pieces(reads)]
     maps = join_tables([part.maps for part in parts])
     columns = {
         name: np.concatenate([part.size_bytes[name] for part in parts]) for name in names
     }
     return SmapsTable(maps, columns)
+
+
+def read_smaps(process: "ProcessDir") -> list[MappingFigures]:
+    """
+    Return the figures of every mapping of a process now.
+
+    The kernel walks all page tables for it, with the mmap lock held.
+
+    :raises MemlensError: as the read gives it, or if a line is not as documented.
+    """
+    return parse_smaps(process.read("smaps"), f"{process.path}/smaps")
 
 
 def parse_smaps_table(
@@ -79,26 +150,21 @@ def parse_smaps_table(
     return SmapsTable(table_of(row.mapping for row in rows), figures)
 
 
-def _pieces(process: ProcessDir) -> Iterator[bytes]:
+def _pieces(reads: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the file in pieces that end where a block does."""
-    fd = process.open("smaps")
-    try:
-        waiting: list[bytes] = []
-        size = 0
-        while part := process.read_open(fd, "smaps"):
-            waiting.append(part)
-            size += len(part)
-            if size >= _PIECE_BYTES:
-                raw = b"".join(waiting)
-                # The last line of a block; none is cut by the end of a read.
-                stop = raw.find(b"\n", raw.rfind(b"\nVmFlags:") + 1) + 1
-                yield raw[:stop]
-                waiting = [raw[stop:]]
-                size = len(waiting[0])
-        if rest := b"".join(waiting):
-            yield rest
-    finally:
-        os.close(fd)
+    waiting: list[bytes] = []
+    size = 0
+    for part in reads:
+        waiting.append(part)
+        size += len(part)
+        if size >= _PIECE_BYTES:
+            raw = b"".join(waiting)
+            # The last line of a block; none is cut by the end of a read.
+            stop = raw.find(b"\n", raw.rfind(b"\nVmFlags:") + 1) + 1
+            yield raw[:stop]
+            waiting = [raw[stop:]]
+            size = len(waiting[0])
+    yield b"".join(waiting)
 
 
 def _parse(raw: bytes, names: Sequence[str], path: str) -> SmapsTable | None:
