@@ -7,9 +7,8 @@ What the kernel's thpmaps counts is counted by its rules.
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from memlens.errors import MemlensError
+from memlens.errors import MemlensError, Unsupported
 from memlens.kernel.cgroups import find_cgroup, read_cgroup_pids
-from memlens.kernel.process import PF_KTHREAD, ProcessDir
 from memlens.kernel.zoneinfo import read_pmd_order
 from memlens.pages.folios import HugeFigures
 from memlens.physical.huge import HugeReader, ReadProcess
@@ -84,7 +83,7 @@ def map_huge(
                 if pid in must_read:
                     raise
                 # A kernel thread has no memory of its own: nothing is missed.
-                if not _is_kernel_thread(pid, machine):
+                if not isinstance(error, Unsupported):
                     missed.append(Missed(f"PID {pid}", str(error)))
         missed += [Missed(f"PID {pid}", "stopped early") for pid in left]
         found = _Tables(reader, processes)
@@ -208,11 +207,3 @@ class _Tables:
             reader.page_size_bytes >> 10, reader.pmd_order, is_hidden=self.is_hidden
         )
         return [HugeCounter(pid, start, *row) for row in rows if row.pages or has_empty]
-
-
-def _is_kernel_thread(pid: int, machine: Machine) -> bool:
-    try:
-        with ProcessDir(pid, machine) as directory:
-            return bool(directory.stat.flags & PF_KTHREAD)
-    except MemlensError:
-        return False

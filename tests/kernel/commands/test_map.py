@@ -187,7 +187,8 @@ def test_a_saved_map_is_drawn_as_the_process_was(
     options = TableOptions(columns, top=top)
     lines = render(shown, options, has_runs="--pages" in arguments)
     drawn = "".join("".join(part.text for part in line) + "\n" for line in lines)
-    done = memlens("map", "--from", saved, *arguments, COLUMNS=str(columns))
+    ascii_only = {"COLUMNS": str(columns), "PYTHONIOENCODING": "ascii"}
+    done = memlens("map", "--from", saved, *arguments, **ascii_only)
     assert (done.code, done.out) == (0, drawn)
 
 
