@@ -32,8 +32,12 @@ def read_peak_bytes() -> int:
 
 def map_all(pids: list[int], limits: list[int]) -> "list[memlens.ProcessMap]":
     """Map the processes, and count the pages of every mapping."""
-    start, stop = limits or (None, None)
-    results = [memlens.map_process(pid, start=start, stop=stop) for pid in pids]
+    if len(pids) == 1:
+        start, stop = limits or (None, None)
+        results = [memlens.map_process(pids[0], start=start, stop=stop)]
+    else:
+        found = memlens.map_processes(pids)
+        results = [result for result in found if isinstance(result, memlens.ProcessMap)]
     for result in results:
         for kind in memlens.PageClass:
             result.mappings.column(f"{kind.label}_pages").tolist()
