@@ -448,8 +448,12 @@ def _make_array(column: Column, given: Values) -> NDArray[Any]:
             raise TypeError(f"column {column.name} takes no array of {given.dtype}")
         mask, data = np.ma.getmaskarray(given), np.ma.getdata(given)
     else:
-        is_text = getattr(given, "dtype", None) == object and column.type is str
-        if is_text and isinstance(given, np.ndarray) and set(map(type, given)) <= {str}:
+        if (
+            isinstance(given, np.ndarray)
+            and column.type is str
+            and given.dtype.kind == "O"
+            and set(map(type, given)) <= {str}
+        ):
             # Of a million runs the names of their classes need no copy.
             return np.ma.MaskedArray(given, mask=False) if column.nullable else given
         values = given.tolist() if isinstance(given, np.ndarray) else list(given)
