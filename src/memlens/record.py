@@ -448,14 +448,10 @@ def _make_array(column: Column, given: Values) -> NDArray[Any]:
             raise TypeError(f"column {column.name} takes no array of {given.dtype}")
         mask, data = np.ma.getmaskarray(given), np.ma.getdata(given)
     else:
-        if (
-            isinstance(given, np.ndarray)
-            and column.type is str
-            and given.dtype.kind == "O"
-            and set(map(type, given)) <= {str}
-        ):
-            # Of a million runs the names of their classes need no copy.
-            return np.ma.MaskedArray(given, mask=False) if column.nullable else given
+        # Of a million runs the names of their classes need no copy.
+        is_text = column.type is str and getattr(given, "dtype", np.dtype("i8")).kind == "O"
+        if is_text and not column.nullable and set(map(type, given)) <= {str}:
+            return cast(NDArray[Any], given)
         values = given.tolist() if isinstance(given, np.ndarray) else list(given)
         for kind in set(map(type, values)) - {types.NoneType}:
             is_bool = kind is bool and column.type is not bool
